@@ -1,0 +1,23 @@
+"""Disentangled Loss Quantization-Aware Training in Keras: low-bit networks that run on a phone."""
+
+from dlqat_tf import _compat  # noqa: F401  (first: it decides which Keras everything else gets)
+from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
+from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
+from dlqat_tf.models import resnet18
+from dlqat_tf.quantizers import CGPACT, PACT, SATWeights, SymmetricWeights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CGPACT",
+    "PACT",
+    "AMSLoss",
+    "CosineHead",
+    "GMLoss",
+    "GaussianMixtureHead",
+    "LinearHead",
+    "MarginWarmup",
+    "SATWeights",
+    "SymmetricWeights",
+    "resnet18",
+]

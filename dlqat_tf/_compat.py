@@ -1,0 +1,82 @@
+"""The one place that knows about Keras versions and about where the TFLite interpreter lives.
+
+Larq and TF-MOT work with Keras 2 only. TensorFlow 2.16 and newer hand out Keras 3 unless
+``TF_USE_LEGACY_KERAS`` is ``"1"`` when ``tf.keras`` is first used, so this module must run before
+any other import of TensorFlow in the package.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_LEGACY = "TF_USE_LEGACY_KERAS"
+_ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
+
+
+def require_legacy_keras() -> None:
+    """Make ``tf.keras`` mean Keras 2, or say in one sentence why that is impossible.
+
+    Raises:
+        ImportError: Python is outside 3.10 to 3.12, the variable is set to something else than
+            ``"1"``, tf_keras is missing, or ``tf.keras`` already means Keras 3.
+    """
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        raise ImportError(
+            "dlqat_tf runs on Python 3.10, 3.11 and 3.12 (the range of larq-compute-engine's "
+            f"wheels); this is Python {sys.version_info.major}.{sys.version_info.minor}."
+        )
+    value = os.environ.setdefault(_LEGACY, "1")
+    if value not in _ACCEPTED:
+        raise ImportError(
+            f"dlqat_tf needs Keras 2, but the environment variable {_LEGACY} is {value!r}: "
+            f'unset it or set it to "1".'
+        )
+    try:
+        import tf_keras  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "tf_keras":
+            raise
+        raise ImportError(
+            "dlqat_tf needs Keras 2, but the package tf_keras is not installed: "
+            "run `pip install tf_keras`."
+        ) from None
+    import tensorflow as tf
+
+    # tf.keras resolves the first time that anybody uses it, so its origin shows who came first.
+    if not tf.keras.Model.__module__.startswith("tf_keras"):
+        raise ImportError(
+            "dlqat_tf needs Keras 2, but tf.keras is already Keras 3 in this "
+            f'process: import dlqat_tf before anything that uses Keras, or set {_LEGACY}="1" in '
+            "the environment before Python starts."
+        )
+
+
+def tflite_interpreter(model: str | Path | bytes, *, num_threads: int = 1):
+    """Open a TFLite interpreter with its tensors allocated.
+
+    Args:
+        model: Path of a ``.tflite`` file, or its content.
+        num_threads: CPU threads the kernels may use.
+
+    Returns:
+        A ``tf.lite.Interpreter`` (default kernels, XNNPACK included), ready for ``set_tensor``.
+
+    Raises:
+        FileNotFoundError: There is no file at ``model``.
+    """
+    import tensorflow as tf
+
+    if isinstance(model, bytes):
+        interpreter = tf.lite.Interpreter(model_content=model, num_threads=num_threads)
+    else:
+        path = Path(model)
+        if not path.is_file():
+            raise FileNotFoundError(f"Expected a .tflite file, found nothing at {path}.")
+        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=num_threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+require_legacy_keras()

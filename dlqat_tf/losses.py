@@ -1,0 +1,272 @@
+r"""Disentangling losses: cross-entropy with a margin on the true class.
+
+Both losses replace the true class's logit :math:`z_y` by a smaller one :math:`t_y` before the
+softmax, so that training has to separate the classes by more than arg-max needs:
+
+.. math:: L_y = -t_y + \log \Big( e^{t_y} + \sum_{k \ne y} e^{z_k} \Big)
+
+The predictions they are given are the logits themselves, without a margin, so accuracy metrics and
+deployed files need to know nothing about the loss.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def margin_cross_entropy(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    r"""Softmax cross-entropy in which the true class competes with another logit.
+
+    Args:
+        labels: Integer classes (batch,), or a distribution over the classes (batch, classes). For a
+            distribution :math:`p` the result is the expectation :math:`\sum_k p_k L_k` of the
+            integer case, which is what CutMix, MixUp and label smoothing mean by soft labels.
+        logits: float32 (batch, classes), :math:`z`.
+        targets: float32 (batch, classes), :math:`t_k`, the logit of class k where it is the true
+            one.
+
+    Returns:
+        float32 (batch,).
+    """
+    classes = tf.shape(logits)[1]
+    if labels.shape.rank == 1:
+        is_true = tf.cast(tf.one_hot(labels, classes), tf.bool)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels, tf.where(is_true, targets, logits)
+        )
+    # log(sum over j != k of e^z_j) for every k. All classes but the largest lose at most half of
+    # the sum, so log1p is accurate; the largest is summed again without itself.
+    is_largest = tf.one_hot(tf.argmax(logits, axis=1), classes, on_value=True, off_value=False)
+    total = tf.reduce_logsumexp(logits, axis=1, keepdims=True)
+    share = tf.where(is_largest, 0.0, tf.exp(logits - total))
+    without_largest = tf.reduce_logsumexp(
+        tf.where(is_largest, logits.dtype.min, logits), axis=1, keepdims=True
+    )
+    others = tf.where(is_largest, without_largest, total + tf.math.log1p(-share))
+    return tf.reduce_sum(labels * tf.nn.softplus(others - targets), axis=1)
+
+
+class _MarginLoss(tf.keras.losses.Loss):
+    """Label handling and the margin's ramp, shared by both losses."""
+
+    def __init__(self, reduction, name: str):
+        super().__init__(reduction=reduction, name=name)
+        self.ramp = tf.Variable(1.0, trainable=False, name=f"{name}_ramp")
+
+    def call(self, y_true, y_pred):
+        logits = tf.cast(tf.convert_to_tensor(y_pred), tf.float32)
+        labels = tf.convert_to_tensor(y_true)
+        classes = logits.shape[-1]
+        if labels.shape.rank == 2 and labels.shape[1] == 1 and classes != 1:
+            labels = labels[:, 0]
+        is_soft = labels.shape.rank == 2 and labels.shape[1] == classes
+        if labels.shape.rank != 1 and not is_soft:
+            raise ValueError(
+                f"{self.name} expected labels of shape (batch,), (batch, 1) or "
+                f"(batch, {classes}). Received: shape {tuple(labels.shape)}."
+            )
+        labels = tf.cast(labels, tf.float32 if is_soft else tf.int32)
+        checks = self.check_predictions(logits)
+        if not is_soft:
+            # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
+            checks += _require(
+                tf.reduce_all((labels >= 0) & (labels < classes)),
+                f"{self.name} expected labels from 0 to {classes - 1}. Received labels",
+                labels,
+            )
+        with tf.control_dependencies(checks):
+            logits = tf.identity(logits)
+        return margin_cross_entropy(labels, *self.logits_and_targets(logits)) + self.penalty(
+            labels, logits
+        )
+
+    def check_predictions(self, predictions: tf.Tensor) -> list:
+        """Return assertions that the predictions come from the right head."""
+        raise NotImplementedError
+
+    def logits_and_targets(self, predictions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return softmax logits and, per class, the logit it has where it is the true one."""
+        raise NotImplementedError
+
+    def penalty(self, labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor | float:
+        """Return what is added to the cross-entropy, (batch,) or 0."""
+        return 0.0
+
+
+def _require(condition: tf.Tensor, message: str, values: tf.Tensor) -> list:
+    """Return control dependencies that stop training with ``message`` unless ``condition``."""
+    check = tf.debugging.Assert(
+        condition, [message, "from", tf.reduce_min(values), "to", tf.reduce_max(values)]
+    )
+    return [] if check is None else [check]  # eager execution has raised by now
+
+
+def _check_number(name: str, value: float, *, lowest: float, exclusive: bool = False) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (value > lowest if exclusive else value >= lowest):
+        bound = "above" if exclusive else "of at least"
+        raise ValueError(f"Expected {name} to be a number {bound} {lowest}. Received: {value!r}.")
+    return float(value)
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class AMSLoss(_MarginLoss):
+    r"""Additive margin softmax loss, for the cosines of :class:`dlqat_tf.CosineHead`.
+
+    Wang et al. 2018 (arXiv 1801.05599), DL-QAT eq. 3:
+
+    .. math:: z_k = s \cos \theta_k, \qquad t_k = s (\cos \theta_k - m)
+
+    with gradient :math:`\partial L / \partial \cos \theta_k = s (p_k - 1[k = y])`. The true class
+    has to win by :math:`m` in cosine. ``model.compile(loss=dlqat_tf.AMSLoss())``.
+
+    Args:
+        margin: :math:`m \ge 0`, in units of cosine. The paper's is 0.35.
+        scale: :math:`s > 0`. The paper gives none; 30 is the face recognition default and is enough
+            to reach a probability of 0.99 with up to 1000 classes.
+        reduction: As in any Keras loss.
+        name: As in any Keras loss.
+
+    Shapes:
+        Labels: integers (batch,) or (batch, 1), or one-hot or soft labels (batch, classes), for
+        which the loss is the expectation of the integer case. Predictions: cosines
+        (batch, classes), any float dtype; computed in float32.
+
+    Raises:
+        ValueError: ``margin`` or ``scale`` is out of range, or labels have another shape.
+        tf.errors.InvalidArgumentError: At the first batch, when predictions leave [-1, 1] or labels
+            leave [0, classes). Not under XLA (``jit_compile=True``), which drops assertions.
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.35,
+        scale: float = 30.0,
+        reduction=tf.keras.losses.Reduction.AUTO,
+        name: str = "ams_loss",
+    ):
+        super().__init__(reduction, name)
+        self.margin = _check_number("margin", margin, lowest=0)
+        self.scale = _check_number("scale", scale, lowest=0, exclusive=True)
+
+    def check_predictions(self, predictions):
+        return _require(
+            tf.reduce_all(tf.abs(predictions) <= 1.01) | tf.reduce_any(tf.math.is_nan(predictions)),
+            f"{self.name} expected cosines in [-1, 1]: end the model with "
+            "dlqat_tf.CosineHead. Received predictions",
+            predictions,
+        )
+
+    def logits_and_targets(self, predictions):
+        return self.scale * predictions, self.scale * (predictions - self.ramp * self.margin)
+
+    def get_config(self):
+        return {**super().get_config(), "margin": self.margin, "scale": self.scale}
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class GMLoss(_MarginLoss):
+    r"""Gaussian mixture loss, for the distances of :class:`dlqat_tf.GaussianMixtureHead`.
+
+    Wan et al. 2018 (arXiv 1803.02988), DL-QAT eq. 4, with predictions :math:`-d_k`:
+
+    .. math:: z_k = -d_k, \qquad t_k = -(1 + \alpha) d_k, \qquad L = L_y + \lambda d_y
+
+    With :math:`\alpha = \lambda = 0` this is the cross-entropy of a dense layer with kernel
+    :math:`\mu^T` and bias :math:`-\lVert \mu_k \rVert^2 / 2`: only a margin (or a likelihood term)
+    pulls features towards their mean. A large margin from the first step swamps the rest, see
+    :class:`dlqat_tf.MarginWarmup`. ``model.compile(loss=dlqat_tf.GMLoss())``.
+
+    Args:
+        alpha: Margin factor :math:`\alpha \ge 0`. The paper uses 0.7 on CIFAR and 0 on ImageNet.
+        likelihood_weight: :math:`\lambda \ge 0`. The paper's equation has no such term; Wan et al.
+            use 0.1.
+        reduction: As in any Keras loss.
+        name: As in any Keras loss.
+
+    Shapes:
+        Labels: integers (batch,) or (batch, 1), or one-hot or soft labels (batch, classes), for
+        which the loss is the expectation of the integer case. Predictions: negated squared
+        half-distances (batch, classes), any float dtype; computed in float32.
+
+    Raises:
+        ValueError: ``alpha`` or ``likelihood_weight`` is negative, or labels have another shape.
+        tf.errors.InvalidArgumentError: At the first batch, when predictions are positive or labels
+            leave [0, classes). Not under XLA (``jit_compile=True``), which drops assertions.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.7,
+        likelihood_weight: float = 0.0,
+        reduction=tf.keras.losses.Reduction.AUTO,
+        name: str = "gm_loss",
+    ):
+        super().__init__(reduction, name)
+        self.alpha = _check_number("alpha", alpha, lowest=0)
+        self.likelihood_weight = _check_number("likelihood_weight", likelihood_weight, lowest=0)
+
+    def check_predictions(self, predictions):
+        return _require(
+            tf.reduce_all(predictions <= 0.0) | tf.reduce_any(tf.math.is_nan(predictions)),
+            f"{self.name} expected negated distances, zero or below: end the model with "
+            "dlqat_tf.GaussianMixtureHead. Received predictions",
+            predictions,
+        )
+
+    def logits_and_targets(self, predictions):
+        return predictions, (1.0 + self.ramp * self.alpha) * predictions
+
+    def penalty(self, labels, predictions):
+        if not self.likelihood_weight:
+            return 0.0
+        if labels.shape.rank == 1:
+            labels = tf.one_hot(labels, tf.shape(predictions)[1])
+        return -self.likelihood_weight * tf.reduce_sum(labels * predictions, axis=1)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "alpha": self.alpha,
+            "likelihood_weight": self.likelihood_weight,
+        }
+
+
+class MarginWarmup(tf.keras.callbacks.Callback):
+    """Ramps the margin of the model's loss linearly from 0 to its full value.
+
+    The share in force follows the optimizer's step counter, so a run that is resumed from a
+    checkpoint continues where it was, and one that was not resumed starts at 0.
+
+    >>> model.fit(images, labels, epochs=30, callbacks=[dlqat_tf.MarginWarmup(epochs=5)])
+
+    Args:
+        epochs: Length of the ramp, may be a fraction; 0 means no ramp.
+        steps_per_epoch: Optimizer steps an epoch; taken from ``fit`` where it knows the number.
+
+    Raises:
+        ValueError: ``epochs`` is negative; at the start of training, the loss has no margin, or
+            the number of steps is not known.
+    """
+
+    def __init__(self, epochs: float, steps_per_epoch: int | None = None):
+        super().__init__()
+        self.epochs = _check_number("epochs", epochs, lowest=0)
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_train_begin(self, logs=None):
+        loss = self.model.loss
+        if not isinstance(loss, _MarginLoss):
+            raise ValueError(
+                "MarginWarmup expected a model compiled with AMSLoss or GMLoss. "
+                f"Received: loss={loss!r}."
+            )
+        if not (self.steps_per_epoch or self.params.get("steps")):
+            raise ValueError(
+                "MarginWarmup cannot tell how many steps an epoch has: pass steps_per_epoch."
+            )
+
+    def on_train_batch_begin(self, batch, logs=None):
+        steps = self.epochs * (self.steps_per_epoch or self.params["steps"])
+        done = float(self.model.optimizer.iterations.numpy())
+        self.model.loss.ramp.assign(min(1.0, done / steps) if steps else 1.0)

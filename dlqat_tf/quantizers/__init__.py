@@ -1,0 +1,22 @@
+"""Quantizers, one file per method."""
+
+from dlqat_tf.quantizers.base import (
+    ActivationGrid,
+    ActivationQuantizer,
+    WeightGrid,
+    WeightQuantizer,
+)
+from dlqat_tf.quantizers.pact import CGPACT, PACT
+from dlqat_tf.quantizers.sat import SATWeights
+from dlqat_tf.quantizers.symmetric import SymmetricWeights
+
+__all__ = [
+    "CGPACT",
+    "PACT",
+    "ActivationGrid",
+    "ActivationQuantizer",
+    "SATWeights",
+    "SymmetricWeights",
+    "WeightGrid",
+    "WeightQuantizer",
+]

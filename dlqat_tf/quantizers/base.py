@@ -1,0 +1,193 @@
+"""What every quantizer promises, beside being a ``larq.quantizers.Quantizer``.
+
+Training calls the quantizer; export reads ``grid`` and ``planes`` and never asks for a class. A new
+method is therefore one new file: a pure function, a class with ``call`` and ``get_config``, and its
+meaning in integers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from numbers import Integral
+
+import larq as lq
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """Equidistant weight levels: ``quantizer(kernel) == codes * step``, bit for bit in float32.
+
+    Attributes:
+        codes: Integers of the kernel's shape; int16, so that `codes * step` is float32 in numpy.
+        step: float32, a scalar or one value per output channel (the kernel's last axis).
+    """
+
+    codes: np.ndarray
+    step: np.ndarray
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """Equidistant activation levels: outputs are ``step * {lowest, ..., highest}``.
+
+    Attributes:
+        lowest: Lowest integer code; 0 for the unsigned quantizers that replace a ReLU.
+        highest: Highest integer code, for example ``2**bits - 1``.
+        step: float32 scalar above zero, in units of the activation.
+    """
+
+    lowest: int
+    highest: int
+    step: np.float32
+
+
+def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
+    """Return ``bits`` as an int when it is a supported width.
+
+    Args:
+        bits: Bit width; ``lowest`` to 8, and 32 where ``allow_float``.
+        lowest: Smallest width that the method can represent.
+        allow_float: Whether 32 ("not rounded") is a valid width.
+
+    Raises:
+        ValueError: For any other value, booleans and floats included.
+    """
+    expected = f"an integer from {lowest} to 8" + (", or 32 for no rounding" if allow_float else "")
+    valid = isinstance(bits, Integral) and not isinstance(bits, bool)
+    if not valid or not (lowest <= bits <= 8 or (allow_float and bits == 32)):
+        raise ValueError(f"Expected bits to be {expected}. Received: bits={bits!r}.")
+    return int(bits)
+
+
+class _Quantizer(lq.quantizers.Quantizer):
+    """Float32 inside, whatever the global policy; the output has the input's dtype."""
+
+    def __init__(self, bits: int, **kwargs):
+        kwargs.setdefault("dtype", "float32")
+        # Keras would cast the input to float32 and leave it there: a 16-bit layer that asked for
+        # its 16-bit kernel would get a float32 one. `call` casts there and back instead.
+        super().__init__(autocast=False, **kwargs)
+        self.bits = bits
+
+    @property
+    def precision(self) -> int:
+        """Bit width, under the name by which Larq looks for it."""
+        return self.bits
+
+    def call(self, inputs):
+        inputs = tf.convert_to_tensor(inputs)
+        return tf.cast(self.quantize(tf.cast(inputs, tf.float32)), inputs.dtype)
+
+    def quantize(self, values: tf.Tensor) -> tf.Tensor:
+        """Return the quantized float32 ``values``, with the method's gradient."""
+        raise NotImplementedError
+
+    def get_config(self):
+        return {**super().get_config(), "bits": self.bits}
+
+
+class WeightQuantizer(_Quantizer):
+    """Base class of the quantizers that go into ``kernel_quantizer``."""
+
+    def grid(self, kernel) -> WeightGrid:
+        """Return the integers behind ``self(kernel)``.
+
+        Args:
+            kernel: Array, tensor or variable of latent float weights.
+
+        Raises:
+            ValueError: The quantizer does not round (32 bits), the method's levels are not
+                equidistant, or the kernel holds NaN or infinity.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no equidistant levels; ask for planes(kernel) instead."
+        )
+
+    def planes(self, kernel) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return binary planes whose weighted sum is ``self(kernel)``.
+
+        Codes that are odd integers from -(2^b - 1) to 2^b - 1 are exactly
+        ``sum_i 2^i * sign_i``: there is no zero, so b bits are b planes.
+
+        Args:
+            kernel: Array, tensor or variable of latent float weights.
+
+        Returns:
+            ``[(sign, scale), ...]``, least significant plane first; ``sign`` is an int8 array of
+            -1 and +1 of the kernel's shape, ``scale`` the plane's float32 factor, a scalar or one
+            per output channel.
+
+        Raises:
+            ValueError: The grid has a level at zero (8-bit SAT weights have), which no sum of
+                planes with powers of two reaches.
+        """
+        grid = self.grid(kernel)
+        top = 2**self.bits - 1
+        if np.any(grid.codes % 2 == 0) or np.abs(grid.codes).max(initial=0) > top:
+            raise ValueError(
+                f"{type(self).__name__}(bits={self.bits}) has levels other than the odd codes from "
+                f"{-top} to {top}, so it is not a sum of {self.bits} binary planes."
+            )
+        offsets = (grid.codes + top) // 2
+        return [
+            ((2 * ((offsets >> i) & 1) - 1).astype(np.int8), np.float32(2**i) * grid.step)
+            for i in range(self.bits)
+        ]
+
+    def _checked(self, kernel) -> tf.Tensor:
+        """Return ``kernel`` as a float32 tensor whose integer form is well defined."""
+        if self.bits == 32:
+            raise ValueError(
+                f"{type(self).__name__}(bits=32) does not round, so it has no integer codes; "
+                "train with 1 to 8 bits before asking for a grid."
+            )
+        kernel = tf.cast(tf.convert_to_tensor(kernel), tf.float32)
+        if not np.all(np.isfinite(kernel)):
+            raise ValueError(
+                "Expected a kernel of finite values. Received: NaN or infinity in a kernel of "
+                f"shape {tuple(kernel.shape)}."
+            )
+        return kernel
+
+
+class ActivationQuantizer(_Quantizer):
+    """Base class of the quantizers that stand where a ReLU stood."""
+
+    def grid(self) -> ActivationGrid:
+        """Return the integers behind the outputs.
+
+        Raises:
+            ValueError: The quantizer does not round (32 bits) or was never built.
+        """
+        raise ValueError(f"{type(self).__name__} has no equidistant levels.")
+
+
+class _NoStarvation(logging.Filter):
+    """Drops Larq's warning about starved binary weights where it does not apply.
+
+    Larq warns about any 1-bit kernel without a clipping constraint, since the gradient of its own
+    ``SteSign`` vanishes outside [-1, 1]. Our weight quantizers have no such dead zone. The message
+    does not say which quantizer it is about, so the filter looks at the layer that logs it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "starved weights" not in str(record.msg):
+            return True
+        frame = sys._getframe()
+        while frame and (frame.f_code.co_filename, frame.f_lineno) != (
+            record.pathname,
+            record.lineno,
+        ):
+            frame = frame.f_back
+        layer = frame.f_locals.get("self") if frame else None
+        quantizers = (
+            getattr(layer, name, None) for name in ("kernel_quantizer", "depthwise_quantizer")
+        )
+        return not any(isinstance(quantizer, WeightQuantizer) for quantizer in quantizers)
+
+
+logging.getLogger("larq.layers_base").addFilter(_NoStarvation())

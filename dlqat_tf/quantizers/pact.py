@@ -1,0 +1,162 @@
+"""Clipped activations with a trainable range.
+
+PACT: Choi et al., arXiv 1805.06085. CG-PACT, its calibrated gradient: Jin et al., "Neural network
+quantization with scale-adjusted training", BMVC 2020 (arXiv 1912.10207).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+from larq.utils import register_alias
+
+from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_bits
+from dlqat_tf.ste import clip_and_round
+
+ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class AtLeast(tf.keras.constraints.Constraint):
+    """Keeps a variable at or above ``minimum`` after every optimizer step."""
+
+    def __init__(self, minimum: float):
+        self.minimum = minimum
+
+    def __call__(self, variable):
+        return tf.maximum(variable, self.minimum)
+
+    def get_config(self):
+        return {"minimum": self.minimum}
+
+
+@register_alias("cg_pact")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class CGPACT(ActivationQuantizer):
+    r"""Activation quantizer with a trainable range and calibrated gradient; replaces a ReLU.
+
+    With range :math:`\alpha`, :math:`R = 2^b - 1` and :math:`\tilde x = \operatorname{clip}(x, 0,
+    \alpha) / \alpha`:
+
+    .. math::
+        y &= \alpha \operatorname{rne}(\tilde x R) / R \\
+        \partial y / \partial x &= 1 \text{ if } 0 < x \le \alpha \text{, else } 0 \\
+        \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha
+            \text{, else } \operatorname{rne}(\tilde x R) / R - \tilde x
+
+    With ``signed=True`` the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1 and the range is
+    :math:`\pm \alpha`: for values that are not rectified, such as the branches of a residual add.
+
+    32 bits are a plain ReLU (the identity when signed) without ``alpha``.
+
+    ``alpha`` is one float32 scalar per quantizer. It stays at or above 0.001, and no weight decay
+    applies to it unless ``alpha_regularizer`` is given. An optimizer with decay of its own needs
+    ``optimizer.exclude_from_weight_decay(var_names=["alpha"])``.
+
+    Args:
+        bits: 1 to 8 (2 to 8 when signed), or 32.
+        alpha_init: Initial range in units of the activation; SAT starts at 8.
+        signed: Whether negative values are represented.
+        alpha_regularizer: Optional Keras regularizer of ``alpha``.
+
+    Input and output shape: any, and the same.
+
+    Raises:
+        ValueError: ``bits`` is anything else, ``alpha_init`` is not a finite number of at least
+            0.001, or ``signed`` is not a boolean.
+    """
+
+    def __init__(
+        self,
+        bits: int = 2,
+        alpha_init: float = 8.0,
+        signed: bool = False,
+        alpha_regularizer=None,
+        **kwargs,
+    ):
+        if not isinstance(signed, bool):
+            raise ValueError(f"Expected signed to be a boolean. Received: {signed!r}.")
+        if not math.isfinite(alpha_init) or alpha_init < ALPHA_MINIMUM:
+            raise ValueError(
+                f"Expected alpha_init to be a finite number of at least {ALPHA_MINIMUM}. "
+                f"Received: alpha_init={alpha_init!r}."
+            )
+        super().__init__(check_bits(bits, lowest=2 if signed else 1), **kwargs)
+        self.alpha_init = float(alpha_init)
+        self.signed = signed
+        self.alpha_regularizer = tf.keras.regularizers.get(alpha_regularizer)
+        self.alpha = None
+
+    @property
+    def highest(self) -> int:
+        """Highest integer code; the lowest is 0, or its negative when signed."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def lowest(self) -> int:
+        """Lowest integer code."""
+        return -self.highest if self.signed else 0
+
+    def build(self, input_shape):
+        if self.bits != 32:
+            self.alpha = self.add_weight(
+                "alpha",
+                shape=(),
+                dtype=tf.float32,
+                initializer=tf.keras.initializers.Constant(self.alpha_init),
+                regularizer=self.alpha_regularizer,
+                constraint=AtLeast(ALPHA_MINIMUM),
+                experimental_autocast=False,
+            )
+        super().build(input_shape)
+
+    def quantize(self, values):
+        if self.bits == 32:
+            return values if self.signed else tf.nn.relu(values)
+        return clip_and_round(values, self._range(), self.bits, signed=self.signed)
+
+    def grid(self) -> ActivationGrid:
+        if self.alpha is None:
+            raise ValueError(
+                f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
+                + ("32 bits are not rounded." if self.bits == 32 else "call it once first.")
+            )
+        step = (self._range() / self.highest).numpy()
+        return ActivationGrid(self.lowest, self.highest, np.float32(step))
+
+    def _range(self) -> tf.Tensor:
+        # The constraint holds wherever Keras applies the gradients; this guards other loops, and
+        # lets the gradient through so that alpha can come back.
+        alpha = tf.convert_to_tensor(self.alpha)
+        return alpha + tf.stop_gradient(tf.maximum(alpha, ALPHA_MINIMUM) - alpha)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "alpha_init": self.alpha_init,
+            "signed": self.signed,
+            "alpha_regularizer": tf.keras.regularizers.serialize(self.alpha_regularizer),
+        }
+
+
+@register_alias("pact")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class PACT(CGPACT):
+    r"""PACT with its original, uncalibrated gradient.
+
+    As :class:`CGPACT`, but values inside the range do not move it:
+
+    .. math:: \partial y / \partial \alpha = 1 \text{ if } x \ge \alpha \text{, else } 0
+
+    Arguments and errors are those of :class:`CGPACT`. The paper regularises ``alpha`` with the
+    weight-decay constant: ``alpha_regularizer=tf.keras.regularizers.L2(...)``.
+    """
+
+    def quantize(self, values):
+        if self.bits == 32:
+            return super().quantize(values)
+        return clip_and_round(
+            values, self._range(), self.bits, signed=self.signed, calibrated=False
+        )

@@ -1,0 +1,93 @@
+r"""Straight-through primitives: pure functions with the gradient in each docstring.
+
+A straight-through estimator (Bengio et al. 2013, arXiv 1308.3432) computes a step function in the
+forward pass and pretends in the backward pass that it was the identity.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+# The bounds of the gradient kernel below are inclusive; these make them exclusive.
+_ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
+_JUST_BELOW = 1.0 - 2.0**-23  # times x: the next or second next float32 below x
+
+
+@tf.custom_gradient
+def ste_round(x: tf.Tensor) -> tf.Tensor:
+    r"""Round to the nearest integer, half to even.
+
+    .. math:: y = \operatorname{rne}(x), \qquad \partial y / \partial x = 1
+
+    Args:
+        x: Float tensor of any shape.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``. NaN stays NaN.
+    """
+    return tf.round(x), lambda upstream: upstream
+
+
+def clip_and_round(
+    x: tf.Tensor, alpha: tf.Tensor, bits: int, *, signed: bool = False, calibrated: bool = True
+) -> tf.Tensor:
+    r"""Clip to a trainable range and round to ``bits`` bits.
+
+    With the highest code :math:`h = 2^b - 1` and the lowest 0, or :math:`h = 2^{b-1} - 1` and
+    :math:`-h` when signed, and :math:`\Delta = \alpha / h`:
+
+    .. math::
+        y &= \Delta \operatorname{rne}(\operatorname{clip}(x, l, \alpha) / \Delta),
+            \qquad l = 0 \text{, or } -\alpha \text{ when signed} \\
+        \partial y / \partial x &= 1 \text{ if } 0 < x \le \alpha
+            \text{ (signed: } -\alpha \le x \le \alpha \text{), else } 0 \\
+        \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha \text{; }
+            l / \alpha \text{ if } x \le l \text{; else } (y - x) / \alpha
+
+    that is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
+    \alpha) / \alpha)`. Without ``calibrated`` the last case is 0.
+
+    Args:
+        x: float32 tensor of any shape.
+        alpha: float32 scalar above zero, the range in units of ``x``.
+        bits: Bit width, 1 to 8 (2 to 8 when signed).
+        signed: Whether negative values are represented.
+        calibrated: Whether values inside the range move ``alpha``.
+
+    Returns:
+        float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
+    """
+
+    @tf.custom_gradient
+    def quantize(x, alpha):
+        lowest = -alpha if signed else tf.zeros_like(alpha)
+        # One pass over memory for what would be four elementwise operations; a ReLU takes one too.
+        y = tf.raw_ops.QuantizeAndDequantizeV2(
+            input=x,
+            input_min=lowest,
+            input_max=alpha,
+            signed_input=signed,
+            num_bits=bits,
+            range_given=True,
+            round_mode="HALF_TO_EVEN",
+            narrow_range=signed,
+        )
+
+        def where_between(upstream, low, high):
+            return tf.raw_ops.QuantizeAndDequantizeV4Grad(
+                gradients=upstream, input=x, input_min=low, input_max=high
+            )[0]
+
+        def gradient(upstream):
+            from_x = where_between(upstream, lowest if signed else _ABOVE_ZERO, alpha)
+            # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
+            # upstream * (y / alpha) is the sum over everything less the sum over the inside.
+            inside_low = lowest * _JUST_BELOW if signed else _ABOVE_ZERO
+            inside = where_between(upstream, inside_low, alpha * _JUST_BELOW)
+            subtracted = x if calibrated else y
+            from_alpha = tf.reduce_sum(upstream * y) - tf.reduce_sum(inside * subtracted)
+            return from_x, from_alpha / alpha
+
+        return y, gradient
+
+    return quantize(x, alpha)
