@@ -35,7 +35,7 @@ def require_legacy_keras() -> None:
             f'unset it or set it to "1".'
         )
     try:
-        import tf_keras  # noqa: F401
+        import tf_keras
     except ModuleNotFoundError as error:
         if error.name != "tf_keras":
             raise
@@ -52,6 +52,11 @@ def require_legacy_keras() -> None:
             f'process: import dlqat_tf before anything that uses Keras, or set {_LEGACY}="1" in '
             "the environment before Python starts."
         )
+    # `from tensorflow.keras import ...`, which Larq uses, follows a path that TensorFlow chose when
+    # it was imported, which may have been before the variable was set.
+    legacy = str(Path(tf_keras.__file__).parent / "api" / "_v2")
+    if legacy not in tf.__path__:
+        tf.__path__.insert(0, legacy)
 
 
 def tflite_interpreter(model: str | Path | bytes, *, num_threads: int = 1):

@@ -463,7 +463,8 @@ def _prepared_builder(name: str, data_dir: Path | None):
             )
         else:
             advice = "connect to the network once, or pass the data_dir of a prepared copy"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason.split(". ")[0].rstrip(".:")  # tfds goes on for paragraphs
         raise DataError(f"Found no {name} in {where}: {advice} ({reason}).") from error
     return builder
 

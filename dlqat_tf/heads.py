@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dlqat_tf.quantizers import SATWeights, SymmetricWeights, WeightGrid, WeightQuantizer
 
-_EPSILON = 1e-12  # added to no norm, only a floor under its square: dead features give cosine 0
+_SQUARED_NORM_FLOOR = 1e-6  # bounds the gradient of the cosine at dead features
 
 
 class Head(tf.keras.layers.Layer):
@@ -41,6 +41,11 @@ class Head(tf.keras.layers.Layer):
     ):
         kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
+        if self.compute_dtype != "float32":
+            raise ValueError(
+                f"{type(self).__name__} computes in float32 under every policy. "
+                f"Received: dtype={kwargs['dtype']!r}."
+            )
         if isinstance(units, bool) or not isinstance(units, (int, np.integer)) or units < 1:
             raise ValueError(f"Expected units to be a positive integer. Received: units={units!r}.")
         self.units = int(units)
@@ -74,7 +79,11 @@ class Head(tf.keras.layers.Layer):
             the logits up to a positive factor and an offset common to all classes of an image.
         """
         kernel = self._quantized_kernel()
-        return (kernel * self.class_scale(kernel)).numpy(), self.class_bias(kernel).numpy()
+        bias = self.class_bias(kernel).numpy()
+        if self.weight_bits in (None, 32):
+            return (kernel * self.class_scale(kernel)).numpy(), bias
+        grid = self.grid()
+        return grid.codes * grid.step, bias
 
     def grid(self) -> WeightGrid:
         """Return the integers behind the kernel of :meth:`dense`, with one step per class.
@@ -140,8 +149,8 @@ class LinearHead(Head):
         return SATWeights(bits, scale_adjust=True)
 
     def build(self, input_shape):
-        self.bias = self.add_weight("bias", shape=(self.units,), initializer="zeros")
         super().build(input_shape)
+        self.bias = self.add_weight("bias", shape=(self.units,), initializer="zeros")
 
     def logits(self, features, kernel):
         return tf.matmul(features, kernel) + self.bias
@@ -171,11 +180,13 @@ class CosineHead(Head):
         return SATWeights(bits)
 
     def logits(self, features, kernel):
-        directions = tf.math.l2_normalize(features, axis=1, epsilon=_EPSILON)
+        directions = tf.math.l2_normalize(features, axis=1, epsilon=_SQUARED_NORM_FLOOR)
         return tf.matmul(directions, kernel * self.class_scale(kernel))
 
     def class_scale(self, kernel):
-        return tf.math.rsqrt(tf.maximum(tf.reduce_sum(tf.square(kernel), axis=0), _EPSILON))
+        return tf.math.rsqrt(
+            tf.maximum(tf.reduce_sum(tf.square(kernel), axis=0), _SQUARED_NORM_FLOOR)
+        )
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")

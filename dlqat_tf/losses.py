@@ -66,11 +66,18 @@ class _MarginLoss(tf.keras.losses.Loss):
         if labels.shape.rank != 1 and not is_soft:
             raise ValueError(
                 f"{self.name} expected labels of shape (batch,), (batch, 1) or "
-                f"(batch, {classes}). Received: shape {tuple(labels.shape)}."
+                f"(batch, {classes}). Received: shape {labels.shape}."
             )
         labels = tf.cast(labels, tf.float32 if is_soft else tf.int32)
         checks = self.check_predictions(logits)
-        if not is_soft:
+        if is_soft:
+            sums = tf.reduce_sum(labels, axis=1)
+            checks += _require(
+                tf.reduce_all(tf.abs(sums - 1.0) < 1e-3),
+                f"{self.name} expected soft labels that sum to 1 for each image. Received sums",
+                sums,
+            )
+        else:
             # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
             checks += _require(
                 tf.reduce_all((labels >= 0) & (labels < classes)),

@@ -2,7 +2,8 @@
 
 He et al. 2015 (arXiv 1512.03385), with quantizers where the paper's authors put them: every
 activation function is one, the one after each residual sum included, so the residual stream itself
-is low-bit. Batch norm and biases stay float; no convolution has a bias.
+is low-bit. Batch norm and biases stay float; no convolution has a bias. Padding is TensorFlow's
+"same", which at stride 2 pads the far side first where PyTorch and N2D2 pad both.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def resnet18(
         stem: "cifar" (3x3 convolution) or "imagenet" (7x7 with stride 2, then max-pooling).
         width: Channels of the first stage; the next ones have 2, 4 and 8 times as many.
         residual_bits: 2 to 8 rounds both inputs of every residual add, as int8 kernels must; None
-            adds in float.
+            or 32 adds in float.
         alpha_init: Initial range of the hidden activations.
         last_alpha_init: Initial range of the last activation.
         final_gain: Initial batch-norm gain of the last stage's branch ends, 1 as usual. Smaller

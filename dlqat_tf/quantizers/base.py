@@ -125,8 +125,8 @@ class WeightQuantizer(_Quantizer):
             per output channel.
 
         Raises:
-            ValueError: The grid has a level at zero (8-bit SAT weights have), which no sum of
-                planes with powers of two reaches.
+            ValueError: The kernel has a code that is even or beyond 2^b - 1, which no sum of planes
+                with powers of two reaches: nearly every 8-bit SAT and every symmetric kernel.
         """
         grid = self.grid(kernel)
         top = 2**self.bits - 1

@@ -7,6 +7,7 @@ quantization with scale-adjusted training", BMVC 2020 (arXiv 1912.10207).
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 import tensorflow as tf
@@ -80,7 +81,8 @@ class CGPACT(ActivationQuantizer):
     ):
         if not isinstance(signed, bool):
             raise ValueError(f"Expected signed to be a boolean. Received: {signed!r}.")
-        if not math.isfinite(alpha_init) or alpha_init < ALPHA_MINIMUM:
+        is_number = isinstance(alpha_init, Real) and not isinstance(alpha_init, bool)
+        if not is_number or not ALPHA_MINIMUM <= alpha_init < math.inf:
             raise ValueError(
                 f"Expected alpha_init to be a finite number of at least {ALPHA_MINIMUM}. "
                 f"Received: alpha_init={alpha_init!r}."

@@ -18,19 +18,26 @@ def _top_code(bits: int) -> int:
     return 127 if bits == 8 else 2**bits - 1
 
 
-def _clamp(kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return ``tanh(kernel)`` and ``max|tanh(kernel)|`` over the whole tensor."""
-    # tanh is odd and monotone: the largest |tanh| needs no tensor of absolute values.
-    largest = tf.tanh(tf.maximum(tf.reduce_max(kernel), -tf.reduce_min(kernel)))
-    return tf.tanh(kernel), largest
+def _largest(kernel: tf.Tensor) -> tf.Tensor:
+    """Return ``max|tanh(kernel)|`` over the whole tensor."""
+    # tanh is odd and monotone: the extremes of the kernel are enough.
+    return tf.tanh(tf.maximum(tf.reduce_max(kernel), -tf.reduce_min(kernel)))
 
 
-def _codes(clamped: tf.Tensor, bits: int) -> tf.Tensor:
-    """Return the integer codes (as float32) of weights in [-1, 1]."""
+def _inverse(largest: tf.Tensor) -> tf.Tensor:
+    """Return 1 / largest, or 0 for a kernel that is all zero up to float32's limits."""
+    return tf.where(largest > 1e-30, 1.0 / largest, tf.zeros_like(largest))
+
+
+def _half_codes(kernel: tf.Tensor, bits: int) -> tf.Tensor:
+    """Return half of the integer codes, as float32: each operation here is a pass over memory."""
     top = _top_code(bits)
+    if bits == 1:
+        # The sign of tanh is the sign of the weight. Zero counts as negative, NaN stays NaN.
+        return tf.math.ceil(0.5 * tf.sign(kernel)) - 0.5
     if bits == 8:
-        return tf.round(clamped * top)
-    return 2.0 * tf.round((clamped + 1.0) * (top / 2)) - top
+        return 0.5 * tf.round(tf.tanh(kernel) * (top * _inverse(_largest(kernel))))
+    return tf.round(tf.tanh(kernel) * (top / 2 * _inverse(_largest(kernel))) + top / 2) - top / 2
 
 
 def _rescaling(values: tf.Tensor) -> tf.Tensor:
@@ -38,20 +45,21 @@ def _rescaling(values: tf.Tensor) -> tf.Tensor:
     shape = values.shape
     fan_out = shape[-1] * int(np.prod(shape[:-2]))
     count = shape.num_elements()
-    variance = tf.math.reduce_variance(values) * (count / max(count - 1, 1))
+    # fan_out times the variance by one constant: of two, the graph optimizer makes another product
+    # than eager execution, and `grid` would differ from `model.predict` in the last place.
+    variance = tf.math.reduce_variance(values) * (fan_out * count / max(count - 1, 1))
     # A kernel whose values are all equal has no variance to adjust, and keeps its scale. Equality
     # is asked of the values: the variance of many equal ones is rounding noise above zero.
     is_constant = tf.equal(tf.reduce_max(values), tf.reduce_min(values))
-    return tf.where(is_constant, tf.ones_like(variance), tf.math.rsqrt(fan_out * variance))
+    return tf.where(is_constant, tf.ones_like(variance), tf.math.rsqrt(variance))
 
 
-def _codes_and_step(kernel: tf.Tensor, bits: int, scale_adjust: bool):
-    tanh, largest = _clamp(kernel)
-    codes = _codes(tf.math.divide_no_nan(tanh, largest), bits)
+def _half_codes_and_step(kernel: tf.Tensor, bits: int, scale_adjust: bool):
+    half_codes = _half_codes(kernel, bits)
     step = tf.constant(1.0 / _top_code(bits), tf.float32)
     if scale_adjust:
-        step *= _rescaling(codes * step)
-    return codes, step, tanh, largest
+        step *= _rescaling(half_codes * (2.0 * step))
+    return half_codes, step
 
 
 def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.Tensor:
@@ -85,17 +93,21 @@ def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.
     @tf.custom_gradient
     def quantize(kernel):
         if bits == 32:
-            tanh, largest = _clamp(kernel)
-            values = tf.math.divide_no_nan(tanh, largest)
-            scale = _rescaling(values) if scale_adjust else 1.0
-            values *= scale
+            values = tf.tanh(kernel) * _inverse(_largest(kernel))
+            scale = _rescaling(values) if scale_adjust else tf.ones(())
+            values = values * scale if scale_adjust else values
         else:
-            codes, step, tanh, largest = _codes_and_step(kernel, bits, scale_adjust)
-            values = codes * step
+            half_codes, step = _half_codes_and_step(kernel, bits, scale_adjust)
+            values = half_codes * (2.0 * step)  # exactly code * step: a factor of 2 loses no bit
             scale = step * _top_code(bits)
 
         def gradient(upstream):
-            return upstream * (1.0 - tf.square(tanh)) * tf.math.divide_no_nan(scale, largest)
+            # tanh again instead of kept from the forward pass: a kernel's worth of memory less.
+            # The dependency stops the graph optimizer from merging the two.
+            with tf.control_dependencies([upstream]):
+                tanh = tf.tanh(kernel)
+            slope = scale * _inverse(_largest(kernel))
+            return tf.raw_ops.TanhGrad(y=tanh, dy=upstream) * slope
 
         return values, gradient
 
@@ -127,8 +139,9 @@ class SATWeights(WeightQuantizer):
         return sat_weights(values, self.bits, self.scale_adjust)
 
     def grid(self, kernel) -> WeightGrid:
-        codes, step, _, _ = _codes_and_step(self._checked(kernel), self.bits, self.scale_adjust)
-        return WeightGrid(codes.numpy().astype(np.int16), step.numpy())
+        kernel = self._checked(kernel)
+        half_codes, step = _half_codes_and_step(kernel, self.bits, self.scale_adjust)
+        return WeightGrid((2.0 * half_codes).numpy().astype(np.int16), step.numpy())
 
     def get_config(self):
         return {**super().get_config(), "scale_adjust": self.scale_adjust}

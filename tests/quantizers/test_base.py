@@ -1,0 +1,215 @@
+"""What all quantizers promise, and how Larq and Keras see them."""
+
+import logging
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import CGPACT, PACT, SATWeights, SymmetricWeights
+from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
+from dlqat_tf.quantizers.base import check_bits
+
+ALL = [SATWeights, SymmetricWeights, CGPACT, PACT]
+
+
+@pytest.fixture(params=["mixed_bfloat16", "mixed_float16"])
+def mixed(request):
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(request.param)
+    yield tf.as_dtype(request.param.removeprefix("mixed_"))
+    tf.keras.mixed_precision.set_global_policy(before)
+
+
+@pytest.mark.parametrize("quantizer", ALL)
+@pytest.mark.parametrize("bits", [0, 9, 31, -1, True, 2.0, "2", None, np.float32(2)])
+def test_unsupported_widths(quantizer, bits):
+    with pytest.raises(ValueError, match=r"Expected bits to be an integer from . to 8") as error:
+        quantizer(bits)
+    assert str(error.value).endswith(f"Received: bits={bits!r}.")
+
+
+@pytest.mark.parametrize("quantizer", ALL)
+def test_supported_widths(quantizer):
+    lowest = 2 if quantizer is SymmetricWeights else 1
+    for bits in (*range(lowest, 9), 32, np.int64(4)):
+        assert quantizer(bits).precision == bits
+        assert type(quantizer(bits).bits) is int
+
+
+def test_methods_without_one_bit():
+    with pytest.raises(ValueError, match=r"from 2 to 8, or 32 .*bits=1\."):
+        SymmetricWeights(1)
+    with pytest.raises(ValueError, match=r"from 2 to 8, or 32 .*bits=1\."):
+        CGPACT(1, signed=True)
+
+
+def test_check_bits_can_refuse_float():
+    assert check_bits(8, allow_float=False) == 8
+    with pytest.raises(ValueError, match=r"from 1 to 8\. Received: bits=32\."):
+        check_bits(32, allow_float=False)
+
+
+@pytest.mark.parametrize("quantizer", [SATWeights(2), SATWeights(8), SymmetricWeights(8)])
+def test_nan_is_not_hidden(quantizer):
+    kernel = np.float32([[1.0, np.nan], [0.5, -0.25]])
+    assert np.isnan(quantizer(kernel)[0, 1])
+    with pytest.raises(ValueError, match=r"finite values. Received: NaN .* of shape \(2, 2\)"):
+        quantizer.grid(kernel)
+    with pytest.raises(ValueError, match="finite values"):
+        quantizer.grid(np.float32([[np.inf]]))
+
+
+@pytest.mark.parametrize("quantizer", [SATWeights(32), SymmetricWeights(32)])
+def test_float_weights_have_no_grid(quantizer):
+    with pytest.raises(ValueError, match=r"\(bits=32\) does not round"):
+        quantizer.grid(np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"\(bits=32\) does not round"):
+        quantizer.planes(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("quantizer", [SATWeights(8), SymmetricWeights(4)])
+def test_a_level_at_zero_is_no_sum_of_planes(quantizer):
+    with pytest.raises(ValueError, match=rf"\(bits={quantizer.bits}\) has levels other than"):
+        quantizer.planes(np.float32([[1.0, 0.0]]))
+
+
+def test_planes_by_hand():
+    # codes -3, -1, 1, 3 in units of 1/3, which are -2-1, -2+1, 2-1, 2+1
+    planes = SATWeights(2).planes(np.float32([-2.0, -0.3, 0.3, 2.0]))
+    np.testing.assert_array_equal([sign for sign, _ in planes], [[-1, 1, -1, 1], [-1, -1, 1, 1]])
+    np.testing.assert_allclose([scale for _, scale in planes], [1 / 3, 2 / 3])
+    assert all(sign.dtype == np.int8 and scale.dtype == np.float32 for sign, scale in planes)
+
+
+def test_base_classes_say_what_is_missing():
+    with pytest.raises(ValueError, match="no equidistant levels; ask for planes"):
+        WeightQuantizer(2).grid(np.ones(2))
+    with pytest.raises(ValueError, match="no equidistant levels"):
+        ActivationQuantizer(2).grid()
+    with pytest.raises(NotImplementedError):
+        WeightQuantizer(2)(tf.ones(2))
+
+
+@pytest.mark.parametrize("layer", [lq.layers.QuantConv2D(2, 1), lq.layers.QuantDense(2)])
+@pytest.mark.parametrize(
+    ("identifier", "cls", "bits"),
+    [
+        ("sat_weights", SATWeights, 1),
+        ("dlqat_tf>SATWeights", SATWeights, 1),
+        (SATWeights(3), SATWeights, 3),
+        ({"class_name": "dlqat_tf>SATWeights", "config": {"bits": 4}}, SATWeights, 4),
+        (lq.quantizers.serialize(SATWeights(5)), SATWeights, 5),
+        (lq.quantizers.serialize(SATWeights(6), use_legacy_format=True), SATWeights, 6),
+        ("symmetric_weights", SymmetricWeights, 8),
+    ],
+)
+def test_kernel_quantizer_by_object_string_and_config(layer, identifier, cls, bits):
+    layer = type(layer).from_config({**layer.get_config(), "kernel_quantizer": identifier})
+    layer.build((None, 1, 1, 3) if "conv" in layer.name else (None, 3))
+    assert type(layer.kernel_quantizer) is cls
+    assert layer.kernel.precision == bits
+    with lq.context.quantized_scope(True):
+        used = tf.convert_to_tensor(layer.kernel)
+    np.testing.assert_array_equal(used, cls(bits)(layer.kernel.latent_variable))
+
+
+@pytest.mark.parametrize(("alias", "cls"), [("cg_pact", CGPACT), ("pact", PACT)])
+def test_activation_aliases(alias, cls):
+    assert type(lq.quantizers.get(alias)) is cls
+    assert lq.quantizers.get(alias).bits == 2
+
+
+def test_summary_shows_the_bits():
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((4, 4, 3)),
+            lq.layers.QuantConv2D(2, 3, kernel_quantizer=SATWeights(3), use_bias=False),
+            tf.keras.layers.Flatten(),
+            lq.layers.QuantDense(
+                5, kernel_quantizer=SATWeights(1), input_quantizer=CGPACT(4), use_bias=False
+            ),
+        ]
+    )
+    lines = []
+    lq.models.summary(model, print_fn=lines.append)
+    table = "\n".join(lines)
+    assert all(f"# {bits}-bit" in table for bits in (1, 3))
+    conv, dense = (
+        next(line for line in table.splitlines() if f"| {layer.name} " in line)
+        for layer in (model.layers[0], model.layers[2])
+    )
+    # name, input bits, outputs, 1-bit, 3-bit and 32-bit weights
+    assert [cell for cell in conv.split() if cell.isdigit()][:3] == ["0", "54", "0"]
+    assert [cell for cell in dense.split() if cell.isdigit()][:4] == ["4", "40", "0", "1"]
+
+
+def starvation_warnings(caplog, create):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="larq.layers_base"):
+        create()
+    return [record for record in caplog.records if "starved weights" in record.getMessage()]
+
+
+def test_no_starvation_warning_for_our_quantizers(caplog):
+    conv, depthwise = lq.layers.QuantConv2D, lq.layers.QuantDepthwiseConv2D
+    ours, larqs = SATWeights(1), lq.quantizers.SteSign()
+    assert not starvation_warnings(caplog, lambda: conv(2, 3, kernel_quantizer=ours))
+    assert not starvation_warnings(caplog, lambda: depthwise(3, depthwise_quantizer=ours))
+    assert starvation_warnings(caplog, lambda: conv(2, 3, kernel_quantizer=larqs))
+    assert starvation_warnings(caplog, lambda: depthwise(3, depthwise_quantizer=larqs))
+
+
+@pytest.mark.parametrize("create", [lambda: SATWeights(2), lambda: SATWeights(8), SymmetricWeights])
+def test_weights_compute_in_float32_under_a_mixed_policy(mixed, create):
+    kernel = tf.cast(tf.random.stateless_normal((40, 4), (1, 2)), mixed)
+    quantized = create()(kernel)
+    assert quantized.dtype == mixed
+    grid = create().grid(tf.cast(kernel, tf.float32))
+    np.testing.assert_array_equal(quantized, tf.cast(grid.codes * grid.step, mixed))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_activations_compute_in_float32_under_a_mixed_policy(mixed, bits):
+    x = tf.cast(tf.random.stateless_normal((200,), (1, 2)) * 3, mixed)
+    quantizer = CGPACT(bits, 2.7)
+    y = quantizer(x)
+    assert y.dtype == mixed
+    assert quantizer.alpha.dtype == tf.float32
+    np.testing.assert_array_equal(
+        y, tf.cast(CGPACT(bits, 2.7, dtype="float32")(tf.cast(x, tf.float32)), mixed)
+    )
+
+
+def test_a_quantized_network_trains_under_a_mixed_policy(mixed):
+    tf.keras.utils.set_random_seed(0)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input((5, 5, 2)),
+            lq.layers.QuantConv2D(3, 3, kernel_quantizer=SATWeights(2)),
+            CGPACT(2, 1.0),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    images = np.random.default_rng(0).normal(size=(4, 5, 5, 2))
+    # several steps: float16 starts by finding a loss scale that does not overflow
+    history = model.fit(images, np.ones(4), epochs=8, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert np.isfinite(new).all()
+        assert (old != new).any()
+
+
+def test_under_a_mixed_policy_the_codes_in_use_are_those_of_the_16_bit_kernel(mixed):
+    # Larq quantizes what Keras has cast already, so whoever wants the integers behind a layer's
+    # outputs has to cast the latent kernel to the layer's compute type first.
+    layer = lq.layers.QuantDense(
+        4, kernel_quantizer=SATWeights(8), use_bias=False, kernel_initializer="random_normal"
+    )
+    used = np.asarray(layer(tf.eye(100)), np.float32)
+    grid = layer.kernel_quantizer.grid(tf.cast(layer.kernel.latent_variable, layer.compute_dtype))
+    np.testing.assert_array_equal(np.rint(used * 127), grid.codes)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+import dlqat_tf
+from dlqat_tf.quantizers.calibration import calibrate, optimal_range
+
+import tensorflow as tf  # isort: skip
+
+
+def error(values, alpha, highest):
+    step = alpha / highest
+    return np.square(np.rint(np.clip(values / step, 0, highest)) * step - values).mean()
+
+
+def test_values_on_a_grid_are_represented_exactly():
+    values = np.array([0, 1, 2, 3] * 10, np.float32)
+    assert optimal_range(values, 0, 3) == pytest.approx(3.0)
+
+
+def test_one_outlier_is_clipped():
+    values = np.array([0.0, 1.0] * 1000 + [10.0], np.float32)
+    assert optimal_range(values, 0, 3) < 5  # at 10 every 1 would round to 0
+
+
+def test_range_is_best_among_its_neighbours():
+    values = np.maximum(np.random.default_rng(0).standard_normal(20_000), 0)
+    alpha = optimal_range(values, 0, 3)
+    assert alpha == pytest.approx(1.94, abs=0.1)
+    for factor in (0.8, 1.25, 4.0):
+        assert error(values, alpha, 3) < error(values, factor * alpha, 3)
+
+
+def test_negative_values_count_only_for_signed_grids():
+    values = np.array([-4.0] * 10 + [1.0] * 10, np.float32)
+    assert optimal_range(values, 0, 255) == pytest.approx(1.0, rel=0.02)
+    assert optimal_range(values, -127, 127) == pytest.approx(4.0, rel=0.02)
+
+
+def test_nothing_to_represent():
+    assert optimal_range(-np.ones(5, np.float32), 0, 3) == 1.0
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_calibrate_sets_every_range_and_leaves_the_reference_alone(trained):
+    model = dlqat_tf.resnet18(10, (8, 8, 1), 1, 2, width=4, residual_bits=8)
+    reference = dlqat_tf.resnet18(10, (8, 8, 1), 32, 32, width=4, residual_bits=32)
+    before = reference.get_weights()
+    images = np.random.default_rng(0).random((16, 8, 8, 1), np.float32)
+    ranges = calibrate(model, reference, images, trained=trained)
+    assert len(ranges) == 17 + 8 + 3
+    for name, alpha in ranges.items():
+        assert model.get_layer(name).alpha.numpy() == np.float32(alpha)
+    for a, b in zip(before, reference.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_untrained_reference_uses_the_statistics_of_the_images():
+    inputs = tf.keras.Input((1,))
+    normed = tf.keras.layers.BatchNormalization(name="bn")(100.0 * inputs)
+    model = tf.keras.Model(inputs, dlqat_tf.CGPACT(8, name="act")(normed))
+    reference = tf.keras.Model(inputs, dlqat_tf.CGPACT(32, name="act")(normed))
+    images = np.array([[-1.0], [1.0]], np.float32)
+    assert calibrate(model, reference, images, trained=False)["act"] == pytest.approx(1, rel=0.05)
+    assert calibrate(model, reference, images, trained=True)["act"] == pytest.approx(100, rel=0.05)

@@ -1,0 +1,149 @@
+"""Which Keras the package gets, whoever imports first: each case needs a Python of its own."""
+
+import collections
+import os
+import subprocess
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import _compat
+
+WORKS = """
+import sys
+import dlqat_tf
+import larq as lq
+import tensorflow as tf
+
+inputs = tf.keras.Input((4,))
+x = dlqat_tf.CGPACT(2)(inputs)
+x = lq.layers.QuantDense(3, kernel_quantizer=dlqat_tf.SATWeights(2))(x)
+tf.keras.Model(inputs, x).save(sys.argv[1])
+tf.keras.models.load_model(sys.argv[1])
+print("works with", tf.keras.Model.__module__.split(".")[0])
+"""
+
+
+def run(code, path, legacy=None):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("TF_USE_LEGACY_KERAS", None)
+    if legacy is not None:
+        environment["TF_USE_LEGACY_KERAS"] = legacy
+    return subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "legacy"),
+    [
+        ("", None),
+        ("import tensorflow", None),
+        ("import tensorflow; tensorflow.keras.layers.Dense(1)", "1"),
+        ("import keras; keras.Sequential([keras.layers.Dense(1)])", None),
+    ],
+)
+def test_works(tmp_path, first, legacy):
+    result = run(first + WORKS, tmp_path / "model.keras", legacy)
+    assert result.stdout.strip() == "works with tf_keras", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "legacy", "expected"),
+    [
+        (
+            "import tensorflow; tensorflow.keras.layers.Dense(1)",
+            None,
+            "ImportError: dlqat_tf needs Keras 2, but tf.keras is already Keras 3 in this process: "
+            'import dlqat_tf before anything that uses Keras, or set TF_USE_LEGACY_KERAS="1" in '
+            "the environment before Python starts.",
+        ),
+        (
+            "",
+            "0",
+            "ImportError: dlqat_tf needs Keras 2, but the environment variable "
+            "TF_USE_LEGACY_KERAS is '0': unset it or set it to \"1\".",
+        ),
+    ],
+)
+def test_says_why_not_in_one_sentence(tmp_path, first, legacy, expected):
+    result = run(first + WORKS, tmp_path / "model.keras", legacy)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.strip().splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True"])
+def test_values_that_tensorflow_accepts(monkeypatch, value):
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", value)
+    _compat.require_legacy_keras()
+    assert os.environ["TF_USE_LEGACY_KERAS"] == value
+
+
+@pytest.mark.parametrize("value", ["0", "", "TRUE", "yes"])
+def test_values_that_tensorflow_takes_for_no(monkeypatch, value):
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", value)
+    with pytest.raises(ImportError, match=f"TF_USE_LEGACY_KERAS is '{value}': unset it or set it"):
+        _compat.require_legacy_keras()
+
+
+def test_missing_tf_keras(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(ImportError, match="run `pip install tf_keras`"):
+        _compat.require_legacy_keras()
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 13)])
+def test_python_version(monkeypatch, version):
+    version_info = collections.namedtuple("version_info", "major minor")(*version)
+    monkeypatch.setattr(_compat, "sys", types.SimpleNamespace(version_info=version_info))
+    with pytest.raises(ImportError, match=rf"this is Python 3\.{version[1]}\."):
+        _compat.require_legacy_keras()
+
+
+@pytest.fixture(scope="module")
+def doubling():
+    """A file that computes 2x."""
+    function = tf.function(lambda x: 2.0 * x, input_signature=[tf.TensorSpec((3,))])
+    return tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()]
+    ).convert()
+
+
+def test_interpreter_opens_a_path_and_bytes_without_a_warning(doubling, tmp_path):
+    path = tmp_path / "doubling.tflite"
+    path.write_bytes(doubling)
+    for source in (doubling, path, str(path)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            interpreter = _compat.tflite_interpreter(source)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.float32([1, 2, 3]))
+        interpreter.invoke()
+        output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        np.testing.assert_array_equal(output, [2, 4, 6])
+
+
+def test_interpreter_threads(doubling, monkeypatch):
+    received = []
+    original = tf.lite.Interpreter
+    monkeypatch.setattr(
+        tf.lite,
+        "Interpreter",
+        lambda **kwargs: received.append(kwargs["num_threads"]) or original(**kwargs),
+    )
+    _compat.tflite_interpreter(doubling)
+    _compat.tflite_interpreter(doubling, num_threads=2)
+    assert received == [1, 2]
+
+
+def test_interpreter_without_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"found nothing at .*missing\.tflite"):
+        _compat.tflite_interpreter(tmp_path / "missing.tflite")

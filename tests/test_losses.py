@@ -1,0 +1,361 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import AMSLoss, CosineHead, GaussianMixtureHead, GMLoss, MarginWarmup
+
+LOSSES = [AMSLoss(), GMLoss(), GMLoss(likelihood_weight=0.3), AMSLoss(0.2, 5.0), GMLoss(0.0)]
+Reduction = tf.keras.losses.Reduction
+
+
+def predictions(loss, batch=4, classes=3):
+    """Predictions from -1 to 0, which suit both losses."""
+    return -np.random.default_rng(0).random((batch, classes)).astype(np.float32)
+
+
+def reference(loss, label, values):
+    """The loss of one image by its definition, in float64."""
+    values = np.asarray(values, np.float64)
+    if isinstance(loss, AMSLoss):
+        logits, target = loss.scale * values, loss.scale * (values[label] - loss.margin)
+    else:
+        logits, target = values.copy(), (1 + loss.alpha) * values[label]
+    logits[label] = target
+    largest = logits.max()
+    entropy = largest + np.log(np.exp(logits - largest).sum()) - target
+    return entropy - getattr(loss, "likelihood_weight", 0.0) * values[label]
+
+
+def with_gradient(loss, labels, values):
+    values = tf.constant(values)
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        total = loss(labels, values)
+    return total.numpy(), tape.gradient(total, values).numpy()
+
+
+def head_gradients(head, kernel, features, loss, label):
+    head.build((None, 2))
+    head.kernel.assign(kernel)
+    features = tf.constant([features])
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        total = loss([label], head(features))
+    return total.numpy(), *tape.gradient(total, [features, head.kernel])
+
+
+def test_golden_gaussian_mixture():
+    distances = np.float32([[0.5, 2.5, 1.0]])  # so z = -.85, -2.5, -1 at alpha = .7
+    total, gradient = with_gradient(GMLoss(alpha=0.7), [0], -distances)
+    assert total == pytest.approx(0.719184, abs=1e-6)
+    # p - 1[k = y], times 1.7 for the true class; p = .48715, .093557, .419293
+    np.testing.assert_allclose(gradient, [[-0.871845, 0.093557, 0.419293]], atol=2e-6)
+    # lambda adds lambda * d_y
+    with_likelihood = GMLoss(alpha=0.7, likelihood_weight=0.1)([0], -distances)
+    assert float(with_likelihood) == pytest.approx(0.719184 + 0.1 * 0.5, abs=1e-6)
+
+
+def test_golden_gaussian_mixture_through_the_head():
+    total, from_features, from_kernel = head_gradients(
+        GaussianMixtureHead(3, None), [[1, 0, 2], [1, 0, 3]], [1.0, 2.0], GMLoss(), 0
+    )
+    assert total == pytest.approx(0.719184, abs=1e-6)
+    np.testing.assert_allclose(from_features, [[0.325736, 1.104025]], atol=2e-6)
+    expected = [[0, -0.871846], [0.093557, 0.187114], [-0.419293, -0.419293]]
+    np.testing.assert_allclose(tf.transpose(from_kernel), expected, atol=2e-6)
+
+
+def test_golden_additive_margin():
+    cosines = np.float32([[0.6, 0.989949, 0.447214]])
+    total, gradient = with_gradient(AMSLoss(margin=0.35, scale=30.0), [1], cosines)
+    assert total == pytest.approx(0.265999, abs=2e-5)
+    # s (p - 1[k = y]) with z = 18, 19.198485, 13.416408
+    p = np.exp([18 - 19.198485, 0, 13.416408 - 19.198485])
+    p /= p.sum()
+    np.testing.assert_allclose(gradient, [30 * (p - [0, 1, 0])], atol=2e-4)
+
+
+def test_golden_additive_margin_through_the_head():
+    total, from_features, _ = head_gradients(
+        CosineHead(3, None), [[1, 1, -1], [0, 1, 2]], [3.0, 4.0], AMSLoss(), 1
+    )
+    assert total == pytest.approx(0.265999, abs=2e-6)
+    np.testing.assert_allclose(from_features, [[0.719110, -0.539332]], atol=1e-5)
+
+
+def test_defaults():
+    assert (AMSLoss().margin, AMSLoss().scale) == (0.35, 30.0)
+    assert (GMLoss().alpha, GMLoss().likelihood_weight) == (0.7, 0.0)
+    assert (AMSLoss().name, GMLoss().name) == ("ams_loss", "gm_loss")
+
+
+def test_no_margin_is_cross_entropy():
+    values, labels = predictions(None), [0, 2, 1, 1]
+    entropy = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    np.testing.assert_allclose(
+        AMSLoss(margin=0, scale=7.0)(labels, values), entropy(labels, 7 * values), 1e-6
+    )
+    head = GaussianMixtureHead(3, None)
+    features = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    logits = head(features)
+    means = head.kernel.numpy().T
+    dense = features @ means.T - np.square(means).sum(axis=1) / 2
+    np.testing.assert_allclose(GMLoss(alpha=0)(labels, logits), entropy(labels, dense), 1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
+def test_every_form_of_hard_labels(loss, dtype):
+    values, labels = predictions(loss), np.array([0, 2, 1, 1])
+    expected = np.mean([reference(loss, *pair) for pair in zip(labels, values, strict=True)])
+    _, gradient = with_gradient(loss, labels, values)
+    for form in (labels, labels[:, None], np.eye(3)[labels]):
+        total, this_gradient = with_gradient(loss, form.astype(dtype), values)
+        assert total == pytest.approx(expected, rel=1e-5)
+        np.testing.assert_allclose(this_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_soft_labels_are_the_expectation_of_hard_ones(loss):
+    values = predictions(loss, batch=1)
+    shares = np.float32([0.7, 0.1, 0.2])
+    total, gradient = with_gradient(loss, shares[None], values)
+    hard = [with_gradient(loss, [label], values) for label in range(3)]
+    assert total == pytest.approx(shares @ [each for each, _ in hard], rel=1e-5)
+    np.testing.assert_allclose(
+        gradient, sum(s * each for s, (_, each) in zip(shares, hard, strict=True)), 1e-4, 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "values"),
+    [
+        (GMLoss(), [0.0, -30.0, -35.0]),  # one class dominates
+        (GMLoss(), [-1e4, 0.0, -2e4]),
+        (GMLoss(), [-1e4, -1e4, -1.0001e4]),
+        (GMLoss(0.7, 0.1), [0.0, -1e4, -1e4]),
+        (AMSLoss(), [1.0, -1.0, -0.9]),
+        (AMSLoss(scale=1000.0), [1.0, -1.0, 0.999]),
+        (AMSLoss(), [1.0, 1.0, 1.0]),  # three are the largest
+    ],
+)
+def test_stable_when_one_class_dominates(loss, values):
+    for label in range(3):
+        expected = reference(loss, label, values)
+        for labels in ([label], np.float32(np.eye(3)[[label]])):
+            total, gradient = with_gradient(loss, labels, np.float32([values]))
+            assert total == pytest.approx(expected, rel=1e-5, abs=1e-6)
+            assert np.isfinite(gradient).all()
+    shares = np.array([0.5, 0.3, 0.2])
+    expected = shares @ [reference(loss, label, values) for label in range(3)]
+    total = loss(shares[None], np.float32([values]))
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [AMSLoss, GMLoss])
+def test_reductions_and_sample_weights(loss):
+    values, labels, weights = predictions(loss), [0, 2, 1, 1], [1.0, 0.0, 2.0, 5.0]
+    each = np.array([reference(loss(), *pair) for pair in zip(labels, values, strict=True)])
+    np.testing.assert_allclose(loss(reduction=Reduction.NONE)(labels, values), each, 1e-5)
+    for reduction, expected in (
+        (Reduction.SUM, each @ weights),
+        (Reduction.SUM_OVER_BATCH_SIZE, each @ weights / 4),
+        (Reduction.AUTO, each @ weights / 4),
+        (Reduction.NONE, each * weights),
+    ):
+        for form in (labels, np.eye(3)[labels]):
+            total = loss(reduction=reduction)(form, values, sample_weight=weights)
+            np.testing.assert_allclose(total, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_float32_inside(dtype):
+    # float16 ends at 65504; 1.7 * 60000 is beyond it
+    values = tf.cast([[-60000.0, -3.0, 0.0]], dtype)
+    exact = tf.cast(values, tf.float32)
+    assert GMLoss()([0], values).dtype == tf.float32
+    assert GMLoss()([0], values) == GMLoss()([0], exact) > 1e5
+    cosines = tf.cast([[0.9, 0.3, -0.2]], dtype)
+    assert AMSLoss()([1], cosines) == AMSLoss()([1], tf.cast(cosines, tf.float32))
+
+
+@pytest.mark.parametrize(
+    ("loss", "defaults"),
+    [
+        (AMSLoss(0.2, 5.0, Reduction.SUM, "mine"), {"margin": 0.2, "scale": 5.0}),
+        (GMLoss(0.3, 0.1, Reduction.SUM, "mine"), {"alpha": 0.3, "likelihood_weight": 0.1}),
+    ],
+)
+def test_config_round_trip(loss, defaults):
+    config = loss.get_config()
+    assert config == {"reduction": "sum", "name": "mine", **defaults}
+    assert type(loss).from_config(config).get_config() == config
+    serialized = tf.keras.losses.serialize(loss)
+    assert tf.keras.losses.deserialize(serialized).get_config() == config
+
+
+def network(head, loss, **settings):
+    model = tf.keras.Sequential([tf.keras.Input((4,)), head])
+    model.compile(tf.keras.optimizers.SGD(0.0), loss, **settings)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [(CosineHead, AMSLoss(0.2, 5.0)), (GaussianMixtureHead, GMLoss(0.3, 0.1))],
+)
+def test_saved_and_loaded_with_the_model(head, loss, tmp_path):
+    model = network(head(3), loss)
+    x, y = np.random.default_rng(0).normal(size=(6, 4)), np.arange(6) % 3
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.loss) is type(loss)
+    assert loaded.loss.get_config() == loss.get_config()
+    assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (GMLoss(), r"gm_loss expected negated distances.*dlqat_tf\.GaussianMixtureHead"),
+        (AMSLoss(), r"ams_loss expected cosines in \[-1, 1\].*dlqat_tf\.CosineHead"),
+    ],
+)
+def test_predictions_of_another_head_fail_at_the_first_batch(loss, message):
+    head = tf.keras.layers.Dense(3, kernel_initializer="ones")  # predicts 4, 4, 4
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        network(head, loss).fit(np.ones((2, 4)), np.zeros(2), verbose=0)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize(
+    ("head", "loss"), [(CosineHead, AMSLoss()), (GaussianMixtureHead, GMLoss())]
+)
+def test_labels_out_of_range_fail_at_the_first_batch(head, loss, label):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected labels from 0 to 2"):
+        network(head(3), loss).fit(np.ones((2, 4)), np.array([0, label]), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "values"),
+    [(AMSLoss(), [[1.02, 0, 0]]), (AMSLoss(), [[0, 0, -1.02]]), (GMLoss(), [[-5.0, 0.01, -1]])],
+)
+def test_predictions_out_of_range(loss, values):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{loss.name} expected"):
+        loss([0], np.float32(values))
+
+
+@pytest.mark.parametrize("loss", [AMSLoss(), GMLoss()])
+def test_nan_predictions_show_as_a_nan_loss(loss):
+    assert np.isnan(loss([0], np.float32([[np.nan, -1, -1]])))
+
+
+@pytest.mark.parametrize("loss", [AMSLoss(), GMLoss()])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4), (2, 3, 1)])
+def test_labels_of_another_shape(loss, shape):
+    with pytest.raises(ValueError, match=r"expected labels of shape .* \(batch, 3\)\. Received"):
+        loss(np.zeros(shape), predictions(loss, batch=2))
+
+
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, "0.35", True, None])
+@pytest.mark.parametrize(
+    ("name", "create"),
+    [
+        ("margin", lambda value: AMSLoss(margin=value)),
+        ("scale", lambda value: AMSLoss(scale=value)),
+        ("alpha", lambda value: GMLoss(alpha=value)),
+        ("likelihood_weight", lambda value: GMLoss(likelihood_weight=value)),
+        ("epochs", lambda value: MarginWarmup(value)),
+    ],
+)
+def test_numbers_out_of_range(name, create, value):
+    with pytest.raises(ValueError, match=f"Expected {name} to be a finite number"):
+        create(value)
+
+
+def test_scale_zero_is_no_loss_but_other_zeros_are_values():
+    with pytest.raises(ValueError, match=r"scale to be a finite number above 0\. Received: 0"):
+        AMSLoss(scale=0)
+    assert AMSLoss(margin=0).margin == GMLoss(alpha=0).alpha == 0.0
+    assert AMSLoss(margin=np.float32(0.5)).margin == 0.5
+
+
+class Recorder(tf.keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.ramps = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ramps.append(float(self.model.loss.ramp))
+
+
+def fit(model, warmup, batches=2, **settings):
+    recorder = Recorder()
+    data = tf.data.Dataset.from_tensors((tf.ones((2, 4)), tf.constant([0, 2])))
+    data = data.repeat(batches) if batches else data.repeat()
+    history = model.fit(data, callbacks=[warmup, recorder], verbose=0, **settings)
+    return recorder.ramps, history.history["loss"]
+
+
+def test_warmup_is_a_linear_ramp():
+    ramps, _ = fit(network(CosineHead(3), AMSLoss()), MarginWarmup(2), epochs=3)
+    assert ramps == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_warmup_of_half_an_epoch():
+    ramps, _ = fit(network(CosineHead(3), AMSLoss()), MarginWarmup(0.5), batches=4)
+    assert ramps == [0, 0.5, 1, 1]
+
+
+def test_no_warmup():
+    assert fit(network(CosineHead(3), AMSLoss()), MarginWarmup(0))[0] == [1, 1]
+
+
+def test_warmup_follows_the_optimizer():
+    model = network(GaussianMixtureHead(3), GMLoss())
+    model.optimizer.iterations.assign(3)
+    assert fit(model, MarginWarmup(2), epochs=2)[0] == [0.75, 1, 1, 1]
+
+
+def test_warmup_with_steps_per_epoch():
+    model = network(GaussianMixtureHead(3), GMLoss())
+    assert fit(model, MarginWarmup(2, steps_per_epoch=4))[0] == [0, 0.125]
+
+
+@pytest.mark.parametrize(
+    ("head", "create"),
+    [
+        (GaussianMixtureHead, lambda share: GMLoss(alpha=0.8 * share)),
+        (CosineHead, lambda share: AMSLoss(margin=0.4 * share)),
+    ],
+)
+def test_the_compiled_loss_uses_the_ramp(head, create):
+    model = network(head(3), create(1.0))
+    _, losses = fit(model, MarginWarmup(2), batches=1, epochs=3)
+    logits = model(tf.ones((2, 4)))
+    expected = [float(create(share)([0, 2], logits)) for share in (0, 0.5, 1)]
+    np.testing.assert_allclose(losses, expected, 1e-5)
+
+
+def test_warmup_needs_a_loss_with_a_margin():
+    model = network(tf.keras.layers.Dense(3), "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="expected a model compiled with AMSLoss or GMLoss"):
+        fit(model, MarginWarmup(1))
+
+
+def test_warmup_needs_to_know_the_length_of_an_epoch():
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([(np.ones((2, 4)), [0, 2])]),
+        output_signature=(tf.TensorSpec((2, 4)), tf.TensorSpec((2,), tf.int32)),
+    )
+    model = network(CosineHead(3), AMSLoss())
+    with pytest.raises(ValueError, match=r"cannot tell how many steps .* pass steps_per_epoch"):
+        model.fit(data, callbacks=[MarginWarmup(1)], verbose=0)
+    model.fit(data, callbacks=[MarginWarmup(1, steps_per_epoch=1)], verbose=0)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_steps_per_epoch_must_be_positive(steps):
+    with pytest.raises(ValueError, match="steps_per_epoch to be a finite number above 0"):
+        MarginWarmup(1, steps)

@@ -1,0 +1,280 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlqat_tf
+from dlqat_tf import data, training
+from dlqat_tf.training import Recipe, TrainingDiverged, run
+
+import tensorflow as tf  # isort: skip
+
+# 1437 digits of 8x8 pixels, a ResNet-18 of 4 to 32 channels: seconds an epoch.
+TINY = Recipe(
+    dataset="digits",
+    augment=("crop",),
+    width=4,
+    batch_size=64,
+    learning_rate=0.05,
+    reference_batch=64,
+    float_epochs=2,
+    epochs=2,
+    final_gain=0.15,
+    margin_warmup_epochs=1,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    recipe = dataclasses.replace(TINY, output=tmp_path_factory.mktemp("runs") / "tiny")
+    return recipe, run(recipe)
+
+
+def test_run_writes_what_it_promises(finished):
+    recipe, result = finished
+    written = {path.name for path in recipe.output.iterdir()}
+    assert written >= {"model.keras", "best.keras", "curves.png", "result.json", "recipe.json"}
+    assert [(stage["name"], stage["epochs"]) for stage in result.stages] == [
+        ("float", 2),
+        ("quantized", 2),
+    ]
+    stored = json.loads((recipe.output / "result.json").read_text())
+    assert stored["accuracy"] == result.accuracy
+    assert stored["recipe"]["weight_bits"] == 1
+    assert stored["environment"]["versions"]["tensorflow"] == tf.__version__
+    assert stored["seconds"] > 0
+
+
+def test_headline_is_the_last_epoch_of_the_saved_model(finished):
+    recipe, result = finished
+    images = data.load("digits")
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    right = [
+        np.argmax(model.predict_on_batch(batch), axis=1) == labels
+        for batch, labels in images.test_batches(64)
+    ]
+    assert np.concatenate(right).mean() == pytest.approx(result.accuracy, abs=1e-6)
+    assert result.accuracy > 0.2  # chance is 0.1
+    assert result.best_accuracy >= result.accuracy
+
+
+def test_last_stage_has_the_widths_of_the_recipe(finished):
+    recipe, _ = finished
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    assert model.get_layer("stage2_block1_1_conv").kernel_quantizer.bits == 1
+    assert model.get_layer("stage2_block1_1_act").bits == 2
+    assert model.get_layer("stage2_block1_residual").bits == 8
+    assert isinstance(model.get_layer("head"), dlqat_tf.GaussianMixtureHead)
+    first = tf.keras.models.load_model(recipe.output / "float" / "last.keras")
+    assert first.get_layer("stage2_block1_1_conv").kernel_quantizer.bits == 32
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    recipe, result = finished
+    before = (recipe.output / "quantized" / "last.keras").stat().st_mtime_ns
+    again = run(recipe)
+    assert again.accuracy == result.accuracy
+    assert (recipe.output / "quantized" / "last.keras").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished):
+    recipe, _ = finished
+    with pytest.raises(ValueError, match=r"other settings: weight_bits \(there 1, here 4\)"):
+        run(dataclasses.replace(recipe, weight_bits=4))
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="it has other files"):
+        run(dataclasses.replace(TINY, output=tmp_path))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    recipe = dataclasses.replace(
+        TINY, head="linear", stages=1, learning_rate=1e38, momentum=0.0, output=tmp_path / "run"
+    )
+    with pytest.raises(TrainingDiverged, match="last good checkpoint: none yet"):
+        run(recipe)
+    assert not (recipe.output / "model.keras").exists()
+
+
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from dlqat_tf.training import *;"
+        "run(Recipe(dataset='digits', augment=('crop',), width=4, stages=1, epochs=2, batch_size=8,"
+        "learning_rate=.05, reference_batch=64, output=Path(sys.argv[1])))"
+    )
+
+    def start(name):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / name)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    killed = start("killed")
+    history = tmp_path / "killed" / "quantized" / "history.csv"
+    backup = tmp_path / "killed" / "quantized" / "backup"
+    deadline = time.monotonic() + 240
+    while training._completed_epochs(backup) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # 179 steps of the next epoch take seconds
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert len(training._read_history(history)) == 1
+    assert not (tmp_path / "killed" / "model.keras").exists()
+
+    assert start("killed").wait() == 0
+    assert start("whole").wait() == 0
+    weights = [
+        tf.keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        for name in ("killed", "whole")
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+    histories = [
+        [row["loss"] for row in training._read_history(tmp_path / name / "quantized/history.csv")]
+        for name in ("killed", "whole")
+    ]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_sixteen_bit_policies_train(tmp_path, precision):
+    recipe = dataclasses.replace(
+        TINY, stages=1, epochs=1, precision=precision, images_per_epoch=320, output=tmp_path / "run"
+    )
+    result = run(recipe)
+    assert np.isfinite(result.accuracy)
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    assert model.get_layer("stage1_block1_1_conv").compute_dtype == precision.removeprefix("mixed_")
+    assert model.get_layer("stage1_block1_1_act").alpha.dtype == tf.float32
+
+
+def test_soft_labels_train(tmp_path):
+    recipe = dataclasses.replace(
+        TINY, augment=("mixup",), stages=1, epochs=1, output=tmp_path / "run"
+    )
+    assert 0 < run(recipe).accuracy <= 1
+
+
+def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
+    recipe = dataclasses.replace(
+        TINY, head="cosine", stages=1, epochs=1, images_per_epoch=130, output=tmp_path / "run"
+    )
+    run(recipe)
+    assert "1 epochs of 2 steps" in capsys.readouterr().out
+
+
+def test_learning_rate_scales_with_the_batch():
+    recipe = Recipe(learning_rate=0.2, reference_batch=768, batch_size=192)
+    assert recipe.peak_learning_rate == pytest.approx(0.05)
+
+
+def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
+    recipe = dataclasses.replace(TINY, lr_warmup_epochs=1, head="linear")
+    stage = training._stages(recipe)[0]
+    model = training.build_model(recipe, data.load("digits"), stage)
+    training._compile(recipe, stage, model, steps=10, soft_labels=False)
+    rate = (
+        model.optimizer.learning_rate_schedule
+        if hasattr(model.optimizer, "learning_rate_schedule")
+        else model.optimizer._learning_rate
+    )
+    assert float(rate(0)) == 0.0
+    assert float(rate(5)) == pytest.approx(0.025)
+    assert float(rate(10)) == pytest.approx(0.05)
+    assert float(rate(15)) == pytest.approx(0.025)
+    assert float(rate(20)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_weight_decay_is_on_kernels_only():
+    images = data.load("digits")
+    stage = training._stages(TINY)[-1]
+    model = training.build_model(TINY, images, stage)
+    decayed = [layer.name for layer in model.layers if layer.losses]
+    assert decayed == [layer.name for layer in model.layers if hasattr(layer, "kernel")]
+    kernel = model.get_layer("stem_conv").kernel.latent_variable.numpy()
+    with tf.GradientTape() as tape:
+        penalty = model.get_layer("stem_conv").losses[0]
+    gradient = tape.gradient(penalty, model.get_layer("stem_conv").trainable_weights)[0]
+    np.testing.assert_allclose(gradient, TINY.weight_decay * kernel, rtol=1e-6)
+    none = training.build_model(dataclasses.replace(TINY, weight_decay=0.0), images, stage)
+    assert not none.losses
+
+
+def test_copy_weights_says_what_it_left_alone():
+    source = dlqat_tf.resnet18(10, (8, 8, 1), 32, 32, head="gml", width=4)
+    target = dlqat_tf.resnet18(10, (8, 8, 1), 1, 2, head="gml", width=4)
+    kept = training.copy_weights(source, target)
+    assert kept == [layer.name for layer in target.layers if isinstance(layer, dlqat_tf.CGPACT)]
+    for name in ("stem_conv", "head", "stage4_block2_2_bn"):
+        for a, b in zip(
+            source.get_layer(name).get_weights(), target.get_layer(name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs of at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate to be finite and not negative"),
+        ({"images_per_epoch": 3}, r"at least one batch \(64\)"),
+        ({"weight_bits": 9}, "bits=9"),
+        ({"batch_size": 5000}, "batch_size from 1 to 1437"),
+        ({"train_size": 3}, "train_size from 10"),
+    ],
+)
+def test_bad_settings_fail_before_anything_is_written(tmp_path, change, message):
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(TINY, output=output, **change))
+    assert not output.exists()
+
+
+def recipe_files():
+    return sorted((Path(__file__).parents[1] / "recipes").glob("*_*.py"))
+
+
+@pytest.mark.parametrize("path", recipe_files(), ids=lambda path: path.stem)
+def test_recipe_help(path):
+    shown = subprocess.run(
+        [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--weight-bits" in shown
+    assert "--budget" in shown
+
+
+def test_budget_changes_defaults_and_flags_win(tmp_path, capsys):
+    result = training.main(
+        dataclasses.replace(TINY, output=tmp_path / "run"),
+        short={},
+        description="digits",
+        arguments=["--budget", "smoke", "--width", "4", "--stages", "1", "--batch-size", "32"],
+    )
+    assert result.recipe["width"] == 4
+    assert result.recipe["batch_size"] == 32
+    assert result.recipe["epochs"] == 1  # from the budget
+    assert (tmp_path / "run_smoke" / "model.keras").is_file()
+    assert "--budget smoke shortens" in capsys.readouterr().out
+
+
+def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        training.main(
+            dataclasses.replace(TINY, output=tmp_path / "run"),
+            short={},
+            description="digits",
+            arguments=["--weight-bits", "9"],
+        )
+    assert ended.value.code == 2
+    assert "Expected bits to be an integer from 1 to 8" in capsys.readouterr().out
