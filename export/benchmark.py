@@ -47,7 +47,7 @@ def main(
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main)
+        tyro.cli(main, config=(tyro.conf.FlagCreatePairsOff,))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
