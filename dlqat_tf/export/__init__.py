@@ -1,0 +1,1 @@
+"""Export of a trained network, and the proof and the timing of what was exported."""
