@@ -1,0 +1,1 @@
+"""Export: a trained Keras model to files that compute what was trained."""
