@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
@@ -69,12 +70,15 @@ def tflite_interpreter(model: str | Path | bytes, *, num_threads: int = 1):
     import tensorflow as tf
 
     if isinstance(model, bytes):
-        interpreter = tf.lite.Interpreter(model_content=model, num_threads=num_threads)
+        source = {"model_content": model}
     else:
-        path = Path(model)
-        if not path.is_file():
-            raise FileNotFoundError(f"Expected a .tflite file, found nothing at {path}.")
-        interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=num_threads)
+        if not Path(model).is_file():
+            raise FileNotFoundError(f"Expected a .tflite file, found nothing at {model}.")
+        source = {"model_path": str(model)}
+    with warnings.catch_warnings():
+        # The move to ai-edge-litert is this function's business, not its callers'.
+        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+        interpreter = tf.lite.Interpreter(**source, num_threads=num_threads)
     interpreter.allocate_tensors()
     return interpreter
 

@@ -11,6 +11,9 @@ deployed files need to know nothing about the loss.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import tensorflow as tf
 
 
@@ -102,10 +105,12 @@ def _require(condition: tf.Tensor, message: str, values: tf.Tensor) -> list:
 
 
 def _check_number(name: str, value: float, *, lowest: float, exclusive: bool = False) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not (value > lowest if exclusive else value >= lowest):
         bound = "above" if exclusive else "of at least"
-        raise ValueError(f"Expected {name} to be a number {bound} {lowest}. Received: {value!r}.")
+        raise ValueError(
+            f"Expected {name} to be a finite number {bound} {lowest}. Received: {value!r}."
+        )
     return float(value)
 
 
@@ -245,13 +250,15 @@ class MarginWarmup(tf.keras.callbacks.Callback):
         steps_per_epoch: Optimizer steps an epoch; taken from ``fit`` where it knows the number.
 
     Raises:
-        ValueError: ``epochs`` is negative; at the start of training, the loss has no margin, or
-            the number of steps is not known.
+        ValueError: ``epochs`` is negative or ``steps_per_epoch`` not above zero; at the start of
+            training, the loss has no margin, or the number of steps is not known.
     """
 
     def __init__(self, epochs: float, steps_per_epoch: int | None = None):
         super().__init__()
         self.epochs = _check_number("epochs", epochs, lowest=0)
+        if steps_per_epoch is not None:
+            _check_number("steps_per_epoch", steps_per_epoch, lowest=0, exclusive=True)
         self.steps_per_epoch = steps_per_epoch
 
     def on_train_begin(self, logs=None):

@@ -28,8 +28,19 @@ def ste_round(x: tf.Tensor) -> tf.Tensor:
     return tf.round(x), lambda upstream: upstream
 
 
+def highest_code(bits: int, signed: bool) -> int:
+    """Return the highest code of a grid of ``bits`` bits that has a zero at its end or middle."""
+    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+
+
 def clip_and_round(
-    x: tf.Tensor, alpha: tf.Tensor, bits: int, *, signed: bool = False, calibrated: bool = True
+    x: tf.Tensor,
+    alpha: tf.Tensor,
+    bits: int,
+    *,
+    signed: bool = False,
+    calibrated: bool = True,
+    fused: bool = False,
 ) -> tf.Tensor:
     r"""Clip to a trainable range and round to ``bits`` bits.
 
@@ -54,6 +65,9 @@ def clip_and_round(
         bits: Bit width, 1 to 8 (2 to 8 when signed).
         signed: Whether negative values are represented.
         calibrated: Whether values inside the range move ``alpha``.
+        fused: Compute the same values by one kernel in one pass over memory (a ReLU takes one too),
+            instead of four elementwise operations. For training: the TFLite converter turns that
+            kernel into an operation that its interpreter cannot run below 8 bits.
 
     Returns:
         float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
@@ -63,18 +77,21 @@ def clip_and_round(
     def quantize(x, alpha):
         full = signed and bits == 8
         lowest = -alpha * (128 / 127 if full else 1.0) if signed else tf.zeros_like(alpha)
-        # One pass over memory for what would be four elementwise operations; a ReLU takes one too.
-        y = tf.raw_ops.QuantizeAndDequantizeV2(
-            input=x,
-            # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
-            input_min=-alpha if signed else lowest,
-            input_max=alpha,
-            signed_input=signed,
-            num_bits=bits,
-            range_given=True,
-            round_mode="HALF_TO_EVEN",
-            narrow_range=signed and not full,
-        )
+        if fused:
+            y = tf.raw_ops.QuantizeAndDequantizeV2(
+                input=x,
+                # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
+                input_min=-alpha if signed else lowest,
+                input_max=alpha,
+                signed_input=signed,
+                num_bits=bits,
+                range_given=True,
+                round_mode="HALF_TO_EVEN",
+                narrow_range=signed and not full,
+            )
+        else:
+            highest = highest_code(bits, signed)
+            y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * (alpha / highest)
 
         def where_between(upstream, low, high):
             return tf.raw_ops.QuantizeAndDequantizeV4Grad(

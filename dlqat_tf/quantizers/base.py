@@ -78,12 +78,15 @@ class _Quantizer(lq.quantizers.Quantizer):
         """Bit width, under the name by which Larq looks for it."""
         return self.bits
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)
-        return tf.cast(self.quantize(tf.cast(inputs, tf.float32)), inputs.dtype)
+        return tf.cast(self.quantize(tf.cast(inputs, tf.float32), training), inputs.dtype)
 
-    def quantize(self, values: tf.Tensor) -> tf.Tensor:
-        """Return the quantized float32 ``values``, with the method's gradient."""
+    def quantize(self, values: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return the quantized float32 ``values``, with the method's gradient.
+
+        ``training`` may choose faster operations; the values and gradients must not depend on it.
+        """
         raise NotImplementedError
 
     def get_config(self):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_bits
-from dlqat_tf.ste import clip_and_round
+from dlqat_tf.ste import clip_and_round, highest_code
 
 ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
 
@@ -68,6 +68,8 @@ class CGPACT(ActivationQuantizer):
             0.001, or ``signed`` is not a boolean.
     """
 
+    calibrated = True
+
     def __init__(
         self,
         bits: int = 2,
@@ -92,7 +94,7 @@ class CGPACT(ActivationQuantizer):
     @property
     def highest(self) -> int:
         """Highest integer code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return highest_code(self.bits, self.signed)
 
     @property
     def lowest(self) -> int:
@@ -114,10 +116,17 @@ class CGPACT(ActivationQuantizer):
             )
         super().build(input_shape)
 
-    def quantize(self, values):
+    def quantize(self, values, training=None):
         if self.bits == 32:
             return values if self.signed else tf.nn.relu(values)
-        return clip_and_round(values, self._range(), self.bits, signed=self.signed)
+        return clip_and_round(
+            values,
+            self._range(),
+            self.bits,
+            signed=self.signed,
+            calibrated=self.calibrated,
+            fused=not tf.is_tensor(training) and bool(training),
+        )
 
     def grid(self) -> ActivationGrid:
         if self.alpha is None:
@@ -131,8 +140,9 @@ class CGPACT(ActivationQuantizer):
     def _range(self) -> tf.Tensor:
         # The constraint holds wherever Keras applies the gradients; this guards other loops, and
         # lets the gradient through so that alpha can come back.
-        alpha = tf.convert_to_tensor(self.alpha)
-        return alpha + tf.stop_gradient(tf.maximum(alpha, ALPHA_MINIMUM) - alpha)
+        return tf.grad_pass_through(lambda alpha: tf.maximum(alpha, ALPHA_MINIMUM))(
+            tf.convert_to_tensor(self.alpha)
+        )
 
     def get_config(self):
         return {
@@ -156,9 +166,4 @@ class PACT(CGPACT):
     weight-decay constant: ``alpha_regularizer=tf.keras.regularizers.L2(...)``.
     """
 
-    def quantize(self, values):
-        if self.bits == 32:
-            return super().quantize(values)
-        return clip_and_round(
-            values, self._range(), self.bits, signed=self.signed, calibrated=False
-        )
+    calibrated = False

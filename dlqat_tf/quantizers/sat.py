@@ -37,9 +37,12 @@ def _rescaling(values: tf.Tensor) -> tf.Tensor:
     """Return 1/S, the scale adjustment that brings ``values`` to variance 1 / fan_out."""
     shape = values.shape
     fan_out = shape[-1] * int(np.prod(shape[:-2]))
-    variance = tf.math.reduce_variance(values) * (shape.num_elements() / (shape.num_elements() - 1))
-    # A kernel whose values are all equal has no variance to adjust, and keeps its scale.
-    return tf.where(variance > 0.0, tf.math.rsqrt(fan_out * variance), tf.ones_like(variance))
+    count = shape.num_elements()
+    variance = tf.math.reduce_variance(values) * (count / max(count - 1, 1))
+    # A kernel whose values are all equal has no variance to adjust, and keeps its scale. Equality
+    # is asked of the values: the variance of many equal ones is rounding noise above zero.
+    is_constant = tf.equal(tf.reduce_max(values), tf.reduce_min(values))
+    return tf.where(is_constant, tf.ones_like(variance), tf.math.rsqrt(fan_out * variance))
 
 
 def _codes_and_step(kernel: tf.Tensor, bits: int, scale_adjust: bool):
@@ -120,7 +123,7 @@ class SATWeights(WeightQuantizer):
         super().__init__(check_bits(bits), **kwargs)
         self.scale_adjust = scale_adjust
 
-    def quantize(self, values):
+    def quantize(self, values, training=None):
         return sat_weights(values, self.bits, self.scale_adjust)
 
     def grid(self, kernel) -> WeightGrid:

@@ -51,7 +51,7 @@ class SymmetricWeights(WeightQuantizer):
     def __init__(self, bits: int = 8, **kwargs):
         super().__init__(check_bits(bits, lowest=2), **kwargs)
 
-    def quantize(self, values):
+    def quantize(self, values, training=None):
         return symmetric_weights(values, self.bits)
 
     def grid(self, kernel) -> WeightGrid:

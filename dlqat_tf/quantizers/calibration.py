@@ -1,0 +1,78 @@
+"""Where a trainable activation range starts when a float network is about to be quantized."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
+
+_SAMPLE = 200_000  # values per layer: the optimum moves by less than a percent with more
+_CANDIDATES = np.linspace(0.02, 1.0, 99, dtype=np.float32)
+
+
+def optimal_range(values: np.ndarray, lowest: int, highest: int) -> float:
+    r"""Return the range that loses least when ``values`` are clipped and rounded.
+
+    .. math:: \alpha^* = \arg\min_\alpha \sum_x (Q_\alpha(x) - x)^2
+
+    over 99 candidates up to the largest value, where negative values count as zero if ``lowest``
+    is 0 (they are lost to the rectification, not to the rounding). Clipping and rounding errors
+    trade off differently at each width: for a unit normal the minimum is at 1.9 for 2 bits, 2.5 for
+    3 bits and 2.9 for 4 bits, where SAT's fixed 8.0 would leave 2 bits a step of 2.7 and round 82 %
+    of the positive values to zero.
+
+    Args:
+        values: Activations before the quantizer, any shape.
+        lowest: Lowest code of the grid, zero or negative.
+        highest: Highest code of the grid, at ``alpha``.
+
+    Returns:
+        The range in units of ``values``; 1.0 when there is nothing to represent.
+    """
+    values = np.asarray(values, np.float32).ravel()
+    if lowest == 0:
+        values = np.maximum(values, 0.0)
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest == 0.0 or not np.isfinite(largest):
+        return 1.0
+    errors = []
+    for step in _CANDIDATES * (largest / highest):
+        rounded = np.rint(np.clip(values / step, lowest, highest)) * step
+        errors.append(np.square(rounded - values).mean())
+    return float(_CANDIDATES[np.argmin(errors)] * largest)
+
+
+def calibrate(
+    model: tf.keras.Model, reference: tf.keras.Model, images: np.ndarray, *, trained: bool = True
+) -> dict[str, float]:
+    """Set the range of every CG-PACT and PACT of ``model`` from a float twin's activations.
+
+    Args:
+        model: Network whose ranges are set.
+        reference: Network whose layers have the same names, with float activations.
+        images: A few hundred images, float32 in [0, 1].
+        trained: Whether the reference's batch-norm averages are meaningful. An untrained one is
+            run with the statistics of ``images`` instead.
+
+    Returns:
+        The new range by layer name.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, CGPACT) and layer.bits != 32]
+    if not layers:
+        return {}
+    if not trained:  # on a copy, since running in training mode moves the averages
+        weights = reference.get_weights()
+        reference = tf.keras.models.clone_model(reference)
+        reference.set_weights(weights)
+    inputs = [reference.get_layer(layer.name).input for layer in layers]
+    activations = tf.keras.Model(reference.input, inputs)(images, training=not trained)
+    generator = np.random.default_rng(0)
+    ranges = {}
+    for layer, values in zip(layers, tf.nest.flatten(activations), strict=True):
+        values = values.numpy().ravel()
+        if values.size > _SAMPLE:
+            values = generator.choice(values, _SAMPLE, replace=False)
+        ranges[layer.name] = max(optimal_range(values, layer.lowest, layer.highest), ALPHA_MINIMUM)
+        layer.alpha.assign(ranges[layer.name])
+    return ranges
