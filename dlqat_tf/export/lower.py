@@ -196,7 +196,7 @@ class _Lowering:
             step=step,
             bits=bits,
             bias=bias.astype(np.float64),
-            bias_sources=(layer.name,) if layer.use_bias else (),
+            bias_sources=(name,) if layer.use_bias else (),
         )
         if isinstance(layer, _layers.Dense):
             output = self.add(Dense(**shared))
@@ -309,7 +309,7 @@ def _activation(quantizer, shared: dict) -> Node:
 
 def _batch_norm(layer, shared: dict) -> Node:
     name = shared["name"]
-    axis = layer.axis if isinstance(layer.axis, int) else list(layer.axis)[0]
+    axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
     if axis not in (-1, len(layer.input_shape) - 1):
         raise _unsupported(name, layer, f"its axis is {axis}, not the channels")
     mean, variance = (
@@ -366,7 +366,7 @@ def _folded(nodes: list[Node]) -> list[Node]:
 
 def _with_gain(node: Weighted, affine: _Affine) -> Weighted:
     gain = np.broadcast_to(affine.gain, node.bias.shape)
-    sources = (affine.name.rsplit("/")[-1], *node.bias_sources)
+    sources = (affine.name, *node.bias_sources)
     bias = node.bias * gain + affine.offset
     # The kernel's last axes are the output channels: one axis, or two of a depthwise kernel.
     per_channel = gain.reshape(node.weights.shape[2:]) if node.depthwise else gain
@@ -389,7 +389,7 @@ def _as_depthwise(affine: _Affine, nodes: list[Node]) -> Convolution:
         bias=offset.astype(np.float64),
         bits=8,  # the sign is all that its codes hold; int8 is how it is stored
         is_depthwise=True,
-        bias_sources=(affine.name.rsplit("/")[-1],),
+        bias_sources=(affine.name,),
     )
 
 

@@ -59,7 +59,8 @@ class Weighted(Node):
         bias: float64 (output channels,).
         bits: Declared width of the weights; 32 where ``step`` is None.
         kernel: What runs it: "int8", "int4", "planes" (binary), "float", or "" before planning.
-        bias_sources: Names of the Keras layers that the bias was folded from, last one first.
+        bias_sources: Keras layers that the bias was folded from, last one first; the name of
+            a layer in a nested model follows the model's name and a slash.
         pad_value: What "same" padding puts around the image, where there is any.
     """
 
