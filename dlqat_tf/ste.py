@@ -55,9 +55,9 @@ def clip_and_round(
         \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha \text{; }
             l / \alpha \text{ if } x \le l \text{; else } (y - x) / \alpha
 
-    Signed with 8 bits the lowest code is -128 and :math:`l = -128 \Delta`: all of int8, whose
-    saturation is then the clip on both sides. That is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
-    \alpha) / \alpha)`. Without ``calibrated`` the last case is 0.
+    that is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
+    \alpha) / \alpha)`. Without ``calibrated`` the last case is 0. Signed with 8 bits the lowest
+    code is -128 and :math:`l = -128 \Delta`: all of int8, whose saturation then is the clip.
 
     Args:
         x: float32 tensor of any shape.

@@ -44,7 +44,7 @@ _VERSIONS = {
 class _Buffer(schema.BufferT):
     """A buffer whose content starts at a multiple of 16 bytes, as the schema demands."""
 
-    def Pack(self, builder):  # noqa: N802 (the schema's name)
+    def Pack(self, builder):
         offset = None
         if self.data:
             builder.StartVector(1, len(self.data), 16)

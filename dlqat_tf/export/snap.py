@@ -47,9 +47,7 @@ class SnapReport(Report):
         for column in ("layer", "in", "largest shift", "in output steps"):
             table.add_column(column, justify="left" if column in ("layer", "in") else "right")
         for shift in self.shifts:
-            table.add_row(
-                shift.layer, shift.variable, f"{shift.largest:.2g}", f"{shift.steps:.2g}"
-            )
+            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", f"{shift.steps:.2g}")
         return [table]
 
 
@@ -86,9 +84,7 @@ def snap(
         shift = np.where(np.abs(shift) > unit, 0.0, shift)
         _move(_layer(copy, node.bias_sources[0]), shift)
         largest = float(np.abs(shift).max())
-        shifts.append(
-            Shift(node.name, node.bias_sources[0], largest, largest / float(target.step))
-        )
+        shifts.append(Shift(node.name, node.bias_sources[0], largest, largest / float(target.step)))
     return copy, SnapReport(shifts)
 
 

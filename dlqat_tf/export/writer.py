@@ -7,6 +7,7 @@ import json
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf.export.census import METADATA
 from dlqat_tf.export.flatbuffer import FileBuilder
 from dlqat_tf.export.network import (
     Activation,
@@ -30,7 +31,6 @@ from dlqat_tf.export.network import (
 from dlqat_tf.export.plan import code_of, grids, integer_add, integers, is_integer, target_of
 from dlqat_tf.quantizers import ActivationGrid
 
-METADATA = "dlqat_tf"
 INPUT_TYPES = ("uint8", "int8", "float32")
 _NONE = schema.ActivationFunctionType.NONE
 _RELU = schema.ActivationFunctionType.RELU
@@ -56,16 +56,21 @@ class Writer:
         self.grids = grids(network)
         self.readers = network.consumers()
         self.tensors: dict[str, int] = {}  # of each node's output, int8 where it is coded
+        self.weights: dict[str, list[int]] = {}  # tensors that hold each layer's weights
         self._floats: dict[str, int] = {}
         self._fusible: dict[int, object] = {}  # float outputs -> options with a fused activation
 
     def write(self, metadata: dict) -> bytes:
-        """Return the file's content."""
+        """Return the file's content; ``metadata`` is what to record in it."""
         for node in self.network:
             self.node(node)
         last = self.network.nodes[-1].name
         output = self.float(last)
-        encoded = json.dumps(metadata, sort_keys=True).encode()
+        layers = [
+            dict(name=name, bits=self.network[name].bits, tensors=tensors)
+            for name, tensors in self.weights.items()
+        ]
+        encoded = json.dumps({**metadata, "layers": layers}, sort_keys=True).encode()
         return self.file.finish([self.input], [output], {METADATA: encoded})
 
     def node(self, node: Node) -> None:
@@ -202,6 +207,7 @@ class Writer:
             axis=axis,
             int4=node.kernel == "int4",
         )
+        self.weights[node.name] = [weights]
         bias = self.file.constant(
             f"{node.name}/bias",
             numbers.bias.astype(np.int32),
@@ -217,7 +223,7 @@ class Writer:
     def _float_weighted(self, node: Weighted) -> int:
         if node.step is None:
             codes, _ = _file_layout(node, node.weights)
-            weights = self.file.constant(f"{node.name}/weights", codes)
+            stored = weights = self.file.constant(f"{node.name}/weights", codes)
         else:
             codes, axis = _file_layout(node, node.weights.astype(np.int8))
             stored = self.file.constant(f"{node.name}/weights", codes, scale=node.step, axis=axis)
@@ -225,6 +231,7 @@ class Writer:
             tensor = self.file.tensors[weights]
             tensor.shape, tensor.shapeSignature = np.array(codes.shape, np.int32), None
             self.file.operator("DEQUANTIZE", [stored], weights, schema.DequantizeOptionsT())
+        self.weights[node.name] = [stored]
         bias = self.file.constant(f"{node.name}/bias", node.bias.astype(np.float32))
         value = self.float(node.inputs[0])
         if node.pad_value:

@@ -46,8 +46,9 @@ class CGPACT(ActivationQuantizer):
         \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha
             \text{, else } \operatorname{rne}(\tilde x R) / R - \tilde x
 
-    With ``signed=True`` the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1 (at 8 bits from -128, where
-    int8 saturates) and the range is :math:`\pm \alpha`: for values that are not rectified, such as the branches of a residual add.
+    With ``signed=True`` the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1, at 8 bits from -128,
+    where int8 saturates, and the range is :math:`\pm \alpha`: for values that are not rectified,
+    such as the branches of a residual add.
 
     32 bits are a plain ReLU (the identity when signed) without ``alpha``.
 
