@@ -15,7 +15,7 @@ from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import flatbuffer
 from dlqat_tf.export.census import METADATA, operator_name
 from dlqat_tf.export.lower import is_raw_input, lower
-from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
 from dlqat_tf.export.simulate import Simulation
@@ -270,6 +270,11 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
     return run
 
 
+def _rectified(readers: list[Node]) -> bool:
+    """Return whether the file may clip a float value at 0 before the one activation rounds it."""
+    return len(readers) == 1 and isinstance(readers[0], Activation) and readers[0].grid.lowest == 0
+
+
 def _layers(content, record: dict, simulation: Simulation, images: np.ndarray):
     """Compare each layer's output, the simulation given the file's own inputs."""
     graph = content.subgraphs[0]
@@ -298,8 +303,7 @@ def _layers(content, record: dict, simulation: Simulation, images: np.ndarray):
         grid, actual = simulation.grids[node.name], recorded[node.name]
         if grid:
             actual = actual.astype(np.int32) - zero_point(grid)
-        elif len(readers[node.name]) == 1 and isinstance(readers[node.name][0], Activation):
-            # The file may clip at 0 before it rounds, which is the same.
+        elif _rectified(readers[node.name]):
             actual, expected = np.maximum(actual, 0), np.maximum(expected, 0)
         difference = np.abs(actual.astype(np.float64) - expected)
         bound = 0 if grid else _FLOAT_TOLERANCE * max(float(np.abs(expected).max()), 1e-30)
