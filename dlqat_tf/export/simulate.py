@@ -1,8 +1,8 @@
 """Runs a planned IntegerNetwork in exact integer arithmetic, rounding as the kernels do.
 
 Independent of TFLite: the reference that files are compared with. The rounding rules are those of
-XNNPACK (which TFLite uses by default) and of Larq Compute Engine's output transform; none of them
-is an approximation.
+XNNPACK (which TFLite uses by default), of TFLite's built-in kernels where XNNPACK has none (int4
+weights) and of Larq Compute Engine's output transform; none of them is an approximation.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class _Accumulator:
     sums: np.ndarray  # int64
     scale: np.ndarray  # float32, per channel, of the stretched weights
     source: ActivationGrid
+    fixed_point: bool  # whether TFLite's built-in kernels round it, as they do for int4 weights
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,13 @@ class Simulation:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
         x = _padded(node, codes, code_of(node.pad_value, source))
         sums = _exact_product(node, x, numbers.codes, source)
-        return _Accumulator(sums + numbers.bias, numbers.scale, source)
+        return _Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
 
     def _round(self, node: Activation, value) -> np.ndarray:
         grid = node.grid
-        if isinstance(value, _Accumulator):
+        if isinstance(value, _Accumulator) and value.fixed_point:
+            rounded = _fixed_point_product(value, grid)
+        elif isinstance(value, _Accumulator):
             # XNNPACK: one float32 multiplication, rounded half to even.
             ratio = value.source.step * value.scale / grid.step
             rounded = np.rint(value.sums.astype(np.float32) * ratio)
@@ -217,6 +220,18 @@ def binary_parts(node: Convolution, grid: ActivationGrid | None) -> list[BinaryP
                 )
             )
     return parts
+
+
+def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:
+    """TFLite's built-in convolutions: a 32-bit multiplier and a shift, each rounded half up."""
+    ratio = float(value.source.step) * value.scale.astype(np.float64) / float(grid.step)
+    mantissa, exponent = np.frexp(ratio)
+    multiplier = np.floor(mantissa * 2.0**31 + 0.5).astype(np.int64)
+    exponent = np.where(multiplier == 2**31, exponent + 1, exponent)
+    multiplier = np.where(multiplier == 2**31, 2**30, multiplier)
+    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
+    product = ((value.sums << left) * multiplier + (1 << 30)) >> 31
+    return (product + ((1 << right) >> 1)) >> right
 
 
 def _fixed_point_sum(value: _Sum, grid: ActivationGrid) -> np.ndarray:
