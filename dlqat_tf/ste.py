@@ -33,6 +33,15 @@ def highest_code(bits: int, signed: bool) -> int:
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
+def divide_exactly(x: tf.Tensor, divisor: int) -> tf.Tensor:
+    """Return float32 ``x / divisor`` rounded once, whoever computes it.
+
+    In a graph TensorFlow replaces the division by a constant by a product with its reciprocal. That
+    is one unit in the last place off, so a step would differ between `model.predict` and `grid`.
+    """
+    return tf.cast(tf.cast(x, tf.float64) / divisor, tf.float32)
+
+
 def clip_and_round(
     x: tf.Tensor,
     alpha: tf.Tensor,
@@ -91,7 +100,8 @@ def clip_and_round(
             )
         else:
             highest = highest_code(bits, signed)
-            y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * (alpha / highest)
+            step = divide_exactly(alpha, highest)
+            y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * step
 
         def where_between(upstream, low, high):
             return tf.raw_ops.QuantizeAndDequantizeV4Grad(
@@ -106,7 +116,9 @@ def clip_and_round(
             inside = where_between(upstream, inside_low, alpha * _JUST_BELOW)
             subtracted = x if calibrated else y
             from_alpha = tf.reduce_sum(upstream * y) - tf.reduce_sum(inside * subtracted)
-            return from_x, from_alpha / alpha
+            # Before the layers below, else the executor keeps `upstream` and `inside` for later.
+            with tf.control_dependencies([from_alpha]):
+                return tf.identity(from_x), from_alpha / alpha
 
         return y, gradient
 

@@ -604,6 +604,26 @@ SMOKE = {
 }
 """What ``--budget smoke`` changes: enough to see that everything runs, not to learn."""
 
+CIFAR_SHORT = {
+    "float_epochs": 10,
+    "epochs": 10,
+    "batch_size": 128,
+    "learning_rate": 0.05,
+    "reference_batch": 128,
+    "stem": "imagenet",
+}
+"""What ``--budget short`` changes on CIFAR: about an hour on two cores."""
+
+IMAGENET_SHORT = {
+    "float_epochs": 2,
+    "epochs": 2,
+    "images_per_epoch": 6400,
+    "batch_size": 64,
+    "learning_rate": 0.05,
+    "reference_batch": 64,
+}
+"""What ``--budget short`` changes on ImageNet: about an hour on two cores, and the evaluations."""
+
 
 def main(
     paper: Recipe, *, short: dict, description: str, arguments: list[str] | None = None

@@ -150,7 +150,8 @@ class _Builder:
         bits = self.activation_bits if bits == "hidden" else bits
         if bits is None:
             return tf.keras.layers.ReLU(name=f"{name}_act")(x)
-        return CGPACT(bits, alpha_init or self.alpha_init, name=f"{name}_act")(x)
+        alpha_init = self.alpha_init if alpha_init is None else alpha_init
+        return CGPACT(bits, alpha_init, name=f"{name}_act")(x)
 
     def branch_end(self, x, name):
         """Round an input of a residual add, where asked for."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_bits
-from dlqat_tf.ste import clip_and_round, highest_code
+from dlqat_tf.ste import clip_and_round, divide_exactly, highest_code
 
 ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
 
@@ -135,7 +135,7 @@ class CGPACT(ActivationQuantizer):
                 f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
                 + ("32 bits are not rounded." if self.bits == 32 else "call it once first.")
             )
-        step = (self._range() / self.highest).numpy()
+        step = divide_exactly(self._range(), self.highest).numpy()
         return ActivationGrid(self.lowest, self.highest, np.float32(step))
 
     def _range(self) -> tf.Tensor:

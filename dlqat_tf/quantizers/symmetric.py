@@ -7,11 +7,11 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
-from dlqat_tf.ste import ste_round
+from dlqat_tf.ste import divide_exactly, ste_round
 
 
 def _step(kernel: tf.Tensor, bits: int) -> tf.Tensor:
-    step = tf.reduce_max(tf.abs(kernel)) / (2 ** (bits - 1) - 1)
+    step = divide_exactly(tf.reduce_max(tf.abs(kernel)), 2 ** (bits - 1) - 1)
     return tf.stop_gradient(tf.where(tf.equal(step, 0.0), tf.ones_like(step), step))
 
 
