@@ -314,8 +314,8 @@ def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.nda
 
 
 def _pooled(node: Pool, x: np.ndarray, kind: str) -> np.ndarray:
-    padding = node.padding.upper()
-    return tf.nn.pool(x, node.size, kind, strides=node.strides, padding=padding).numpy()
+    pool = tf.nn.max_pool2d if kind == "MAX" else tf.nn.avg_pool2d
+    return pool(x, node.size, node.strides, node.padding.upper()).numpy()
 
 
 def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
