@@ -234,12 +234,15 @@ def output_size(size: int, window: int, stride: int, dilation: int, padding: str
     return (size - (window - 1) * dilation - 1) // stride + 1
 
 
+def missing_rows(size: int, window: int, stride: int, dilation: int) -> int:
+    """Return how many rows "same" windows reach beyond ``size``; negative where some are left."""
+    reach = (window - 1) * dilation + 1
+    return (output_size(size, window, stride, dilation, "same") - 1) * stride + reach - size
+
+
 def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
     """Return what TensorFlow's "same" puts before and after ``size`` rows."""
-    reach = (window - 1) * dilation + 1
-    total = max(
-        (output_size(size, window, stride, dilation, "same") - 1) * stride + reach - size, 0
-    )
+    total = max(missing_rows(size, window, stride, dilation), 0)
     return total // 2, total - total // 2
 
 

@@ -26,6 +26,7 @@ from dlqat_tf.export.network import (
     Pool,
     ReLU,
     Weighted,
+    missing_rows,
     same_padding,
 )
 from dlqat_tf.export.plan import code_of, grids, integer_add, integers, is_integer, target_of
@@ -214,7 +215,7 @@ class Writer:
             scale=source.step * numbers.scale,
         )
         value = self.tensors[node.inputs[0]]
-        if node.pad_value:
+        if self._padding(node) == "explicit":
             code = code_of(node.pad_value, source)
             value = self._explicit_padding(node, value, code + zero_point(source), source)
         version = 8 if node.kernel == "int4" else None
@@ -234,7 +235,7 @@ class Writer:
         self.weights[node.name] = [stored]
         bias = self.file.constant(f"{node.name}/bias", node.bias.astype(np.float32))
         value = self.float(node.inputs[0])
-        if node.pad_value:
+        if self._padding(node) == "explicit":
             value = self._explicit_padding(node, value, node.pad_value, None)
         output = self.float_tensor(node.name)
         options = self._weighted(node, [value, weights, bias], output, _NONE)
@@ -251,13 +252,28 @@ class Writer:
                 options.depthMultiplier = node.weights.shape[3]
             else:
                 code, options = "CONV_2D", schema.Conv2DOptionsT()
-            explicit = bool(node.pad_value) or node.padding == "valid"
-            options.padding = schema.Padding.VALID if explicit else schema.Padding.SAME
+            same = self._padding(node) == "same"
+            options.padding = schema.Padding.SAME if same else schema.Padding.VALID
             options.strideH, options.strideW = node.strides
             options.dilationHFactor, options.dilationWFactor = node.dilation
         options.fusedActivationFunction = fused
         self.file.operator(code, inputs, output, options, version=version)
         return options
+
+    def _padding(self, node: Weighted) -> str:
+        """Return how the file pads: "valid", "same", or "explicit" by an operation before."""
+        if isinstance(node, Dense) or node.padding == "valid":
+            return "valid"
+        shape = self.network.shapes[node.inputs[0]]
+        amounts = [
+            missing_rows(*each)
+            for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)
+        ]
+        if max(amounts) <= 0:
+            return "valid"
+        # XNNPACK computes wrong outputs for "same" where windows leave rows or columns over in one
+        # direction (a stride beyond the window) and are padded in the other.
+        return "explicit" if node.pad_value or min(amounts) < 0 else "same"
 
     def _explicit_padding(self, node: Convolution, value: int, pad, grid) -> int:
         shape = self.network.shapes[node.inputs[0]]

@@ -145,7 +145,9 @@ def networks(draw, binary=False):
             other = residual(convolution(x, 5, 1, 2, weight_bits=draw(bits)))
             x = activation(layers.Add()([branch, other]))
         elif kind == "concatenate":
-            first, second = (convolution(x, draw(st.integers(1, 5)), 1, weight_bits=1) for _ in "ab")
+            first, second = (
+                convolution(x, draw(st.integers(1, 5)), 1, weight_bits=1) for _ in "ab"
+            )
             if binary or draw(st.booleans()):
                 x = activation(layers.Concatenate()([first, second]))
             else:  # two grids, which the file brings to one

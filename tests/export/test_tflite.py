@@ -8,7 +8,6 @@ from hypothesis import given, settings
 
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_tflite
-
 from tests.export.networks import convolution, images_for, networks, randomize
 
 layers = tf.keras.layers
