@@ -1,6 +1,6 @@
 """Disentangled Loss Quantization-Aware Training in Keras: low-bit networks that run on a phone."""
 
-from dlqat_tf import _compat  # noqa: F401  (first: it decides which Keras everything else gets)
+from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
@@ -19,5 +19,6 @@ __all__ = [
     "MarginWarmup",
     "SATWeights",
     "SymmetricWeights",
+    "export",
     "resnet18",
 ]

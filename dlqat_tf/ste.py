@@ -60,12 +60,13 @@ def clip_and_round(
         y &= \Delta \operatorname{rne}(\operatorname{clip}(x, l, \alpha) / \Delta),
             \qquad l = 0 \text{, or } -\alpha \text{ when signed} \\
         \partial y / \partial x &= 1 \text{ if } 0 < x \le \alpha
-            \text{ (signed: } -\alpha \le x \le \alpha \text{), else } 0 \\
+            \text{ (signed: } l \le x \le \alpha \text{), else } 0 \\
         \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha \text{; }
             l / \alpha \text{ if } x \le l \text{; else } (y - x) / \alpha
 
     that is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
-    \alpha) / \alpha)`. Without ``calibrated`` the last case is 0.
+    \alpha) / \alpha)`. Without ``calibrated`` the last case is 0. Signed with 8 bits the lowest
+    code is -128 and :math:`l = -128 \Delta`: all of int8, whose saturation then is the clip.
 
     Args:
         x: float32 tensor of any shape.
@@ -83,17 +84,19 @@ def clip_and_round(
 
     @tf.custom_gradient
     def quantize(x, alpha):
-        lowest = -alpha if signed else tf.zeros_like(alpha)
+        full = signed and bits == 8
+        lowest = -alpha * (128 / 127 if full else 1.0) if signed else tf.zeros_like(alpha)
         if fused:
             y = tf.raw_ops.QuantizeAndDequantizeV2(
                 input=x,
-                input_min=lowest,
+                # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
+                input_min=-alpha if signed else lowest,
                 input_max=alpha,
                 signed_input=signed,
                 num_bits=bits,
                 range_given=True,
                 round_mode="HALF_TO_EVEN",
-                narrow_range=signed,
+                narrow_range=signed and not full,
             )
         else:
             highest = highest_code(bits, signed)

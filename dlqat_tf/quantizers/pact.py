@@ -47,8 +47,9 @@ class CGPACT(ActivationQuantizer):
         \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha
             \text{, else } \operatorname{rne}(\tilde x R) / R - \tilde x
 
-    With ``signed=True`` the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1 and the range is
-    :math:`\pm \alpha`: for values that are not rectified, such as the branches of a residual add.
+    With ``signed=True`` the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1, at 8 bits from -128,
+    where int8 saturates, and the range is :math:`\pm \alpha`: for values that are not rectified,
+    such as the branches of a residual add.
 
     32 bits are a plain ReLU (the identity when signed) without ``alpha``.
 
@@ -95,13 +96,15 @@ class CGPACT(ActivationQuantizer):
 
     @property
     def highest(self) -> int:
-        """Highest integer code; the lowest is 0, or its negative when signed."""
+        """Highest integer code."""
         return highest_code(self.bits, self.signed)
 
     @property
     def lowest(self) -> int:
         """Lowest integer code."""
-        return -self.highest if self.signed else 0
+        if not self.signed:
+            return 0
+        return -128 if self.bits == 8 else -self.highest
 
     def build(self, input_shape):
         if self.bits != 32:

@@ -1,0 +1,81 @@
+"""What the scripts share: loading models and images, and one-line errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf import data
+from dlqat_tf.export.network import ExportError
+
+MENDABLE = 2  # exit status of errors that the user can mend
+
+
+def run(command: Callable[[], int | None]) -> None:
+    """Run a script's work; print errors that the user can mend as one line and exit with 2."""
+    try:
+        sys.exit(command() or 0)
+    except (ExportError, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MENDABLE)
+
+
+def load_model(path: Path) -> tf.keras.Model:
+    """Return the model in a ``.keras`` file or a SavedModel folder.
+
+    Raises:
+        ExportError: There is none.
+    """
+    if not path.exists():
+        raise ExportError(
+            f"Expected a .keras file or a SavedModel folder, found nothing at {path}."
+        )
+    try:
+        return tf.keras.models.load_model(path, compile=False)
+    except Exception as error:  # whatever a file that is something else leads to
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(
+            f"{path} is no Keras 2 model that can be loaded: {reason} Layers of your own must be "
+            "registered (tf.keras.utils.register_keras_serializable) and imported before."
+        ) from error
+
+
+def test_images(
+    name: str, data_dir: Path | None, shape: tuple[int, ...], count: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first ``count`` (None: all) test images of a data set, uint8, and their labels.
+
+    Args:
+        name: A data set that :func:`dlqat_tf.data.load` knows.
+        data_dir: Where it lies.
+        shape: Image shape of the model.
+        count: How many.
+
+    Raises:
+        ExportError: The name is unknown or the images have another shape.
+    """
+    size = shape[0] if name in ("folder", "imagenet2012") else None
+    try:
+        dataset = data.load(name, data_dir=data_dir, image_size=size)
+    except data.DataError:
+        raise
+    except ValueError as error:
+        raise ExportError(str(error)) from None
+    if dataset.image_shape != tuple(shape):
+        raise ExportError(
+            f"The model takes images of shape {tuple(shape)}, {name} has {dataset.image_shape}."
+        )
+    if count is not None and count < 1:
+        raise ExportError(f"Expected at least 1 image. Received: {count}.")
+    images, labels, found = [], [], 0
+    for batch, classes in dataset.test_batches(64):
+        images.append(np.rint(batch.numpy() * 255).astype(np.uint8))
+        labels.append(classes.numpy())
+        found += len(classes)
+        if count is not None and found >= count:
+            break
+    return np.concatenate(images)[:count], np.concatenate(labels)[:count]

@@ -1,0 +1,234 @@
+"""Keras model -> .tflite with binary convolutions of Larq Compute Engine (LCE)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from flatbuffers import flexbuffers
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf.export.lower import lower
+from dlqat_tf.export.network import Convolution, ExportError, Node, Sign
+from dlqat_tf.export.plan import plan
+from dlqat_tf.export.simulate import binary_parts
+from dlqat_tf.export.tflite import ExportReport, check_choice, finish, pixels, recording, targets_of
+from dlqat_tf.export.writer import INPUT_TYPES, Writer
+
+PLANE_LIMIT = 9
+_WORD = 32  # signs to an int32
+
+
+def to_lce(
+    model: tf.keras.Model,
+    path: str | Path,
+    *,
+    input_type: str = "uint8",
+    plane_limit: int = PLANE_LIMIT,
+    calibration: np.ndarray | None = None,
+    snap: bool = True,
+    force: bool = False,
+) -> ExportReport:
+    r"""Write a model as a .tflite file whose low-bit convolutions run on binary kernels.
+
+    Weights of x bits are x planes of signs and a code of y bits is y planes, so a convolution is x
+    times y binary ones, whose sum is exact in integers: with :math:`s_j = -1` where bit j is set,
+
+    .. math:: W * c = \sum_{i,j} 2^{i+j-1} (\textstyle\sum W_i - W_i * s_j)
+
+    and padding by +1 stands for code 0. Each weight plane is stored once. What follows is float32
+    until it is rounded, so residual adds need no ``residual_bits``. Convolutions of more planes
+    than ``plane_limit``, depthwise ones and the 8-bit ends run on int8 kernels, or in float32 where
+    no activation quantizer directly follows. Networks of plain ``SteSign`` layers export too.
+
+    LCE's fast kernels are for ARM64; on other processors it runs reference kernels.
+
+    Args:
+        model: As for :func:`dlqat_tf.export.lower.lower`.
+        path: The file to write.
+        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
+        plane_limit: Largest number of binary convolutions for one layer.
+        calibration: Images for the ranges of int8 layers that no quantizer follows; without them
+            these layers run in float32.
+        snap: Save ``<stem>.snapped.keras`` beside the file: the model with the biases of the
+            file's int8 layers.
+        force: Overwrite existing files.
+
+    Raises:
+        ExportError: An argument, the model or the folder is not as above, or no convolution can
+            run on binary kernels. No file is left.
+    """
+    path = Path(path)
+    check_choice("input_type", input_type, INPUT_TYPES)
+    if isinstance(plane_limit, bool) or not isinstance(plane_limit, int) or plane_limit < 1:
+        raise ExportError(
+            f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
+        )
+    targets = targets_of(path, snap, force)
+    network = lower(model)
+    ranges: dict[str, tuple[float, float]] = {}
+    planned = plan(
+        network,
+        calibrate=None if calibration is None else recording(pixels(calibration, network), ranges),
+        plane_limit=plane_limit,
+    )
+    binary = [node for node in planned if getattr(node, "kernel", "") == "planes"]
+    if not binary:
+        raise ExportError(
+            f"No convolution of this model has at most {plane_limit} planes (weight bits times "
+            "activation bits), so nothing would run on binary kernels: raise plane_limit, or "
+            "export with to_tflite."
+        )
+    record = dict(input_type=input_type, int4=False, plane_limit=plane_limit, ranges=ranges)
+    writer = _BinaryWriter(planned, input_type)
+    data = writer.write(record)
+    _check_runs(data, planned.nodes[0].shape, input_type)
+    return finish(model, planned, data, targets, ranges)
+
+
+class _BinaryWriter(Writer):
+    """Adds binary convolutions to what stock kernels have."""
+
+    def __init__(self, network, input_type):
+        super().__init__(network, input_type)
+        self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
+
+    def node(self, node: Node) -> None:
+        if isinstance(node, Sign):
+            self.tensors[node.name] = self._sign(node)
+        else:
+            super().node(node)
+
+    def _sign(self, node: Node) -> int:
+        """Pack the signs; unpack them too where something else than a binary kernel reads them."""
+        packed = self._pack(f"{node.name}/bits", self.float(node.inputs[0]), node.name)
+        self._bits[node.name] = [packed]
+        readers = self.readers[node.name]
+        if readers and all(getattr(reader, "kernel", "") == "planes" for reader in readers):
+            return packed
+        output = self.float_tensor(node.name)
+        self.file.operator("LceDequantize", [packed], output, custom=b"")
+        return output
+
+    def _pack(self, name: str, value: int, node: str) -> int:
+        """Pack 32 signs of a float tensor to an int32; bit 1 where negative."""
+        *rest, channels = self.network.shapes[node]
+        packed = self.file.tensor(name, (*rest, -(-channels // _WORD)), np.int32)
+        self.file.operator("LceQuantize", [value], packed, custom=b"")
+        return packed
+
+    def _planes_of(self, name: str) -> list[int]:
+        """Return the bitpacked planes of a coded tensor, least significant first; bit 1 where set.
+
+        With the codes centred, c - h/2, the sign says the highest bit. Folding the absolute value
+        about the centre of the half that is left says each next one, inverted where the bit above
+        it is set (a Gray code): one XOR of packed words undoes that.
+        """
+        if name in self._bits:
+            return self._bits[name]
+        grid = self.grids[name]
+        bits, step = grid.highest.bit_length(), float(grid.step)
+        shape = self.network.shapes[name]
+        centre = self._scalar(f"{name}/centre", (2**bits - 1) / 2 * step)
+        folded = self.float_tensor(f"{name}/fold{bits - 1}", shape)
+        self.file.operator("SUB", [centre, self.float(name)], folded, schema.SubOptionsT())
+        planes = [self._pack(f"{name}/bit{bits - 1}", folded, name)]
+        for j in reversed(range(bits - 1)):
+            absolute = self.float_tensor(f"{name}/absolute{j}", shape)
+            self.file.operator("ABS", [folded], absolute, schema.AbsOptionsT())
+            folded = self.float_tensor(f"{name}/fold{j}", shape)
+            half = self._scalar(f"{name}/half{j}", 2.0 ** (j) * step)
+            self.file.operator("SUB", [absolute, half], folded, schema.SubOptionsT())
+            gray = self._pack(f"{name}/gray{j}", folded, name)
+            plane = self.file.tensor(f"{name}/bit{j}", self._packed_shape(name), np.int32)
+            self.file.operator("BITWISE_XOR", [gray, planes[0]], plane, schema.BitwiseXorOptionsT())
+            planes.insert(0, plane)
+        self._bits[name] = planes
+        return planes
+
+    def _packed_shape(self, name: str) -> tuple[int, ...]:
+        *rest, channels = self.network.shapes[name]
+        return (*rest, -(-channels // _WORD))
+
+    def _scalar(self, name: str, value: float) -> int:
+        return self.file.constant(name, np.array([value], np.float32))
+
+    def planes(self, node: Convolution) -> int:
+        grid = self.grids[node.inputs[0]]
+        bits = self._planes_of(node.inputs[0])
+        parts = binary_parts(node, grid)
+        filters: dict[int, int] = {}
+        outputs = []
+        for part in parts:
+            if part.weight_bit not in filters:
+                filters[part.weight_bit] = self.file.constant(
+                    f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
+                )
+            alone = len(parts) == 1
+            name = node.name if alone else f"{node.name}/part{part.weight_bit}{part.activation_bit}"
+            outputs.append(self.float_tensor(name, self.network.shapes[node.name]))
+            label = f"{node.name}/{part.weight_bit}{part.activation_bit}"
+            inputs = [
+                bits[part.activation_bit],
+                filters[part.weight_bit],
+                self.file.constant(f"{label}/multiplier", part.multiplier),
+                self.file.constant(f"{label}/bias", part.bias),
+                -1,
+            ]
+            self.file.operator(
+                "LceBconv2d", inputs, outputs[-1], custom=_options(node, grid is not None)
+            )
+        self.weights[node.name] = list(filters.values())
+        return self.add_floats(node.name, outputs)
+
+
+def _options(node: Convolution, coded: bool) -> bytes:
+    same = node.padding == "same"
+    return bytes(
+        flexbuffers.Dumps(
+            {
+                "channels_in": node.weights.shape[2],
+                "dilation_height_factor": node.dilation[0],
+                "dilation_width_factor": node.dilation[1],
+                "fused_activation_function": schema.ActivationFunctionType.NONE,
+                "pad_values": 1 if coded else int(node.pad_value),
+                "padding": schema.Padding.SAME if same else schema.Padding.VALID,
+                "stride_height": node.strides[0],
+                "stride_width": node.strides[1],
+            }
+        )
+    )
+
+
+def _packed_signs(signs: np.ndarray) -> np.ndarray:
+    """Return (output channels, height, width, words) int32, bit 1 where the sign is -1."""
+    negative = signs.transpose(3, 0, 1, 2) < 0
+    missing = -negative.shape[-1] % _WORD
+    negative = np.pad(negative, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    packed = np.packbits(negative, axis=-1, bitorder="little")
+    return np.ascontiguousarray(packed).view("<i4")
+
+
+def open_interpreter(data: bytes):
+    """Return a function from a batch of images to the list of outputs, run by LCE.
+
+    Raises:
+        ExportError: larq-compute-engine is not installed, or refuses the file.
+    """
+    try:
+        from larq_compute_engine.tflite.python.interpreter import Interpreter
+    except ImportError as error:
+        raise ExportError(
+            f"Binarized files run on larq-compute-engine, which cannot be imported ({error}): run "
+            "`pip install larq-compute-engine`."
+        ) from None
+    try:
+        interpreter = Interpreter(data, num_threads=2, use_xnnpack=True).interpreter
+    except RuntimeError as error:
+        raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
+    return lambda images: interpreter.predict([images])
+
+
+def _check_runs(data: bytes, shape: tuple[int, ...], input_type: str) -> None:
+    open_interpreter(data)(np.zeros((1, *shape), input_type))

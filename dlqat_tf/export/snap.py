@@ -1,0 +1,114 @@
+"""Moves biases to values that a file can hold, in a copy of the Keras model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+from dlqat_tf.export.lower import lower
+from dlqat_tf.export.network import ExportError, IntegerNetwork
+from dlqat_tf.export.plan import grids, integers, is_integer, plan, target_of
+from dlqat_tf.export.report import Report
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the biases of one layer moved.
+
+    Attributes:
+        layer: The convolution or dense layer.
+        variable: The Keras layer that holds the bias.
+        largest: Largest shift of a channel, in units of the layer's output.
+        steps: The same in steps of the activation that follows.
+    """
+
+    layer: str
+    variable: str
+    largest: float
+    steps: float
+
+
+@dataclass(frozen=True)
+class SnapReport(Report):
+    """How far the biases moved, layer by layer."""
+
+    shifts: list[Shift]
+
+    @property
+    def largest_steps(self) -> float:
+        """Largest shift in steps of the activation that follows."""
+        return max((shift.steps for shift in self.shifts), default=0.0)
+
+    def tables(self):
+        table = Table(title="Biases moved to the grid of the file", title_justify="left")
+        for column in ("layer", "in", "largest shift", "in output steps"):
+            table.add_column(column, justify="left" if column in ("layer", "in") else "right")
+        for shift in self.shifts:
+            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", f"{shift.steps:.2g}")
+        return [table]
+
+
+def snap(
+    model: tf.keras.Model, network: IntegerNetwork | None = None
+) -> tuple[tf.keras.Model, SnapReport]:
+    """Return a copy of a model whose folded biases are exactly those of its int8 file.
+
+    The file holds a bias as an integer multiple of input step times weight step. The copy's batch
+    norms have their beta (their moving mean, or the convolution's bias, where there is none) at the
+    nearest multiple, so the copy and the file compute the same numbers; a shift is at most half a
+    step of the accumulator.
+
+    Args:
+        model: As for :func:`dlqat_tf.export.lower.lower`.
+        network: The planned network of the model, where it is at hand.
+
+    Raises:
+        ExportError: The model cannot be exported, or calls a layer more than once.
+    """
+    network = plan(lower(model)) if network is None else network
+    copy = tf.keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    known, readers = grids(network), network.consumers()
+    shifts = []
+    for node in network:
+        if not is_integer(node) or not node.bias_sources:
+            continue
+        source, target = known[node.inputs[0]], target_of(node, readers).grid
+        numbers = integers(node, source, target)
+        unit = numbers.scale.astype(np.float64) * float(source.step)
+        shift = numbers.bias * unit - node.bias
+        # A bias that saturates its channel whatever comes in is stored smaller than it is.
+        shift = np.where(np.abs(shift) > unit, 0.0, shift)
+        _move(_layer(copy, node.bias_sources[0]), shift)
+        largest = float(np.abs(shift).max())
+        shifts.append(Shift(node.name, node.bias_sources[0], largest, largest / float(target.step)))
+    return copy, SnapReport(shifts)
+
+
+def _layer(model: tf.keras.Model, path: str):
+    for name in path.split("/"):
+        try:
+            model = model.get_layer(name)
+        except ValueError:
+            raise ExportError(
+                f"Layer {path!r} is called more than once, so its biases cannot be moved to two "
+                "grids: export with snap=False."
+            ) from None
+    return model
+
+
+def _move(layer, shift: np.ndarray) -> None:
+    """Add ``shift`` to what a layer adds to its output."""
+    if not isinstance(layer, tf.keras.layers.BatchNormalization):
+        layer.bias.assign_add(shift)
+    elif layer.center:
+        layer.beta.assign_add(shift)
+    else:
+        gain = layer.gamma.numpy() if layer.scale else 1.0
+        deviation = np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.nan_to_num(shift * deviation / gain, posinf=0.0, neginf=0.0)
+        layer.moving_mean.assign_sub(moved)

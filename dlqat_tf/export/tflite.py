@@ -1,0 +1,214 @@
+"""Keras model -> .tflite on stock kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf.export import flatbuffer
+from dlqat_tf.export.census import Census, census
+from dlqat_tf.export.lower import lower
+from dlqat_tf.export.network import ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.plan import plan
+from dlqat_tf.export.report import Report
+from dlqat_tf.export.simulate import measured_ranges
+from dlqat_tf.export.snap import Shift, snap
+from dlqat_tf.export.writer import INPUT_TYPES, Writer
+
+
+@dataclass(frozen=True)
+class ExportReport(Report):
+    """What an export wrote.
+
+    Attributes:
+        path: The file.
+        snapped: The Keras model whose biases are those of the file, or None.
+        census: Content of the file, declared against stored bits among it.
+        shifts: How far the biases moved.
+        calibrated: Ranges that came from images, by node: (lowest, highest) value.
+        warnings: What to look at.
+    """
+
+    path: str
+    snapped: str | None
+    census: Census
+    shifts: list[Shift]
+    calibrated: dict[str, tuple[float, float]]
+    warnings: list[str]
+
+    def tables(self):
+        moved = max((shift.steps for shift in self.shifts), default=0.0)
+        lines = [f"biases moved by at most {moved:.2g} output steps"] if self.shifts else []
+        if self.snapped:
+            lines.append(f"Keras model with these biases: {self.snapped}")
+        if self.calibrated:
+            lines.append(f"ranges from images, not from training: {', '.join(self.calibrated)}")
+        return [*self.census.tables(), *lines, *(f"warning: {text}" for text in self.warnings)]
+
+
+def to_tflite(
+    model: tf.keras.Model,
+    path: str | Path,
+    *,
+    input_type: str = "uint8",
+    weights: str = "int8",
+    calibration: np.ndarray | None = None,
+    snap: bool = True,
+    force: bool = False,
+) -> ExportReport:
+    """Write a model as a .tflite file of stock operations that computes what was trained.
+
+    Activations of b bits are int8 codes whose highest stands at 127, so that saturation clips;
+    weights are int8 codes stretched to fill the width; requantization does the rounding. After the
+    last activation quantizer everything is float32 (the head's weights are stored in 8 bits), so
+    that logits have no ties that the model did not have. The logits of a cosine or Gaussian mixture
+    head are those of the equivalent dense layer: same arg-max, another scale and offset.
+
+    Args:
+        model: As for :func:`dlqat_tf.export.lower.lower`.
+        path: The file to write.
+        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
+        weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
+            Those run outside XNNPACK, several times slower and with their own rounding.
+        calibration: Images, uint8 or float in [0, 1], (images, height, width, channels). Needed
+            only where the model says no range, as at residual adds without ``residual_bits``.
+        snap: Save ``<stem>.snapped.keras`` beside the file: the model with the file's biases.
+        force: Overwrite existing files.
+
+    Raises:
+        ExportError: An argument, the model or the folder is not as above. No file is left.
+    """
+    path = Path(path)
+    check_choice("input_type", input_type, INPUT_TYPES)
+    check_choice("weights", weights, ("int8", "int4"))
+    targets = targets_of(path, snap, force)
+    network = lower(model)
+    ranges: dict[str, tuple[float, float]] = {}
+    planned = plan(
+        network,
+        calibrate=None if calibration is None else recording(pixels(calibration, network), ranges),
+        int4=weights == "int4",
+    )
+    record = dict(input_type=input_type, int4=weights == "int4", plane_limit=0, ranges=ranges)
+    writer = Writer(planned, input_type)
+    data = writer.write(record)
+    _check_runs(data)
+    return finish(model, planned, data, targets, ranges)
+
+
+def check_choice(name: str, value, expected: tuple[str, ...]) -> None:
+    """Raise ExportError where ``value`` is not one of ``expected``."""
+    if value not in expected:
+        raise ExportError(
+            f"Expected {name} to be one of {', '.join(expected)}. Received: {name}={value!r}."
+        )
+
+
+def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
+    """Return the files that an export writes: the .tflite and, if asked for, the snapped model."""
+    if path.suffix != ".tflite":
+        raise ExportError(f"Expected a path that ends in .tflite. Received: {path}.")
+    targets = [path, path.with_suffix(".snapped.keras")][: 2 if snap else 1]
+    for target in targets:
+        if target.exists() and not force:
+            raise ExportError(f"{target} exists: choose another path, or overwrite with force.")
+    return targets
+
+
+def pixels(images: np.ndarray, network: IntegerNetwork) -> np.ndarray:
+    """Return images as uint8 pixels.
+
+    Raises:
+        ExportError: They are neither uint8 nor float in [0, 1], or of another size.
+    """
+    images = np.asarray(images)
+    shape = network.nodes[0].shape
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+        raise ExportError(
+            f"Expected images of shape (images, {', '.join(map(str, shape))}). Received: shape "
+            f"{images.shape}."
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating) or images.min() < 0 or images.max() > 1:
+        raise ExportError(
+            "Expected uint8 images or float ones in [0, 1]. Received: "
+            f"{images.dtype} from {images.min()} to {images.max()}."
+        )
+    return np.rint(images * 255).astype(np.uint8)
+
+
+def recording(images: np.ndarray, ranges: dict):
+    """Return the ``calibrate`` function for images; what it finds goes into ``ranges`` too."""
+    measure = measured_ranges(images)
+
+    def calibrate(network, names):
+        ranges.update(measure(network, names))
+        return ranges
+
+    return calibrate
+
+
+def finish(model, planned, data: bytes, targets: list[Path], ranges: dict) -> ExportReport:
+    """Write all files of an export, or none, and return its report."""
+    shifts: list[Shift] = []
+    copy = None
+    if len(targets) > 1:
+        copy, report = snap(model, planned)
+        shifts = report.shifts
+    with _saved(copy, targets[-1]) as temporary:
+        flatbuffer.write(data, targets[0])
+        if temporary:
+            os.replace(temporary, targets[1])
+    return ExportReport(
+        path=str(targets[0]),
+        snapped=str(targets[1]) if copy is not None else None,
+        census=census(targets[0]),
+        shifts=shifts,
+        calibrated=ranges,
+        warnings=_dead_channels(planned),
+    )
+
+
+@contextlib.contextmanager
+def _saved(model: tf.keras.Model | None, path: Path) -> Iterator[Path | None]:
+    """Save a model beside ``path`` under a temporary name, which is gone in the end."""
+    if model is None:
+        yield None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ExportError(f"Cannot write to the folder {path.parent}: {error.strerror}.") from None
+    with folder:
+        temporary = Path(folder.name) / "model.keras"
+        model.save(temporary)
+        yield temporary
+
+
+def _dead_channels(network: IntegerNetwork) -> list[str]:
+    found = []
+    for node in network:
+        if isinstance(node, Weighted) and not node.depthwise and node.step is not None:
+            flat = node.weights.reshape(-1, node.weights.shape[-1])
+            dead = int(np.sum(np.all(flat == flat[0], axis=0))) if len(flat) > 1 else 0
+            if dead:
+                found.append(f"{node.name}: {dead} output channels have all weights equal")
+    return found
+
+
+def _check_runs(data: bytes) -> None:
+    """Run the file once, so that no file that cannot run is ever written."""
+    try:
+        tflite_interpreter(data).invoke()
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(f"The interpreter refuses the file that was built: {error}") from error

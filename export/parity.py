@@ -1,0 +1,63 @@
+"""Prove that an exported file computes what its Keras model computes.
+
+    python export/parity.py model.snapped.keras model.tflite --data cifar100
+
+Exit status: 0 where all bounds are met, 1 where one is missed, 2 for what you can mend.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dlqat_tf.export import command, parity
+
+
+def compare(
+    model: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional],
+    data: str,
+    data_dir: Path | None = None,
+    images: int | None = None,
+    keras_agreement: float = 99.5,
+    file_agreement: float = 100.0,
+    accuracy: float = 0.1,
+    json: Path | None = None,
+) -> None:
+    """Compare Keras model, integer simulation and file on the test images of a data set.
+
+    Args:
+        model: The model; best the .snapped.keras that export saved, which has the file's biases.
+        file: The .tflite file.
+        data: digits, cifar10, cifar100, imagenet2012 or folder.
+        data_dir: Where the data set lies.
+        images: How many test images; all by default.
+        keras_agreement: Least percentage of arg-maxes that Keras and the file share.
+        file_agreement: The same for simulation and file; at 100 no layer may differ at all.
+        accuracy: Largest difference of top-1 between Keras and file, in points.
+        json: Write the report here too.
+    """
+
+    def work() -> int:
+        loaded = command.load_model(model)
+        shape = loaded.input_shape[1:]
+        pixels, labels = command.test_images(data, data_dir, shape, images)
+        report = parity(loaded, file, pixels, labels)
+        report.print()
+        if json:
+            json.write_text(report.to_json())
+        failures = report.failures(
+            keras_agreement=keras_agreement, file_agreement=file_agreement, accuracy=accuracy
+        )
+        for failure in failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if failures else 0
+
+    command.run(work)
+
+
+if __name__ == "__main__":
+    tyro.cli(compare)

@@ -1,0 +1,69 @@
+"""Export a trained Keras model to a .tflite file with binary convolutions (Larq Compute Engine).
+
+    python export/to_lce.py runs/demo/model.keras model.tflite
+
+Exit status: 0, or 2 for what you can mend (said in one line).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dlqat_tf.export import command, to_lce
+
+
+def export(
+    model: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    input_type: Literal["uint8", "int8", "float32"] = "uint8",
+    plane_limit: int = 9,
+    calibration: str | None = None,
+    calibration_images: int = 256,
+    data_dir: Path | None = None,
+    snap: bool = True,
+    force: bool = False,
+    json: Path | None = None,
+) -> None:
+    """Export a trained Keras model to a .tflite file with binary convolutions.
+
+    Args:
+        model: A .keras file or a SavedModel folder.
+        output: The .tflite file to write.
+        input_type: uint8 pixels; int8, pixels less 128; or float32, pixels / 255.
+        plane_limit: Convolutions of more planes (weight bits times activation bits) stay int8.
+        calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
+            imagenet2012 or folder); without one, layers that need them run in float32.
+        calibration_images: How many of its images.
+        data_dir: Where the data set lies.
+        snap: Save <output>.snapped.keras, the model with the file's biases.
+        force: Overwrite existing files.
+        json: Write the report here too.
+    """
+
+    def work():
+        loaded = command.load_model(model)
+        images = None
+        if calibration:
+            shape = loaded.input_shape[1:]
+            images, _ = command.test_images(calibration, data_dir, shape, calibration_images)
+        report = to_lce(
+            loaded,
+            output,
+            input_type=input_type,
+            plane_limit=plane_limit,
+            calibration=images,
+            snap=snap,
+            force=force,
+        )
+        report.print()
+        if json:
+            json.write_text(report.to_json())
+
+    command.run(work)
+
+
+if __name__ == "__main__":
+    tyro.cli(export)

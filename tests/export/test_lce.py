@@ -1,0 +1,108 @@
+import sys
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+
+import dlqat_tf
+from dlqat_tf.export import ExportError, parity, to_lce
+from tests.export.networks import images_for, networks, randomize, small_network
+
+layers = tf.keras.layers
+
+
+@given(model=networks(binary=True))
+@settings(max_examples=20)
+def test_every_integer_of_the_file_is_that_of_the_simulation(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("random") / "model.tflite"
+    to_lce(model, path, snap=False)
+    report = parity(model, path, images_for(model, 16), batch_size=16)
+    assert [layer for layer in report.layers if layer.differing] == []
+    assert report.agreement["simulation_file"] == 100.0
+
+
+def test_each_weight_plane_is_stored_once(tmp_path):
+    model = randomize(dlqat_tf.resnet18(10, width=32, weight_bits=2, activation_bits=3))
+    report = to_lce(model, tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 19 * 2 * 3
+    hidden = report.census.layers[1:-1]
+    assert {layer.stored_bits for layer in hidden} == {2}
+    assert all(layer.bytes == layer.weights * 2 // 8 for layer in hidden)
+    result = parity(tf.keras.models.load_model(report.snapped), report.path, images_for(model, 16))
+    assert result.first_diverging is None
+    assert result.agreement["simulation_file"] == 100.0
+
+
+def test_size_is_one_bit_a_weight_and_the_ends(tmp_path):
+    model = dlqat_tf.resnet18(100, width=64, weight_bits=1, activation_bits=2, stem="imagenet")
+    report = to_lce(model, tmp_path / "model.tflite", snap=False)
+    weights = {layer.layer: layer.weights for layer in report.census.layers}
+    ends = weights.pop("stem_conv") + weights.pop("head")
+    channels = 64 + 4 * 64 + 5 * (128 + 256 + 512) + 100
+    assert report.census.file_bytes < 1.05 * (sum(weights.values()) / 8 + ends + 8 * channels)
+
+
+def test_convolutions_beyond_the_limit_stay_on_other_kernels(tmp_path):
+    model = small_network(weight_bits=4, activation_bits=4)
+    with pytest.raises(ExportError, match="raise plane_limit"):
+        to_lce(model, tmp_path / "model.tflite")
+    report = to_lce(model, tmp_path / "model.tflite", plane_limit=16)
+    assert report.census.operators["LceBconv2d"] == 16
+    assert parity(model, report.path, images_for(model)).first_diverging is None
+
+
+@pytest.mark.parametrize("pad_values", [0.0, 1.0])
+def test_plain_binary_network(tmp_path, pad_values):
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(32, 3, padding="same")(inputs))
+    for name in ("first", "second"):
+        y = lq.layers.QuantConv2D(
+            32,
+            3,
+            padding="same",
+            pad_values=pad_values,
+            input_quantizer="ste_sign",
+            kernel_quantizer="ste_sign",
+            kernel_constraint="weight_clip",
+            use_bias=False,
+            name=name,
+        )(x)
+        x = layers.Add()([layers.BatchNormalization()(layers.ReLU()(y)), x])
+    outputs = layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
+    model = randomize(tf.keras.Model(inputs, outputs))
+    report = to_lce(model, tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 2
+    images = images_for(model, 32)
+    result = parity(model, report.path, images)
+    assert result.first_diverging is None
+    assert result.agreement["keras_file"] == 100.0
+
+
+def test_a_sign_has_no_stock_kernel(tmp_path):
+    inputs = tf.keras.Input((8, 8, 3))
+    x = lq.layers.QuantConv2D(8, 3, input_quantizer="ste_sign", kernel_quantizer="ste_sign")(
+        layers.Conv2D(8, 3)(inputs)
+    )
+    model = tf.keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    with pytest.raises(ExportError, match="to_lce"):
+        dlqat_tf.export.to_tflite(model, tmp_path / "model.tflite")
+
+
+def test_a_missing_engine_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "larq_compute_engine.tflite.python.interpreter", None)
+    with pytest.raises(ExportError, match="pip install larq-compute-engine"):
+        to_lce(small_network(), tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planes_of_codes_are_their_bits():
+    from dlqat_tf.export.network import Convolution
+    from dlqat_tf.export.plan import planes
+
+    codes = np.array([-3, -1, 1, 3], np.int16).reshape(1, 1, 1, 4)
+    node = Convolution(name="x", weights=codes, step=np.ones(4), bias=np.zeros(4), bits=2)
+    low, high = (plane.ravel().tolist() for plane in planes(node))
+    assert low == [-1, 1, -1, 1]
+    assert high == [-1, -1, 1, 1]

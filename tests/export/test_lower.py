@@ -1,0 +1,234 @@
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dlqat_tf
+from dlqat_tf import CGPACT, SATWeights
+from dlqat_tf.export import ExportError, lower
+from dlqat_tf.export.network import (
+    Activation,
+    Add,
+    Concatenate,
+    Convolution,
+    Dense,
+    MaxPool,
+    Pad,
+    Sign,
+)
+from tests.export.networks import convolution, images_for, randomize, small_network
+
+layers = tf.keras.layers
+
+
+def one_convolution(kernel, **norm):
+    """A 1x1 binary convolution of two channels, a batch norm and an activation of 2 bits."""
+    inputs = tf.keras.Input((1, 1, 2), name="images")
+    convolve = lq.layers.QuantConv2D(
+        2, 1, kernel_quantizer=SATWeights(1), use_bias=False, name="conv"
+    )
+    norm_layer = layers.BatchNormalization(epsilon=0.0, name="norm", **norm)
+    outputs = CGPACT(2, 3.0, name="act")(norm_layer(convolve(inputs)))
+    model = tf.keras.Model(inputs, layers.Flatten()(outputs))
+    convolve.kernel.assign(np.reshape(kernel, (1, 1, 2, 2)))
+    return model
+
+
+def test_batch_norm_folds_into_step_and_bias():
+    model = one_convolution([[0.5, -0.5], [-0.5, -0.5]])
+    norm = model.get_layer("norm")
+    norm.gamma.assign([2.0, -3.0])
+    norm.beta.assign([0.5, 1.0])
+    norm.moving_mean.assign([1.0, 2.0])
+    norm.moving_variance.assign([4.0, 1.0])
+    node = lower(model)["conv"]
+    # Channel 0: gain 2 / 2 = 1, bias 0.5 - 1 * 1. Channel 1: gain -3, bias 1 + 2 * 3.
+    assert node.step.tolist() == [1.0, 3.0]
+    assert node.bias.tolist() == [-0.5, 7.0]
+    # The negative gain flips channel 1, whose weights were both -1.
+    assert node.weights[0, 0].tolist() == [[1, 1], [-1, 1]]
+    assert node.bias_sources == ("norm",)
+
+
+def test_order_is_topological_and_activations_follow_what_they_round():
+    network = lower(dlqat_tf.resnet18(10, width=4, stem="imagenet"))
+    seen = set()
+    for node in network:
+        assert set(node.inputs) <= seen
+        seen.add(node.name)
+    assert sum(isinstance(node, Convolution) for node in network) == 20
+    assert sum(isinstance(node, Activation) for node in network) == 17
+    assert sum(isinstance(node, Add) for node in network) == 8
+
+
+def test_activation_moves_before_pooling_and_concatenation():
+    inputs = tf.keras.Input((4, 4, 3))
+    first, second = (convolution(inputs, 2, 1, weight_bits=1, name=name) for name in "ab")
+    x = layers.Concatenate(name="both")([first, second])
+    x = CGPACT(2, 1.0, name="act")(layers.MaxPool2D(name="pool")(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten(name="flat")(x)))
+    assert [node.name for node in network][1:] == [
+        "a",
+        "b",
+        "act_1",
+        "act_2",
+        "both",
+        "pool",
+        "flat",
+    ]
+    assert isinstance(network["both"], Concatenate)
+    assert isinstance(network["pool"], MaxPool)
+
+
+@pytest.mark.parametrize(
+    "head", [dlqat_tf.LinearHead, dlqat_tf.CosineHead, dlqat_tf.GaussianMixtureHead]
+)
+def test_heads_become_dense(head):
+    inputs = tf.keras.Input((2, 2, 3))
+    layer = head(4, name="head")
+    model = tf.keras.Model(inputs, layer(layers.Flatten()(inputs)))
+    node = lower(model)["head"]
+    kernel, bias = layer.dense()
+    assert isinstance(node, Dense)
+    assert node.bits == 8
+    np.testing.assert_allclose(node.values, kernel, rtol=1e-6)
+    np.testing.assert_allclose(node.bias, bias, rtol=1e-6)
+
+
+def test_nested_and_sequential_models_are_flattened():
+    inner = tf.keras.Sequential(
+        [
+            layers.InputLayer((4, 4, 3)),
+            lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(2), name="conv"),
+            layers.BatchNormalization(name="norm"),
+        ],
+        name="inner",
+    )
+    inputs = tf.keras.Input((4, 4, 3))
+    x = CGPACT(2, 1.0, name="act")(inner(inputs))
+    network = lower(tf.keras.Model(inputs, layers.Flatten(name="flat")(x)))
+    assert [node.name for node in network][1:] == ["inner/conv", "act", "flat"]
+    assert network["inner/conv"].bias_sources == ("inner/norm", "inner/conv")
+
+
+def test_saved_and_mixed_precision_models_lower_the_same(tmp_path):
+    model = small_network()
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        mixed = small_network()
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+    mixed.set_weights(model.get_weights())
+    for other in (loaded, mixed):
+        for first, second in zip(lower(model), lower(other), strict=True):
+            if isinstance(first, (Convolution, Dense)):
+                np.testing.assert_array_equal(first.weights, second.weights)
+                np.testing.assert_array_equal(first.step, second.step)
+                np.testing.assert_array_equal(first.bias, second.bias)
+
+
+def test_model_under_a_distribution_strategy_lowers_the_same():
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        model = small_network()
+    assert len(lower(model).nodes) == len(lower(small_network()).nodes)
+
+
+def test_depthwise_padding_rescaling_and_signs():
+    inputs = tf.keras.Input((5, 5, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.ZeroPadding2D(((1, 0), (0, 2)), name="pad")(x)
+    x = lq.layers.QuantDepthwiseConv2D(
+        2, depth_multiplier=2, depthwise_quantizer=SATWeights(2), name="depthwise"
+    )(x)
+    x = lq.layers.QuantConv2D(
+        4, 1, input_quantizer="ste_sign", kernel_quantizer="ste_sign", name="binary"
+    )(layers.Dropout(0.5)(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    assert isinstance(network["pad"], Pad)
+    assert network["pad"].inputs == (network.nodes[0].name,)
+    assert network["depthwise"].depthwise
+    assert network.shapes["depthwise"] == (5, 6, 6)
+    assert isinstance(network["binary_input"], Sign)
+    assert set(network["binary"].weights.ravel().tolist()) <= {-1, 1}
+
+
+def refused(*stack, shape=(4, 4, 3)):
+    inputs = tf.keras.Input(shape)
+    x = inputs
+    for layer in stack:
+        x = layer(x)
+    return tf.keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        (
+            [layers.LayerNormalization(name="odd")],
+            r"'odd' \(LayerNormalization\).*Supported: Conv2D",
+        ),
+        ([layers.Lambda(lambda x: x + 1, name="odd")], "'odd'"),
+        ([layers.Dense(3, activation="softmax", name="odd")], "'odd'.*from_logits=True"),
+        ([layers.ReLU(6.0, name="odd")], "'odd'.*not a plain ReLU"),
+        ([layers.Rescaling(1 / 127.5, offset=-1, name="odd")], "'odd'.*offset"),
+        ([layers.Rescaling(0.5, name="odd")], "'odd'.*expected 1/255"),
+        ([CGPACT(32, name="odd")], "'odd'.*32 bits are not rounded"),
+        (
+            [lq.layers.QuantConv2D(2, 1, kernel_quantizer=SATWeights(32), name="odd")],
+            "'odd'.*bits=32",
+        ),
+        (
+            [lq.layers.QuantConv2D(2, 1, kernel_quantizer="dorefa_quantizer", name="odd")],
+            "'odd'.*DoReFa",
+        ),
+    ],
+)
+def test_what_has_no_integer_form_is_named(stack, message):
+    with pytest.raises(ExportError, match=message):
+        lower(refused(*stack))
+
+
+def test_nan_is_refused_by_layer():
+    model = small_network()
+    kernel = model.get_layer("second").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.raises(ExportError, match="'second' holds NaN"):
+        lower(model)
+
+
+def test_zero_variance():
+    model = one_convolution([[0.5, -0.5], [-0.5, -0.5]])
+    model.get_layer("norm").moving_variance.assign([0.0, 1.0])
+    with pytest.raises(ExportError, match="'norm' has channels of zero variance"):
+        lower(model)
+
+
+def test_models_without_a_fixed_graph_are_refused():
+    with pytest.raises(ExportError, match="images of a fixed size"):
+        lower(refused(layers.Conv2D(2, 1), shape=(None, None, 3)))
+    with pytest.raises(ExportError, match="functional or Sequential"):
+        lower(tf.keras.Sequential([layers.Dense(2)]))
+    inputs = tf.keras.Input((4, 4, 3))
+    with pytest.raises(ExportError, match="one input and one output"):
+        lower(tf.keras.Model(inputs, [inputs, inputs]))
+
+
+def test_fixed_batch_dimension_lowers():
+    inputs = tf.keras.Input((4, 4, 3), batch_size=2)
+    model = tf.keras.Model(inputs, layers.Flatten()(CGPACT(2, 1.0)(inputs)))
+    assert lower(model).shapes["images" if "images" in model.input_names else model.input_names[0]]
+
+
+def test_float_evaluation_of_the_network_is_the_keras_model():
+    from dlqat_tf.export.plan import plan
+    from dlqat_tf.export.simulate import Simulation
+
+    model = randomize(small_network(), seed=3)
+    images = images_for(model, 8)
+    expected = model(images.astype(np.float32) / np.float32(255)).numpy()
+    actual = Simulation(plan(lower(model))).logits(images)
+    # Unsnapped biases may move single codes, so only the bulk is compared.
+    assert np.median(np.abs(actual - expected)) < 0.05 * np.abs(expected).max()

@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf.export import ExportError, census, flatbuffer, parity, to_tflite
+from tests.export.networks import images_for, small_network
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    model = small_network()
+    path = tmp_path_factory.mktemp("exported") / "model.tflite"
+    return model, to_tflite(model, path)
+
+
+def test_report(exported):
+    model, report = exported
+    images = images_for(model, 20)
+    snapped = tf.keras.models.load_model(report.snapped)
+    labels = snapped(images.astype(np.float32) / np.float32(255)).numpy().argmax(1)
+    result = parity(snapped, report.path, images, labels)
+    assert result.top1 == {"keras": 100.0, "simulation": 100.0, "file": 100.0}
+    assert result.agreement["keras_file"] == 100.0
+    assert [each.layer for each in result.layers] == [
+        "first_act",
+        "second_residual",
+        "sum_act",
+        "features",
+        "head",
+    ]
+    assert result.layers[0].values == 16 * 6 * 6 * 8
+    assert result.failures() == []
+    assert json.loads(result.to_json())["first_diverging"] is None
+    result.print()
+
+
+def test_float_images_are_the_same_images(exported):
+    model, report = exported
+    images = images_for(model, 5)
+    first = parity(model, report.path, images)
+    second = parity(model, report.path, images / 255.0)
+    assert first == second
+
+
+def test_the_layer_that_diverges_is_named(exported, tmp_path):
+    model, report = exported
+    content = flatbuffer.read(report.path)
+    names = [tensor.name.decode() for tensor in content.subgraphs[0].tensors]
+    weights = content.subgraphs[0].tensors[names.index("second/weights")]
+    buffer = content.buffers[weights.buffer]
+    buffer.data = (-buffer.data.view(np.int8)).view(np.uint8)
+    changed = tmp_path / "changed.tflite"
+    changed.write_bytes(flatbuffer.packed(content))
+    result = parity(model, changed, images_for(model, 8))
+    assert result.first_diverging == "second_residual"
+    # Given the file's own input, the layers after it are right.
+    assert sum(each.differing > 0 for each in result.layers) == 1
+    assert any("second_residual" in failure for failure in result.failures())
+
+
+def test_bounds():
+    from dlqat_tf.export import ParityReport
+
+    result = ParityReport(
+        path="m.tflite",
+        kernels="",
+        images=1000,
+        top1={"keras": 70.0, "simulation": 69.8, "file": 69.8},
+        agreement={"keras_file": 99.0, "keras_simulation": 99.0, "simulation_file": 100.0},
+        logit_difference={},
+        layers=[],
+        first_diverging=None,
+    )
+    assert len(result.failures()) == 2
+    assert result.failures(keras_agreement=98.0, accuracy=0.3) == []
+
+
+@pytest.mark.parametrize("function", [census, lambda path: parity(small_network(), path, None)])
+def test_files_that_are_something_else(tmp_path, exported, function):
+    path = tmp_path / "file.tflite"
+    with pytest.raises(ExportError, match=r"\.tflite file at"):
+        function(path)
+    path.write_text("not a model at all")
+    with pytest.raises(ExportError, match="something else"):
+        function(path)
+    with open(exported[1].path, "rb") as whole:
+        path.write_bytes(whole.read()[:3000])
+    with pytest.raises(ExportError, match="damaged or cut short"):
+        function(path)
+
+
+def test_a_file_of_another_model_or_maker(tmp_path, exported):
+    model, report = exported
+    other = small_network(residual_bits=None)
+    inputs = tf.keras.Input((6, 6, 3))
+    plain = tf.keras.Model(inputs, tf.keras.layers.Conv2D(2, 3)(inputs))
+    with pytest.raises(ExportError, match=r"another model.*first, head, second"):
+        parity(plain, report.path, images_for(model))
+    path = tmp_path / "foreign.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(plain).convert())
+    with pytest.raises(ExportError, match="not written by this package"):
+        parity(other, path, images_for(model))
+    assert census(path).operators == {"CONV_2D": 1}
+    assert census(path).layers[0].declared_bits is None
+
+
+def test_labels_must_fit(exported):
+    model, report = exported
+    with pytest.raises(ExportError, match="Expected 4 labels"):
+        parity(model, report.path, images_for(model, 4), np.zeros(3))
+
+
+def test_census_counts_bytes(exported):
+    _, report = exported
+    result = census(report.path)
+    first, second, head = result.layers
+    assert (first.weights, first.bytes) == (3 * 3 * 3 * 8, 216)
+    assert (second.weights, second.declared_bits, second.stored_bits) == (3 * 3 * 8 * 8, 2, 8)
+    assert head.kernel == "FULLY_CONNECTED float32"
+    # int32 biases and float32 ones, and the two axes of the mean.
+    assert sum(result.constants.values()) == 216 + 576 + 8 * 5 + 4 * (8 + 8 + 5) + 4 * 2
+    assert result.warnings == []

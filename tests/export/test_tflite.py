@@ -1,0 +1,171 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+
+import dlqat_tf
+from dlqat_tf.export import ExportError, parity, to_tflite
+from tests.export.networks import convolution, images_for, networks, randomize
+
+layers = tf.keras.layers
+
+
+@given(model=networks())
+@settings(max_examples=25)
+def test_every_integer_of_the_file_is_that_of_the_simulation(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("random") / "model.tflite"
+    to_tflite(model, path, snap=False)
+    report = parity(model, path, images_for(model, 16), batch_size=16)
+    assert [layer for layer in report.layers if layer.differing] == []
+    assert report.agreement["simulation_file"] == 100.0
+
+
+def test_resnet_has_only_the_expected_operations(tmp_path):
+    model = dlqat_tf.resnet18(10, width=8, residual_bits=8, stem="imagenet")
+    report = to_tflite(model, tmp_path / "model.tflite")
+    assert report.census.operators == {
+        "QUANTIZE": 1,  # uint8 pixels
+        "CONV_2D": 20,
+        "MAX_POOL_2D": 1,
+        "ADD": 8,
+        "DEQUANTIZE": 2,  # the features, and once at load the head's 8-bit weights
+        "MEAN": 1,
+        "FULLY_CONNECTED": 1,
+    }
+    assert abs(report.census.predicted_bytes / report.census.file_bytes - 1) < 0.05
+    assert [layer.declared_bits for layer in report.census.layers] == [8, *[1] * 19, 8]
+
+
+def test_snapped_model_agrees_with_the_file_on_every_image(tmp_path):
+    model = randomize(dlqat_tf.resnet18(10, width=8, residual_bits=8, head="gml"))
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    agreement = parity(snapped, report.path, images_for(model, 64))
+    assert agreement.failures(keras_agreement=99.9) == []
+    assert 0 < max(shift.steps for shift in report.shifts) < 0.5
+
+
+@pytest.mark.parametrize("input_type", ["uint8", "int8", "float32"])
+def test_input_types_give_the_same_logits(tmp_path, input_type):
+    model = dlqat_tf.resnet18(10, width=4, residual_bits=8)
+    path = tmp_path / "model.tflite"
+    to_tflite(model, path, input_type=input_type, snap=False)
+    assert parity(model, path, images_for(model, 4)).agreement["simulation_file"] == 100.0
+
+
+def test_int4_is_half_the_size_and_simulated_exactly(tmp_path):
+    model = randomize(dlqat_tf.resnet18(10, width=16, weight_bits=3, residual_bits=8))
+    path = tmp_path / "model.tflite"
+    report = to_tflite(model, path, weights="int4", snap=False)
+    assert {layer.stored_bits for layer in report.census.layers[1:-1]} == {4}
+    assert any("outside XNNPACK" in warning for warning in report.census.warnings)
+    result = parity(model, path, images_for(model, 16))
+    assert result.first_diverging is None
+    assert result.agreement["simulation_file"] == 100.0
+
+
+def test_int4_refuses_weights_that_do_not_fit(tmp_path):
+    model = dlqat_tf.resnet18(10, width=4, weight_bits=4, residual_bits=8)
+    with pytest.raises(ExportError, match="codes from -7 to 7"):
+        to_tflite(model, tmp_path / "model.tflite", weights="int4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_add_without_ranges_needs_images_and_says_both_cures(tmp_path):
+    model = randomize(dlqat_tf.resnet18(10, width=4))
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ExportError, match=r"stage1_block1_2_conv.*residual_bits=8.*calibration"):
+        to_tflite(model, path)
+    images = images_for(model, 8)
+    report = to_tflite(model, path, calibration=images)
+    assert len(report.calibrated) == 11
+    assert parity(model, path, images).agreement["simulation_file"] == 100.0
+
+
+def test_logits_are_float_and_do_not_tie(tmp_path):
+    model = randomize(dlqat_tf.resnet18(100, width=4, residual_bits=8))
+    path = tmp_path / "model.tflite"
+    to_tflite(model, path, snap=False)
+    interpreter = tf.lite.Interpreter(str(path))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images_for(model, 1))
+    interpreter.invoke()
+    logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    assert logits.dtype == np.float32
+    assert len(np.unique(logits)) == 100
+
+
+def test_float_convolutions_stay_float_and_are_named(tmp_path):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = dlqat_tf.CGPACT(2, 1.0)(layers.Conv2D(8, 3, name="plain")(inputs))
+    x = dlqat_tf.CGPACT(2, 1.0)(convolution(x, 8, 3, weight_bits=1))
+    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x)))
+    report = to_tflite(model, tmp_path / "model.tflite")
+    assert report.census.layers[0].stored_bits == 32
+    assert any(warning.startswith("plain: runs in float32") for warning in report.census.warnings)
+    assert parity(model, report.path, images_for(model)).first_diverging is None
+
+
+def test_existing_files_are_kept_unless_forced(tmp_path):
+    model, path = dlqat_tf.resnet18(10, width=4, residual_bits=8), tmp_path / "model.tflite"
+    path.write_text("mine")
+    with pytest.raises(ExportError, match="exists"):
+        to_tflite(model, path)
+    assert path.read_text() == "mine"
+    to_tflite(model, path, force=True)
+    assert sorted(os.listdir(tmp_path)) == ["model.snapped.keras", "model.tflite"]
+
+
+def test_a_failed_export_leaves_no_file(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        to_tflite(dlqat_tf.resnet18(10, width=4, residual_bits=8), tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    model = dlqat_tf.resnet18(10, width=4, residual_bits=8)
+    with pytest.raises(ExportError, match="Cannot write"):
+        to_tflite(model, tmp_path / "file" / "model.tflite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_type": "int16"}, "input_type"),
+        ({"weights": "int2"}, "weights"),
+        ({"calibration": np.zeros((2, 5, 5, 3), np.uint8)}, "images of shape"),
+        ({"calibration": np.full((2, 32, 32, 3), 200.0)}, "float ones in"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ExportError, match=message):
+        to_tflite(dlqat_tf.resnet18(10, width=4), tmp_path / "model.tflite", **arguments)
+
+
+def test_report_is_json(tmp_path):
+    report = to_tflite(
+        dlqat_tf.resnet18(10, width=4, residual_bits=8), tmp_path / "m.tflite", snap=False
+    )
+    assert json.loads(report.to_json())["census"]["operators"]["CONV_2D"] == 20
+    report.print()
+
+
+def test_collapsed_gains_and_ranges(tmp_path):
+    model = randomize(dlqat_tf.resnet18(10, width=8, residual_bits=8))
+    gamma = model.get_layer("stage2_block1_1_bn").gamma
+    values = gamma.numpy()
+    values[:3] = [0.0, 1e-20, -1e-20]  # constant channels
+    gamma.assign(values)
+    model.get_layer("stage3_block1_1_act").alpha.assign(1e-3)
+    path = tmp_path / "model.tflite"
+    to_tflite(model, path, snap=False)
+    result = parity(model, path, images_for(model, 8))
+    assert result.first_diverging is None
