@@ -95,9 +95,8 @@ def images_for(model: tf.keras.Model, count: int = 8, seed: int = 0) -> np.ndarr
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-@st.composite
-def networks(draw, binary=False):
-    """A network of one to four blocks; ``binary`` draws widths that binary kernels run."""
+def draw_network(draw, binary=False):
+    """Draw a network of one to four blocks; ``binary`` draws widths that binary kernels run."""
     bits = st.integers(1, 3 if binary else 8)
     alphas = st.sampled_from([0.7, 1.0, 1.9, 3.3])
     sizes = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -114,7 +113,8 @@ def networks(draw, binary=False):
     x = activation(convolution(inputs, draw(st.integers(1, 9)), 3, weight_bits=8))
     kinds = ["convolution", "add", "concatenate", "max_pool"]
     kinds += [] if binary else ["depthwise", "average_pool", "pad", "shortcut", "dilated"]
-    for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=4)):
+    drawn = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=4))
+    for kind in ["convolution", *drawn] if binary else drawn:
         channels = x.shape[-1]
         if min(x.shape[1:3]) < 3:
             break

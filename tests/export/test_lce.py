@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_lce
-from tests.export.networks import images_for, networks, randomize, small_network
+from tests.export.networks import images_for, draw_network, randomize, small_network
 
 layers = tf.keras.layers
 
 
-@given(model=networks(binary=True))
+@given(data=st.data())
 @settings(max_examples=20)
-def test_every_integer_of_the_file_is_that_of_the_simulation(model, tmp_path_factory):
+def test_every_integer_of_the_file_is_that_of_the_simulation(data, tmp_path_factory):
+    model = draw_network(data.draw, binary=True)
     path = tmp_path_factory.mktemp("random") / "model.tflite"
     to_lce(model, path, snap=False)
     report = parity(model, path, images_for(model, 16), batch_size=16)

@@ -37,10 +37,17 @@ def test_codes_are_stretched_and_the_step_shrinks():
     assert numbers.bias.tolist() == [254, -84]  # 1.0 / (0.5 / 127) and -0.2 / (0.1 / 42)
 
 
-def test_a_bias_that_no_int32_holds_is_refused():
-    node = dense([[1], [1]], [1e-7], [1e4])
+def test_a_scale_that_no_kernel_holds_is_refused():
+    node = dense([[1], [1]], [1e6], [0])
     with pytest.raises(ExportError, match="collapsed or exploded"):
-        integers(node, ActivationGrid(0, 255, 1.0), ActivationGrid(0, 255, 100.0))
+        integers(node, ActivationGrid(0, 255, 1.0), ActivationGrid(0, 255, 1.0))
+
+
+def test_a_gain_that_decayed_to_nothing_leaves_the_bias():
+    node = dense([[1], [1]], [1e-20], [2.0])
+    numbers = integers(node, ActivationGrid(0, 255, 1.0), ActivationGrid(0, 255, 1.0))
+    assert numbers.codes.tolist() == [[0], [0]]
+    np.testing.assert_allclose(numbers.bias * numbers.scale, [2.0])
 
 
 @given(st.integers(0, 10_000), st.integers(1, 3000))

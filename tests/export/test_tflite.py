@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_tflite
-from tests.export.networks import convolution, images_for, networks, randomize
+from tests.export.networks import convolution, images_for, draw_network, randomize
 
 layers = tf.keras.layers
 
 
-@given(model=networks())
+@given(data=st.data())
 @settings(max_examples=25)
-def test_every_integer_of_the_file_is_that_of_the_simulation(model, tmp_path_factory):
+def test_every_integer_of_the_file_is_that_of_the_simulation(data, tmp_path_factory):
+    model = draw_network(data.draw)
     path = tmp_path_factory.mktemp("random") / "model.tflite"
     to_tflite(model, path, snap=False)
     report = parity(model, path, images_for(model, 16), batch_size=16)

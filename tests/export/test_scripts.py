@@ -1,0 +1,83 @@
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dlqat_tf
+from dlqat_tf import CGPACT
+from tests.export.networks import convolution, randomize
+
+SCRIPTS = Path(__file__).parents[2] / "export"
+layers = tf.keras.layers
+
+
+def run(monkeypatch, script, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    return exit_.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    inputs = tf.keras.Input((8, 8, 1))
+    x = CGPACT(2, 2.0)(convolution(inputs, 32, 3, weight_bits=8))
+    x = CGPACT(8, 2.0)(convolution(x, 8, 3, weight_bits=1))
+    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(10)(layers.Flatten()(x)))
+    folder = tmp_path_factory.mktemp("saved")
+    randomize(model).save(folder / "model.keras")
+    model.save(folder / "saved_model", save_format="tf")
+    return folder
+
+
+@pytest.mark.parametrize("script", ["to_tflite.py", "to_lce.py"])
+@pytest.mark.parametrize("source", ["model.keras", "saved_model"])
+def test_export_and_proof(monkeypatch, saved, tmp_path, script, source, capsys):
+    output = tmp_path / "model.tflite"
+    assert run(monkeypatch, script, saved / source, output) == 0
+    assert "biases moved" in capsys.readouterr().out
+    assert run(monkeypatch, script, saved / source, output) == 2
+    assert "exists" in capsys.readouterr().err
+    assert run(monkeypatch, script, saved / source, output, "--force") == 0
+    snapped = output.with_suffix(".snapped.keras")
+    proof = tmp_path / "proof.json"
+    arguments = (snapped, output, "--data", "digits", "--images", 50, "--json", proof)
+    assert run(monkeypatch, "parity.py", *arguments) == 0
+    assert proof.exists()
+
+
+def test_parity_fails_where_the_file_is_of_other_weights(monkeypatch, saved, tmp_path, capsys):
+    output = tmp_path / "model.tflite"
+    run(monkeypatch, "to_tflite.py", saved / "model.keras", output)
+    model = tf.keras.models.load_model(saved / "model.keras")
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [rng.permutation(weight.ravel()).reshape(weight.shape) for weight in model.get_weights()]
+    )
+    model.save(tmp_path / "other.keras")
+    arguments = (tmp_path / "other.keras", output, "--data", "digits", "--images", 20)
+    assert run(monkeypatch, "parity.py", *arguments) == 1
+    assert "failed: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("to_tflite.py", ["missing.keras", "out.tflite"], "found nothing"),
+        ("to_tflite.py", ["text.keras", "out.tflite"], "no Keras 2 model"),
+        ("to_tflite.py", ["model.keras", "out.bin"], "ends in .tflite"),
+        ("parity.py", ["model.keras", "text.keras", "--data", "digits"], "something else"),
+        ("parity.py", ["model.keras", "out.tflite", "--data", "nothing"], "Unknown data set"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arguments, message):
+    (tmp_path / "text.keras").write_text("text")
+    (tmp_path / "model.keras").write_bytes((saved / "model.keras").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, script, *arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
