@@ -46,10 +46,10 @@ class _Buffer(schema.BufferT):
 
     def Pack(self, builder):
         offset = None
-        if self.data:
+        if self.data is not None and len(self.data):
             builder.StartVector(1, len(self.data), 16)
             builder.head -= len(self.data)
-            builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
+            builder.Bytes[builder.head : builder.head + len(self.data)] = bytes(self.data)
             offset = builder.EndVector()
         schema.BufferStart(builder)
         if offset is not None:
@@ -163,7 +163,7 @@ class FileBuilder:
             model.metadata.append(entry)
         model.buffers = []
         for data in self._buffers:
-            buffer = _Buffer()
+            buffer = schema.BufferT()
             buffer.data = data
             model.buffers.append(buffer)
         return packed(model)
@@ -171,6 +171,8 @@ class FileBuilder:
 
 def packed(model: schema.ModelT) -> bytes:
     """Return the flatbuffer of a model."""
+    for buffer in model.buffers:
+        buffer.__class__ = _Buffer  # files that were read have the generated class
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())

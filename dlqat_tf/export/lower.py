@@ -87,12 +87,6 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
 
 
-def is_raw_input(model: tf.keras.Model) -> bool:
-    """Return whether the model takes pixels from 0 to 255 (it starts with Rescaling)."""
-    first = [node.layer for node in model.inputs[0].node.layer.outbound_nodes]
-    return any(isinstance(layer, _layers.Rescaling) for layer in first)
-
-
 class _Lowering:
     """Collects the nodes while it walks the layers."""
 
@@ -159,7 +153,7 @@ class _Lowering:
         if kind is _layers.Add:
             return self.add(Add(**shared))
         if kind is _layers.Concatenate:
-            if layer.axis not in (-1, 3):
+            if layer.axis not in (-1, len(layer.output_shape) - 1):
                 raise _unsupported(name, layer, f"its axis is {layer.axis}, not the channels")
             return self.add(Concatenate(**shared))
         if kind is _layers.ZeroPadding2D:
@@ -344,17 +338,15 @@ def _folded(nodes: list[Node]) -> list[Node]:
         source = next(node for node in nodes if node.name == affine.inputs[0])
         readers = sum(affine.inputs[0] in node.inputs for node in nodes)
         position = nodes.index(affine)
-        if isinstance(source, Input):
-            if affine.gain.ndim == 0 and np.isclose(affine.gain, 1 / 255, rtol=1e-6):
-                nodes = _replaced(
-                    nodes[:position] + nodes[position + 1 :], affine.name, source.name
-                )
-                continue
-            if affine.gain.ndim == 0:
+        if isinstance(source, Input) and affine.gain.ndim == 0:
+            if readers > 1 or not np.isclose(affine.gain, 1 / 255, rtol=1e-6):
                 raise ExportError(
                     f"Layer {affine.name!r} rescales the image by {affine.gain:g}: expected 1/255, "
-                    "pixels from 0 to 255 to values from 0 to 1."
+                    "pixels from 0 to 255 to values from 0 to 1, and no other reader of the image."
                 )
+            nodes = _replaced(nodes[:position] + nodes[position + 1 :], affine.name, source.name)
+            nodes[0] = replace(source, raw=True)
+            continue
         if isinstance(source, Weighted) and readers == 1:
             folded = _with_gain(source, affine)
             nodes = [folded if node is source else node for node in nodes]

@@ -39,9 +39,11 @@ class Input(Node):
 
     Attributes:
         shape: (height, width, channels).
+        raw: Whether the Keras model takes the integers (it starts by rescaling them).
     """
 
     shape: tuple[int, ...]
+    raw: bool = False
 
     @property
     def grid(self) -> ActivationGrid:
@@ -270,5 +272,10 @@ def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
         case Pad():
             padded = (n + sum(amount) for n, amount in zip(inputs[0], node.amounts, strict=False))
             return (*padded, inputs[0][2])
+        case Add() if len(set(inputs)) > 1:
+            raise ExportError(
+                f"Layer {node.name!r} adds outputs of shapes {', '.join(map(str, inputs))}: "
+                "expected one shape, since adding one value to many has no integer form here."
+            )
         case _:
             return inputs[0]

@@ -14,7 +14,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import flatbuffer
 from dlqat_tf.export.census import METADATA, operator_name
-from dlqat_tf.export.lower import is_raw_input, lower
+from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
@@ -161,7 +161,7 @@ def parity(
     )
     _check_same(content, record, planned, path)
     simulation = Simulation(planned)
-    scale = 1.0 if is_raw_input(model) else 255.0
+    scale = 1.0 if network.nodes[0].raw else 255.0
     batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
     run = runner(content, batch_size, record["input_type"])
     logits = {

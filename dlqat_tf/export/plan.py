@@ -220,8 +220,6 @@ def _kernel(node: Weighted, known, tail, by_name, plane_limit: int) -> str:
         activation_bits = 1 if signed else _activation_bits(grid)
         if _binary(node) and activation_bits and node.bits * activation_bits <= plane_limit:
             return "planes"
-    if signed and node.name not in tail and node.step is None:
-        return "float"
     if node.step is None or grid is None or node.name in tail:
         return "float"
     return "int8"

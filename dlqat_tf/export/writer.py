@@ -340,7 +340,7 @@ class Writer:
             self.file.operator(code, inputs, output, options)
         elif isinstance(node, Concatenate):
             options = schema.ConcatenationOptionsT()
-            options.axis = 3
+            options.axis = len(self.network.shapes[node.name])
             self.file.operator("CONCATENATION", inputs, output, options)
         elif isinstance(node, Flatten):
             target = np.array([-1, *self.network.shapes[node.name]], np.int32)

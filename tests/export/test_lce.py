@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_lce
-from tests.export.networks import images_for, draw_network, randomize, small_network
+from tests.export.networks import draw_network, images_for, randomize, small_network
 
 layers = tf.keras.layers
 

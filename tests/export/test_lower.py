@@ -226,3 +226,10 @@ def test_float_evaluation_of_the_network_is_the_keras_model():
     actual = Simulation(plan(lower(model))).logits(images)
     # Unsnapped biases may move single codes, so only the bulk is compared.
     assert np.median(np.abs(actual - expected)) < 0.05 * np.abs(expected).max()
+
+
+def test_adding_one_value_to_many_is_refused():
+    inputs = tf.keras.Input((4, 4, 3))
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(inputs)
+    with pytest.raises(ExportError, match="'odd' adds outputs of shapes"):
+        lower(tf.keras.Model(inputs, layers.Add(name="odd")([inputs, pooled])))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlqat_tf
+from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import ExportError, parity, to_tflite
-from tests.export.networks import convolution, images_for, draw_network, randomize
+from tests.export.networks import convolution, draw_network, images_for, randomize
 
 layers = tf.keras.layers
 
@@ -91,8 +92,7 @@ def test_logits_are_float_and_do_not_tie(tmp_path):
     model = randomize(dlqat_tf.resnet18(100, width=4, residual_bits=8))
     path = tmp_path / "model.tflite"
     to_tflite(model, path, snap=False)
-    interpreter = tf.lite.Interpreter(str(path))
-    interpreter.allocate_tensors()
+    interpreter = tflite_interpreter(path)
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images_for(model, 1))
     interpreter.invoke()
     logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
@@ -171,3 +171,13 @@ def test_collapsed_gains_and_ranges(tmp_path):
     to_tflite(model, path, snap=False)
     result = parity(model, path, images_for(model, 8))
     assert result.first_diverging is None
+
+
+def test_raw_pixels_and_features_side_by_side(tmp_path):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = dlqat_tf.CGPACT(2, 1.0)(convolution(layers.Rescaling(1 / 255)(inputs), 8, 3, weight_bits=2))
+    flat = layers.Concatenate()([layers.Flatten()(x), layers.GlobalAveragePooling2D()(x)])
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(flat)))
+    report = to_tflite(model, tmp_path / "model.tflite")
+    result = parity(tf.keras.models.load_model(report.snapped), report.path, images_for(model, 32))
+    assert result.failures() == []
