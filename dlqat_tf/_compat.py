@@ -59,18 +59,24 @@ def require_legacy_keras() -> None:
         tf.__path__.insert(0, legacy)
 
 
-def tflite_interpreter(model: str | Path | bytes, *, num_threads: int = 1):
-    """Open a TFLite interpreter with its tensors allocated.
+def tflite_interpreter(
+    model: str | Path | bytes, *, num_threads: int = 1, xnnpack: bool = True, allocate: bool = True
+):
+    """Open a TFLite interpreter.
 
     Args:
         model: Path of a ``.tflite`` file, or its content.
         num_threads: CPU threads the kernels may use.
+        xnnpack: Whether the XNNPACK delegate takes the operations that it can, TFLite's default.
+        allocate: Whether to allocate the tensors; without, only the file's structure is verified.
 
     Returns:
-        A ``tf.lite.Interpreter`` (default kernels, XNNPACK included), ready for ``set_tensor``.
+        A ``tf.lite.Interpreter``, when allocated ready for ``set_tensor``.
 
     Raises:
         FileNotFoundError: There is no file at ``model``.
+        ValueError: It is not a whole .tflite file.
+        RuntimeError: It has operations that TFLite does not know.
     """
     import tensorflow as tf
 
@@ -83,8 +89,16 @@ def tflite_interpreter(model: str | Path | bytes, *, num_threads: int = 1):
     with warnings.catch_warnings():
         # The move to ai-edge-litert is this function's business, not its callers'.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
-        interpreter = tf.lite.Interpreter(**source, num_threads=num_threads)
-    interpreter.allocate_tensors()
+        resolver = tf.lite.experimental.OpResolverType
+        interpreter = tf.lite.Interpreter(
+            **source,
+            num_threads=num_threads,
+            experimental_op_resolver_type=resolver.AUTO
+            if xnnpack
+            else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+    if allocate:
+        interpreter.allocate_tensors()
     return interpreter
 
 

@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlqat_tf import data as datasets
+from dlqat_tf._host import cpu_name, write_whole
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers.calibration import calibrate
@@ -308,7 +309,7 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
         (recipe.output / "best.keras").write_bytes(best.read_bytes())
     _draw_curves(histories, recipe.output / "curves.png")
     result = _result(recipe, histories)
-    _write(recipe.output / "result.json", result.to_json())
+    write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
 
 
@@ -488,7 +489,7 @@ def _claim_output(recipe: Recipe) -> None:
         )
     else:
         recipe.output.mkdir(parents=True, exist_ok=True)
-        _write(file, json.dumps(mine, indent=2))
+        write_whole(file, json.dumps(mine, indent=2) + "\n")
 
 
 def _plain(recipe: Recipe) -> dict:
@@ -500,12 +501,6 @@ def _save(model: tf.keras.Model, path: Path) -> None:
     """Save so that a kill leaves the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}")
     model.save(temporary, save_format="keras")
-    os.replace(temporary, path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text + "\n")
     os.replace(temporary, path)
 
 
@@ -565,12 +560,7 @@ def _device() -> str:
     if gpus:
         names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
         return ", ".join(str(name) for name in names)
-    cpuinfo = Path("/proc/cpuinfo")
-    model = platform.processor() or platform.machine()
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = lines[0].split(":")[1].strip() if lines else model
-    return f"{model}, {os.cpu_count()} logical cores"
+    return f"{cpu_name()}, {os.cpu_count()} logical cores"
 
 
 def _draw_curves(histories: dict[str, list[dict]], path: Path) -> None:

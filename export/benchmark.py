@@ -35,13 +35,14 @@ def main(
         json: Also write everything, the single runs included, to this file.
         force: Overwrite the --json file.
     """
-    from dlqat_tf.export.benchmark import benchmark, check_target, write_atomically
+    from dlqat_tf._host import write_whole
+    from dlqat_tf.export.benchmark import benchmark, check_target
 
     if json is not None:
         check_target(json, force=force)
     report = benchmark(files, runs=runs, warmup=warmup, threads=threads, xnnpack=xnnpack)
     if json is not None:
-        write_atomically(json, report.to_json() + "\n")
+        write_whole(json, report.to_json() + "\n")
     rich.print(report)
 
 

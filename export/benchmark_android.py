@@ -51,8 +51,9 @@ def main(
         json: Also write everything, the single launches included, to this file.
         force: Overwrite the --json file.
     """
+    from dlqat_tf._host import write_whole
     from dlqat_tf.export.android import benchmark_android, devices
-    from dlqat_tf.export.benchmark import check_target, write_atomically
+    from dlqat_tf.export.benchmark import check_target
 
     if list:
         connected = devices()
@@ -77,7 +78,7 @@ def main(
         timeout=timeout,
     )
     if json is not None:
-        write_atomically(json, report.to_json() + "\n")
+        write_whole(json, report.to_json() + "\n")
     rich.print(report)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,10 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._host import cpu_name
+from dlqat_tf.export.lce import open_interpreter
 
 MINIMUM_RUNS = 50
 REFERENCE_KERNEL = "reference kernel, not a benchmark"
@@ -174,7 +177,7 @@ def benchmark(
             for i, path in enumerate(paths)
         ),
         host=platform.platform(),
-        cpu=_cpu(),
+        cpu=cpu_name(),
         machine=platform.machine(),
         threads=threads,
         xnnpack=xnnpack,
@@ -203,7 +206,7 @@ def read_tflite(path: str | Path) -> bytes:
     try:
         # The constructor runs the flatbuffer verifier, which LCE's interpreter does not: it
         # would read past the end of a truncated file. Custom ops are resolved only later.
-        tf.lite.Interpreter(model_content=content)
+        tflite_interpreter(content, allocate=False)
     except ValueError:
         raise ValueError(
             f"Expected a whole .tflite file, received {path}, which is truncated or damaged: "
@@ -248,45 +251,20 @@ def check_target(path: str | Path, *, force: bool) -> None:
         raise PermissionError(f"Expected a folder that can be written to, received {path.parent}.")
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file in one step: a reader sees the old content or the new, never a part."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the report from everybody else
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def _open(
     path: str | Path, content: bytes, binarized: bool, threads: int, xnnpack: bool
 ) -> Callable[[], object]:
     """Return a function that runs the file once on random inputs."""
     if binarized:
-        from larq_compute_engine import testing
-
-        lce = testing.Interpreter(content, num_threads=threads, use_xnnpack=xnnpack)
+        interpreter = open_interpreter(content, threads=threads, xnnpack=xnnpack)
         inputs = [
             _random(shape, dtype)
-            for shape, dtype in zip(lce.input_shapes, lce.input_types, strict=True)
+            for shape, dtype in zip(interpreter.input_shapes, interpreter.input_types, strict=True)
         ]
-        # Interpreter.predict would add the time of cutting and joining the batch in Python.
-        return lambda: lce.interpreter.predict(inputs)
+        return lambda: interpreter.predict(inputs)
 
-    resolver = tf.lite.experimental.OpResolverType
-    interpreter = tf.lite.Interpreter(
-        model_content=content,
-        num_threads=threads,
-        experimental_op_resolver_type=resolver.AUTO
-        if xnnpack
-        else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
     try:
-        interpreter.allocate_tensors()
+        interpreter = tflite_interpreter(content, num_threads=threads, xnnpack=xnnpack)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -304,13 +282,3 @@ def _random(shape: Sequence[int], dtype: type) -> np.ndarray:
         limits = np.iinfo(dtype)
         return generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
     return generator.standard_normal(shape).astype(dtype)
-
-
-def _cpu() -> str:
-    """The processor's name; Linux on ARM has none, so the architecture stands in."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -210,8 +210,13 @@ def _packed_signs(signs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(packed).view("<i4")
 
 
-def open_interpreter(data: bytes):
-    """Return a function from a batch of images to the list of outputs, run by LCE.
+def open_interpreter(data: bytes, *, threads: int = 2, xnnpack: bool = True):
+    """Return LCE's interpreter of a file: ``predict`` maps a list of inputs to one of outputs.
+
+    Args:
+        data: Content of the .tflite file.
+        threads: CPU threads that the kernels may use.
+        xnnpack: Whether the XNNPACK delegate takes the operations that are not LCE's.
 
     Raises:
         ExportError: larq-compute-engine is not installed, or refuses the file.
@@ -224,11 +229,11 @@ def open_interpreter(data: bytes):
             "`pip install larq-compute-engine`."
         ) from None
     try:
-        interpreter = Interpreter(data, num_threads=2, use_xnnpack=True).interpreter
+        # The wrapped interpreter: its wrapper cuts batches into single images in Python.
+        return Interpreter(data, num_threads=threads, use_xnnpack=xnnpack).interpreter
     except RuntimeError as error:
         raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
-    return lambda images: interpreter.predict([images])
 
 
 def _check_runs(data: bytes, shape: tuple[int, ...], input_type: str) -> None:
-    open_interpreter(data)(np.zeros((1, *shape), input_type))
+    open_interpreter(data).predict([np.zeros((1, *shape), input_type)])

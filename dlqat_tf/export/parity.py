@@ -248,7 +248,11 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
     if is_binarized(content):
         from dlqat_tf.export.lce import open_interpreter
 
-        invoke = open_interpreter(data)
+        interpreter = open_interpreter(data)
+
+        def invoke(images):
+            return interpreter.predict([images])
+
     else:
         interpreter = tflite_interpreter(data, num_threads=2)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.export.benchmark import REFERENCE_KERNEL, benchmark, check_target, write_atomically
+from dlqat_tf._host import write_whole
+from dlqat_tf.export.benchmark import REFERENCE_KERNEL, benchmark, check_target
 
 SCRIPT = Path(__file__).parents[2] / "export" / "benchmark.py"
 
@@ -171,7 +172,7 @@ def test_integer_inputs_cover_the_range(stock_file, opened):
 def test_target_is_checked_and_written_in_one_step(tmp_path):
     target = tmp_path / "report.json"
     check_target(target, force=False)
-    write_atomically(target, "one")
+    write_whole(target, "one")
     assert target.read_text() == "one"
     with pytest.raises(FileExistsError, match="--force"):
         check_target(target, force=False)
@@ -179,7 +180,7 @@ def test_target_is_checked_and_written_in_one_step(tmp_path):
     with pytest.raises(FileNotFoundError, match="folder"):
         check_target(tmp_path / "absent" / "report.json", force=False)
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(target, "two\ud800")
+        write_whole(target, "two\ud800")
     assert target.read_text() == "one"
     assert list(tmp_path.iterdir()) == [target]
 
