@@ -102,10 +102,13 @@ def test_gradient_of_alpha_by_hand(x, signed, calibrated, expected, fused):
 def test_grid_nearest_level_gradients_and_fusion(x, alpha, bits, signed):
     alpha, highest = np.float32(alpha), highest_code(bits, signed)
     lowest = -highest if signed else 0
+    low = -alpha if signed else np.float32(0)
+    if signed and bits == 8:  # all of int8
+        lowest, low = -128, -alpha * np.float32(128 / 127)
     # codes and ties beside random values: where float32 could go wrong
     levels = np.arange(lowest, highest + 1, dtype=np.float32) * (alpha / np.float32(highest))
     levels[-1] = alpha  # the gradient of alpha jumps here; so no value one rounding away from it
-    levels[0] = -alpha if signed else 0
+    levels[0] = low
     x = np.concatenate([x, levels, levels + alpha / highest / 2]).astype(np.float32)
     upstream = np.cos(np.arange(x.size)).astype(np.float32)
     y, from_x, from_alpha = values_and_gradients(x, alpha, upstream, bits=bits, signed=signed)
@@ -114,16 +117,14 @@ def test_grid_nearest_level_gradients_and_fusion(x, alpha, bits, signed):
     np.testing.assert_array_equal(codes * (alpha / np.float32(highest)), y)
     assert codes.min() >= lowest
     assert codes.max() <= highest
-    clipped = np.clip(np.float64(x), lowest and -np.float64(alpha), alpha)
+    clipped = np.clip(np.float64(x), low, alpha)
     assert np.abs(codes - clipped * highest / alpha).max() <= 0.5 + 1e-4
 
-    inside = (np.abs(x) <= alpha) if signed else (x > 0) & (x <= alpha)
+    inside = (x >= low if signed else x > 0) & (x <= alpha)
     inside &= np.abs(x) >= np.finfo(np.float32).tiny * (not signed)
     np.testing.assert_array_equal(from_x, upstream * inside)
     error = np.clip(codes, lowest, highest) / highest - clipped / np.float64(alpha)
-    per_value = np.where(
-        x >= alpha, 1, np.where(x <= (-alpha if signed else 0), lowest and -1, error)
-    )
+    per_value = np.where(x >= alpha, 1, np.where(x <= low, lowest / highest, error))
     np.testing.assert_allclose(from_alpha, upstream @ per_value, atol=1e-4)
 
     fused = values_and_gradients(x, alpha, upstream, bits=bits, signed=signed, fused=True)

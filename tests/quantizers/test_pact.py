@@ -76,7 +76,7 @@ def test_defaults():
         (2, False, 0, 3),
         (8, False, 0, 255),
         (2, True, -1, 1),
-        (8, True, -127, 127),
+        (8, True, -128, 127),
     ],
 )
 def test_grid_is_what_inference_and_training_compute(bits, signed, lowest, highest):
