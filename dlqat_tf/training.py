@@ -316,8 +316,10 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
 def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     """Start every activation range where it loses least on the float network's activations.
 
-    SAT's fixed 8 gives 2 bits a step of 2.7 while batch norm's outputs have unit scale, so nearly
-    everything rounds to zero. See the README for what that costs in accuracy.
+    Chosen because batch norm's outputs have unit scale: of 2 bits, SAT's fixed 8 makes a step of
+    2.7 and rounds nearly everything to zero. Measured on CIFAR-100 (W1A2, GML, 7x7 stem, batch 128,
+    peak learning rate 0.05, one float stage of 38.4 %, one seed): after 100 steps 27.7 % top-1 with
+    these ranges, and a diverged loss and 1.0 % with ranges of 8 (and 10 for the last).
     """
     reference = trained
     if reference is None:  # quantized from scratch: the ranges of the untrained float network
