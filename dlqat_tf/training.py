@@ -98,6 +98,8 @@ class Recipe:
     """Peak learning rate for a batch of reference_batch; scaled linearly with batch_size."""
     reference_batch: int = 768
     """Batch size that learning_rate is meant for."""
+    quantized_learning_rate: float | None = None
+    """Peak learning rate of a quantized stage that starts from the float one; by default the same."""
     lr_warmup_epochs: float = 1.0
     """Epochs of linear learning-rate warm-up; then cosine to zero, per step."""
     momentum: float = 0.9
@@ -116,10 +118,16 @@ class Recipe:
     restart: bool = False
     """Delete what is in the output folder instead of continuing."""
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """Learning rate in force after warm-up, scaled to this recipe's batch size."""
-        return self.learning_rate * self.batch_size / self.reference_batch
+    def peak_learning_rate(self, *, starts_random: bool = True) -> float:
+        """Return the learning rate after warm-up, scaled to this recipe's batch size.
+
+        Args:
+            starts_random: Whether the stage starts from random weights, not from the float stage.
+        """
+        rate = self.learning_rate
+        if not starts_random and self.quantized_learning_rate is not None:
+            rate = self.quantized_learning_rate
+        return rate * self.batch_size / self.reference_batch
 
     @property
     def is_quantized(self) -> bool:
@@ -142,6 +150,13 @@ class Recipe:
                     f"Expected {name} to be finite and not negative. "
                     f"Received: {getattr(self, name)}."
                 )
+        if self.quantized_learning_rate is not None and not (
+            0 <= self.quantized_learning_rate < math.inf
+        ):
+            raise ValueError(
+                "Expected quantized_learning_rate to be finite and not negative. "
+                f"Received: {self.quantized_learning_rate}."
+            )
 
 
 @dataclass(frozen=True)
@@ -373,7 +388,8 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
         callbacks.insert(0, MarginWarmup(ramp, steps))
     _console.print(
         f"[bold]{stage.name} stage[/bold]: {stage.epochs} epochs of {steps} steps, batch "
-        f"{recipe.batch_size}, peak learning rate {recipe.peak_learning_rate:.4g}"
+        f"{recipe.batch_size}, peak learning rate "
+        f"{recipe.peak_learning_rate(starts_random=stage.starts_random):.4g}"
         + (f"; continuing after epoch {done}" if done else "")
     )
     model.fit(
@@ -389,10 +405,11 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
 def _compile(recipe, stage, model, steps: int, soft_labels: bool) -> None:
     total = steps * stage.epochs
     warmup = min(round(recipe.lr_warmup_epochs * steps), total - 1)
+    peak = recipe.peak_learning_rate(starts_random=stage.starts_random)
     schedule = tf.keras.optimizers.schedules.CosineDecay(
-        recipe.peak_learning_rate if warmup == 0 else 0.0,
+        peak if warmup == 0 else 0.0,
         decay_steps=total - warmup,
-        warmup_target=recipe.peak_learning_rate if warmup else None,
+        warmup_target=peak if warmup else None,
         warmup_steps=warmup,
     )
     cross_entropy = (
@@ -598,9 +615,10 @@ SMOKE = {
 
 CIFAR_SHORT = {
     "float_epochs": 10,
-    "epochs": 10,
+    "epochs": 5,
     "batch_size": 128,
     "learning_rate": 0.05,
+    "quantized_learning_rate": 0.02,
     "reference_batch": 128,
     "stem": "imagenet",
 }

@@ -176,7 +176,19 @@ def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
 
 def test_learning_rate_scales_with_the_batch():
     recipe = Recipe(learning_rate=0.2, reference_batch=768, batch_size=192)
-    assert recipe.peak_learning_rate == pytest.approx(0.05)
+    assert recipe.peak_learning_rate() == pytest.approx(0.05)
+    assert recipe.peak_learning_rate(starts_random=False) == pytest.approx(0.05)
+
+
+def test_quantized_stage_can_have_its_own_learning_rate():
+    recipe = dataclasses.replace(TINY, head="linear", quantized_learning_rate=0.01)
+    images = data.load("digits")
+    peaks = []
+    for stage in training._stages(recipe):
+        model = training.build_model(recipe, images, stage)
+        training._compile(recipe, stage, model, steps=10, soft_labels=False)
+        peaks.append(float(model.optimizer._learning_rate(10)))
+    assert peaks == pytest.approx([0.05, 0.01])
 
 
 def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
@@ -228,6 +240,7 @@ def test_copy_weights_says_what_it_left_alone():
     [
         ({"epochs": 0}, "epochs of at least 1"),
         ({"learning_rate": -1.0}, "learning_rate to be finite and not negative"),
+        ({"quantized_learning_rate": -1.0}, "quantized_learning_rate to be finite"),
         ({"images_per_epoch": 3}, r"at least one batch \(64\)"),
         ({"weight_bits": 9}, "bits=9"),
         ({"batch_size": 5000}, "batch_size from 1 to 1437"),
