@@ -99,7 +99,7 @@ class Recipe:
     reference_batch: int = 768
     """Batch size that learning_rate is meant for."""
     quantized_learning_rate: float | None = None
-    """Peak learning rate of a quantized stage that starts from the float one; by default the same."""
+    """Peak learning rate of a quantized stage that follows a float one; by default the same."""
     lr_warmup_epochs: float = 1.0
     """Epochs of linear learning-rate warm-up; then cosine to zero, per step."""
     momentum: float = 0.9
