@@ -584,6 +584,7 @@ def _device() -> str:
 
 def _draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, metric, label in zip(
@@ -597,6 +598,7 @@ def _draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
                 axes.plot(epochs, values, style, color=color, marker=".", label=f"{name}, {where}")
             first += len(rows)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[1].set_ylim(bottom=0)
     figure.axes[1].legend(fontsize="small")

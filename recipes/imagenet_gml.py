@@ -6,6 +6,13 @@ and val/.
 Paper (Table 3): 64.0 % W1A2, 150 epochs, batch 1024, learning rate 0.02.
 Ours, --budget paper: not run.
 Ours, --budget short: not run.
+
+Runs at 224x224 on any image folder (grayscale files included): on ten classes of ImageNet (1,300
+images to train on, 500 to test), shortened to width 16 and one epoch of 20 steps a stage, it took
+2 minutes on 2 shared cores of an AMD EPYC and stayed at chance (10.2 %), as 20 steps must:
+
+    python recipes/imagenet_gml.py --dataset folder --data-dir imagenet10 --budget short --width 16
+        --float-epochs 1 --epochs 1        (commit 8097206103, seed 0, TensorFlow 2.21)
 """
 
 from pathlib import Path
