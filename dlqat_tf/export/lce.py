@@ -12,7 +12,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Convolution, ExportError, Node, Sign
 from dlqat_tf.export.plan import plan
-from dlqat_tf.export.simulate import binary_parts
+from dlqat_tf.export.simulate import binary_layer
 from dlqat_tf.export.tflite import ExportReport, check_choice, finish, pixels, recording, targets_of
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
 
@@ -93,6 +93,7 @@ class _BinaryWriter(Writer):
     def __init__(self, network, input_type):
         super().__init__(network, input_type)
         self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
+        self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
 
     def node(self, node: Node) -> None:
         if isinstance(node, Sign):
@@ -157,30 +158,52 @@ class _BinaryWriter(Writer):
     def planes(self, node: Convolution) -> int:
         grid = self.grids[node.inputs[0]]
         bits = self._planes_of(node.inputs[0])
-        parts = binary_parts(node, grid)
+        layer = binary_layer(node, grid)
+        shape = self.network.shapes[node.name]
         filters: dict[int, int] = {}
-        outputs = []
-        for part in parts:
+        total = None
+        for part in layer.parts:
             if part.weight_bit not in filters:
                 filters[part.weight_bit] = self.file.constant(
                     f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
                 )
-            alone = len(parts) == 1
-            name = node.name if alone else f"{node.name}/part{part.weight_bit}{part.activation_bit}"
-            outputs.append(self.float_tensor(name, self.network.shapes[node.name]))
-            label = f"{node.name}/{part.weight_bit}{part.activation_bit}"
+            label = f"{node.name}/part{part.weight_bit}{part.activation_bit}"
+            output = self.float_tensor(node.name if layer.scale is None else label, shape)
             inputs = [
                 bits[part.activation_bit],
                 filters[part.weight_bit],
-                self.file.constant(f"{label}/multiplier", part.multiplier),
-                self.file.constant(f"{label}/bias", part.bias),
+                self._per_channel(f"{label}/multiplier", part.multiplier),
+                self._per_channel(f"{label}/bias", part.bias),
                 -1,
             ]
             self.file.operator(
-                "LceBconv2d", inputs, outputs[-1], custom=_options(node, grid is not None)
+                "LceBconv2d", inputs, output, custom=_options(node, grid is not None)
             )
+            if total is not None:
+                added = self.float_tensor(f"{label}/sum", shape)
+                self.file.operator("ADD", [total, output], added, schema.AddOptionsT())
+                output = added
+            total = output
         self.weights[node.name] = list(filters.values())
-        return self.add_floats(node.name, outputs)
+        if layer.scale is None:
+            return total
+        scaled = self.float_tensor(f"{node.name}/scaled", shape)
+        scale = self._per_channel(f"{node.name}/scale", layer.scale)
+        self.file.operator("MUL", [total, scale], scaled, schema.MulOptionsT())
+        bias = self._per_channel(f"{node.name}/bias", layer.bias)
+        output, options = self.float_tensor(node.name, shape), schema.AddOptionsT()
+        self.file.operator("ADD", [scaled, bias], output, options)
+        self._fusible[output] = options
+        return output
+
+    def _per_channel(self, name: str, values: np.ndarray) -> int:
+        """Return a constant; where all values are equal, one for all layers of that width."""
+        if np.ptp(values) > 0:
+            return self.file.constant(name, values)
+        key = (float(values[0]), len(values))
+        if key not in self._uniform:
+            self._uniform[key] = self.file.constant(f"uniform/{key[0]:g}/{key[1]}", values)
+        return self._uniform[key]
 
 
 def _options(node: Convolution, coded: bool) -> bytes:

@@ -165,8 +165,9 @@ class Simulation:
         """
         grid = self.grids[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
+        layer = binary_layer(node, grid)
         total = None
-        for part in binary_parts(node, grid):
+        for part in layer.parts:
             if grid is None:  # signs
                 signs = _padded(node, value, node.pad_value)
             else:
@@ -177,7 +178,7 @@ class Simulation:
             offset = part.bias.astype(np.float64) + size * part.multiplier.astype(np.float64)
             term = doubled * -part.multiplier + offset.astype(np.float32)
             total = term if total is None else total + term
-        return total
+        return total if layer.scale is None else total * layer.scale + layer.bias
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class BinaryPart:
         activation_bit: Which bit of the activation's codes.
         signs: int8 (height, width, input channels, output channels) of -1 and +1.
         multiplier: float32 (output channels,).
-        bias: float32 (output channels,); zero in all parts but the first.
+        bias: float32 (output channels,).
     """
 
     weight_bit: int
@@ -199,27 +200,46 @@ class BinaryPart:
     bias: np.ndarray
 
 
-def binary_parts(node: Convolution, grid: ActivationGrid | None) -> list[BinaryPart]:
-    """Return the binary convolutions whose sum is ``node``; ``grid`` is None for sign inputs."""
+@dataclass(frozen=True)
+class BinaryLayer:
+    """A layer as binary convolutions: output = (sum of the parts) * scale + bias.
+
+    Attributes:
+        parts: The binary convolutions.
+        scale: float32 (output channels,), or None where one part does all of it.
+        bias: float32 (output channels,), or None likewise.
+    """
+
+    parts: list[BinaryPart]
+    scale: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def binary_layer(node: Convolution, grid: ActivationGrid | None) -> BinaryLayer:
+    """Return the binary convolutions of ``node``; ``grid`` is None for sign inputs.
+
+    The sum of several parts is taken in codes, where float32 is exact, and scaled once: large terms
+    cancel in it, and rounding each before would cost more than Keras's own rounding.
+    """
     step = node.step.astype(np.float64) * (float(grid.step) if grid else 1.0)
-    bias = node.bias
+    constant = np.zeros_like(step)
+    bits = 1
     if grid:
         bits = grid.highest.bit_length()
-        bias = bias + step * (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2))
+        constant = (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2), dtype=np.float64)
+    signs = planes(node)
+    alone = len(signs) * bits == 1
     parts = []
-    for i, signs in enumerate(planes(node)):
-        for j in range(bits if grid else 1):
-            factor = -(2.0 ** (i + j - 1)) if grid else 2.0**i
-            parts.append(
-                BinaryPart(
-                    i,
-                    j,
-                    signs,
-                    (factor * step).astype(np.float32),
-                    (bias if not parts else np.zeros_like(bias)).astype(np.float32),
-                )
-            )
-    return parts
+    for i, each in enumerate(signs):
+        for j in range(bits):
+            factor = np.full_like(step, -(2.0 ** (i + j - 1)) if grid else 2.0**i)
+            bias = np.zeros_like(step) if parts else constant
+            if alone:
+                factor, bias = factor * step, bias * step + node.bias
+            parts.append(BinaryPart(i, j, each, np.float32(factor), np.float32(bias)))
+    if alone:
+        return BinaryLayer(parts, None, None)
+    return BinaryLayer(parts, step.astype(np.float32), node.bias.astype(np.float32))
 
 
 def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:

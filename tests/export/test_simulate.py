@@ -11,7 +11,7 @@ from dlqat_tf.export.simulate import (
     _exact_product,
     _fixed_point_sum,
     _Sum,
-    binary_parts,
+    binary_layer,
 )
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import images_for, small_network
@@ -78,17 +78,18 @@ def test_steps_that_an_add_cannot_hold_are_refused():
 def test_binary_parts_sum_to_the_layer():
     network = plan(lower(small_network(weight_bits=2, activation_bits=3)), plane_limit=9)
     node, grid = network["second"], network["first_act"].grid
-    parts = binary_parts(node, grid)
-    assert len(parts) == 6
+    layer = binary_layer(node, grid)
+    assert len(layer.parts) == 6
     rng = np.random.default_rng(0)
     x = rng.integers(0, 8, node.weights.shape[:3])
     total = sum(
         part.multiplier * np.tensordot(1 - 2 * (x >> part.activation_bit & 1), part.signs, 3)
         + part.bias
-        for part in parts
+        for part in layer.parts
     )
+    np.testing.assert_array_equal(total, np.tensordot(x, node.weights, 3))
     expected = np.tensordot(x * float(grid.step), node.values, 3) + node.bias
-    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(total * layer.scale + layer.bias, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batches_do_not_change_the_result():

@@ -126,7 +126,7 @@ def test_a_failed_export_leaves_no_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ExportError, match="No space"):
         to_tflite(dlqat_tf.resnet18(10, width=4, residual_bits=8), tmp_path / "model.tflite")
     assert list(tmp_path.iterdir()) == []
 
