@@ -374,7 +374,6 @@ class _Records:
             keep = tf.constant(self.keep)
         key = _key(seed, _ORDER, epoch)
         shards = tf.random.experimental.stateless_shuffle(tf.range(len(self.files)), key)
-        buffer_seed = tf.random.stateless_uniform([], key, None, None, tf.int64)
         return (
             tf.data.Dataset.from_tensor_slices(shards)
             .interleave(
@@ -385,7 +384,10 @@ class _Records:
             )
             .filter(lambda index, _: keep[index])
             .map(lambda _, record: record)
-            .shuffle(_SHUFFLE_BUFFER, seed=buffer_seed, reshuffle_each_iteration=False)
+            # Not `shuffle`: where a global seed is set, it takes no seed that depends on the epoch.
+            .batch(_SHUFFLE_BUFFER)
+            .enumerate()
+            .flat_map(lambda block, records: _shuffled_block(records, key, block))
         )
 
     def in_order(self) -> tf.data.Dataset:
@@ -551,6 +553,13 @@ def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 # Images.
+
+
+def _shuffled_block(records, key, block) -> tf.data.Dataset:
+    key = tf.random.experimental.stateless_fold_in(key, block)
+    return tf.data.Dataset.from_tensor_slices(
+        tf.random.experimental.stateless_shuffle(records, key)
+    )
 
 
 def _key(seed, stream: int, counter) -> tf.Tensor:

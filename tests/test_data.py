@@ -420,7 +420,9 @@ def test_cifar_from_its_data_dir(tiny_tfds):
         load("cifar10", data_dir=root, image_size=64)
 
 
-def test_imagenet_from_records(tiny_tfds):
+@pytest.mark.parametrize("global_seed", [None, 0])
+def test_imagenet_from_records(tiny_tfds, global_seed):
+    tf.random.set_seed(global_seed)  # training.run sets one
     root = tiny_tfds("imagenet2012", (None, None, 3), "validation")
     images = load("imagenet2012", data_dir=root, image_size=SIZE)
     assert images.image_shape == (SIZE, SIZE, 3)
