@@ -143,7 +143,7 @@ def census(path: str | Path) -> Census:
         file_bytes=Path(path).stat().st_size,
         predicted_bytes=predicted,
         operators=dict(Counter(names)),
-        constants={_name(graph.tensors[i]): size for i, size in sizes.items()},
+        constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
         layers=layers,
         warnings=list(dict.fromkeys(warnings)),
     )

@@ -88,7 +88,10 @@ def to_lce(
 
 
 class _BinaryWriter(Writer):
-    """Adds binary convolutions to what stock kernels have."""
+    """Adds binary convolutions to what stock kernels have.
+
+    Tensors between a layer's operations have no names: those would be a percent of the file.
+    """
 
     def __init__(self, network, input_type):
         super().__init__(network, input_type)
@@ -131,18 +134,18 @@ class _BinaryWriter(Writer):
         grid = self.grids[name]
         bits, step = grid.highest.bit_length(), float(grid.step)
         shape = self.network.shapes[name]
-        centre = self._scalar(f"{name}/centre", (2**bits - 1) / 2 * step)
-        folded = self.float_tensor(f"{name}/fold{bits - 1}", shape)
+        centre = self._scalar("", (2**bits - 1) / 2 * step)
+        folded = self.float_tensor("", shape)
         self.file.operator("SUB", [centre, self.float(name)], folded, schema.SubOptionsT())
-        planes = [self._pack(f"{name}/bit{bits - 1}", folded, name)]
+        planes = [self._pack("", folded, name)]
         for j in reversed(range(bits - 1)):
-            absolute = self.float_tensor(f"{name}/absolute{j}", shape)
+            absolute = self.float_tensor("", shape)
             self.file.operator("ABS", [folded], absolute, schema.AbsOptionsT())
-            folded = self.float_tensor(f"{name}/fold{j}", shape)
-            half = self._scalar(f"{name}/half{j}", 2.0 ** (j) * step)
+            folded = self.float_tensor("", shape)
+            half = self._scalar("", 2.0 ** (j) * step)
             self.file.operator("SUB", [absolute, half], folded, schema.SubOptionsT())
-            gray = self._pack(f"{name}/gray{j}", folded, name)
-            plane = self.file.tensor(f"{name}/bit{j}", self._packed_shape(name), np.int32)
+            gray = self._pack("", folded, name)
+            plane = self.file.tensor("", self._packed_shape(name), np.int32)
             self.file.operator("BITWISE_XOR", [gray, planes[0]], plane, schema.BitwiseXorOptionsT())
             planes.insert(0, plane)
         self._bits[name] = planes
@@ -167,42 +170,41 @@ class _BinaryWriter(Writer):
                 filters[part.weight_bit] = self.file.constant(
                     f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
                 )
-            label = f"{node.name}/part{part.weight_bit}{part.activation_bit}"
-            output = self.float_tensor(node.name if layer.scale is None else label, shape)
+            output = self.float_tensor(node.name if layer.scale is None else "", shape)
             inputs = [
                 bits[part.activation_bit],
                 filters[part.weight_bit],
-                self._per_channel(f"{label}/multiplier", part.multiplier),
-                self._per_channel(f"{label}/bias", part.bias),
+                self._per_channel(part.multiplier),
+                self._per_channel(part.bias),
                 -1,
             ]
             self.file.operator(
                 "LceBconv2d", inputs, output, custom=_options(node, grid is not None)
             )
             if total is not None:
-                added = self.float_tensor(f"{label}/sum", shape)
+                added = self.float_tensor("", shape)
                 self.file.operator("ADD", [total, output], added, schema.AddOptionsT())
                 output = added
             total = output
         self.weights[node.name] = list(filters.values())
         if layer.scale is None:
             return total
-        scaled = self.float_tensor(f"{node.name}/scaled", shape)
-        scale = self._per_channel(f"{node.name}/scale", layer.scale)
+        scaled = self.float_tensor("", shape)
+        scale = self._per_channel(layer.scale)
         self.file.operator("MUL", [total, scale], scaled, schema.MulOptionsT())
-        bias = self._per_channel(f"{node.name}/bias", layer.bias)
+        bias = self._per_channel(layer.bias)
         output, options = self.float_tensor(node.name, shape), schema.AddOptionsT()
         self.file.operator("ADD", [scaled, bias], output, options)
         self._fusible[output] = options
         return output
 
-    def _per_channel(self, name: str, values: np.ndarray) -> int:
+    def _per_channel(self, values: np.ndarray) -> int:
         """Return a constant; where all values are equal, one for all layers of that width."""
         if np.ptp(values) > 0:
-            return self.file.constant(name, values)
+            return self.file.constant("", values)
         key = (float(values[0]), len(values))
         if key not in self._uniform:
-            self._uniform[key] = self.file.constant(f"uniform/{key[0]:g}/{key[1]}", values)
+            self._uniform[key] = self.file.constant("", values)
         return self._uniform[key]
 
 
