@@ -2,7 +2,7 @@
 
 Every configuration takes its steps in turn, many times, in one process that is pinned to one core,
 and CPU time is counted, so that a busy machine hits all of them alike. Peak memory comes from one
-process per configuration, less what Python and TensorFlow hold before there is a network.
+process per configuration: of the whole process, and less what it holds before there is a network.
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py --stem imagenet --batch-size 128
@@ -97,8 +97,8 @@ def pin(core: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def peak_memory(settings: Settings, name: str) -> float:
-    """Return the MB that building and training a network adds to this process's peak."""
+def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
+    """Return this process's peak in MB, and what building and training a network added to it."""
     pin(settings.core)
     import tensorflow as tf
 
@@ -107,7 +107,8 @@ def peak_memory(settings: Settings, name: str) -> float:
     step = stepper(settings, name)
     for _ in range(4):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024, (peak - before) / 1024
 
 
 def main() -> None:
@@ -138,7 +139,8 @@ def main() -> None:
     )
     for heading in ("network", "images/s", f"time over {reference}", "quartiles", "peak MB"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    table.add_column(f"memory over {reference}", justify="right")
+    for heading in ("process over", "network over"):
+        table.add_column(f"{heading} {reference}", justify="right")
     figures = {}
     for name, times in seconds.items():
         ratios = np.array(times) / np.array(seconds[reference])
@@ -146,16 +148,20 @@ def main() -> None:
         figures[name] = {
             "images_per_second": settings.batch_size / float(np.median(times)),
             "time_ratio": [float(low), float(median), float(high)],
-            "peak_megabytes": memory[name],
-            "memory_ratio": memory[name] / memory[reference],
+            "peak_megabytes": {"process": memory[name][0], "network": memory[name][1]},
+            "memory_ratio": {
+                "process": memory[name][0] / memory[reference][0],
+                "network": memory[name][1] / memory[reference][1],
+            },
         }
         table.add_row(
             name,
             f"{figures[name]['images_per_second']:.1f}",
             f"{median:.3f}",
             f"{low:.3f} to {high:.3f}",
-            f"{memory[name]:.0f}",
-            f"{memory[name] / memory[reference]:.3f}",
+            f"{memory[name][0]:.0f}",
+            f"{figures[name]['memory_ratio']['process']:.3f}",
+            f"{figures[name]['memory_ratio']['network']:.3f}",
         )
     Console().print(table)
     if settings.output:
