@@ -42,27 +42,17 @@ def export(
         force: Overwrite existing files.
         json: Write the report here too.
     """
-
-    def work():
-        loaded = command.load_model(model)
-        images = None
-        if calibration:
-            shape = loaded.input_shape[1:]
-            images, _ = command.test_images(calibration, data_dir, shape, calibration_images)
-        report = to_tflite(
-            loaded,
-            output,
-            input_type=input_type,
-            weights=weights,
-            calibration=images,
-            snap=snap,
-            force=force,
-        )
-        report.print()
-        if json:
-            json.write_text(report.to_json())
-
-    command.run(work)
+    command.export(
+        to_tflite,
+        model,
+        output,
+        calibration=(calibration, data_dir, calibration_images),
+        json=json,
+        input_type=input_type,
+        weights=weights,
+        snap=snap,
+        force=force,
+    )
 
 
 if __name__ == "__main__":

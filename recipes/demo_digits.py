@@ -6,11 +6,11 @@ Needs no network and no data. `make demo` runs it; started again it continues or
 import sys
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dlqat_tf import data, export
+from dlqat_tf import export
+from dlqat_tf.export import command
 from dlqat_tf.training import Recipe, main
 
 import tensorflow as tf  # isort: skip
@@ -34,8 +34,7 @@ DEMO = Recipe(
 def deploy(folder: Path, float_accuracy: float) -> list[str]:
     """Export the trained network twice, compare both files with Keras, print, return failures."""
     model = tf.keras.models.load_model(folder / "model.keras")
-    batches = list(data.load("digits").test_batches(64).as_numpy_iterator())
-    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    images, labels = command.test_images("digits", None, model.input_shape[1:], None)
 
     console = Console()
     table = Table(title="digits, test top-1", title_justify="left")

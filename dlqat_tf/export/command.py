@@ -10,7 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf import data
+from dlqat_tf._host import write_whole
 from dlqat_tf.export.network import ExportError
+from dlqat_tf.export.tflite import ExportReport
 
 MENDABLE = 2  # exit status of errors that the user can mend
 
@@ -22,6 +24,40 @@ def run(command: Callable[[], int | None]) -> None:
     except (ExportError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MENDABLE)
+
+
+def export(
+    write: Callable[..., ExportReport],
+    model: Path,
+    output: Path,
+    *,
+    calibration: tuple[str | None, Path | None, int],
+    json: Path | None,
+    **options,
+) -> None:
+    """Export a stored model, print the report, and end the process as :func:`run` does.
+
+    Args:
+        write: ``to_tflite`` or ``to_lce``.
+        model: A ``.keras`` file or a SavedModel folder.
+        output: The file to write.
+        calibration: Data set (None: no calibration), its folder, and how many of its images.
+        json: Where the report goes too, or None.
+        options: Keyword arguments of ``write``.
+    """
+
+    def work():
+        loaded = load_model(model)
+        name, data_dir, count = calibration
+        images = None
+        if name:
+            images, _ = test_images(name, data_dir, loaded.input_shape[1:], count)
+        report = write(loaded, output, calibration=images, **options)
+        report.print()
+        if json:
+            write_whole(json, report.to_json() + "\n")
+
+    run(work)
 
 
 def load_model(path: Path) -> tf.keras.Model:
