@@ -214,16 +214,50 @@ def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
     stage = training._stages(recipe)[0]
     model = training.build_model(recipe, data.load("digits"), stage)
     training._compile(recipe, stage, model, steps=10, soft_labels=False)
-    rate = (
-        model.optimizer.learning_rate_schedule
-        if hasattr(model.optimizer, "learning_rate_schedule")
-        else model.optimizer._learning_rate
-    )
+    rate = model.optimizer._learning_rate
     assert float(rate(0)) == 0.0
     assert float(rate(5)) == pytest.approx(0.025)
     assert float(rate(10)) == pytest.approx(0.05)
     assert float(rate(15)) == pytest.approx(0.025)
     assert float(rate(20)) == pytest.approx(0.0, abs=1e-9)
+
+
+def compiled(**changes):
+    recipe = dataclasses.replace(TINY, **changes)
+    stage = training._stages(recipe)[0]
+    model = training.build_model(recipe, data.load("digits"), stage)
+    training._compile(recipe, stage, model, steps=10, soft_labels=False)
+    return model
+
+
+def test_losses_have_the_margins_of_the_recipe():
+    loss = compiled(gml_alpha=0.3, likelihood_weight=0.1).loss
+    assert (loss.alpha, loss.likelihood_weight) == (0.3, 0.1)
+    loss = compiled(head="cosine", ams_margin=0.2, ams_scale=10.0).loss
+    assert (loss.margin, loss.scale) == (0.2, 10.0)
+
+
+def test_network_has_the_shape_and_seed_of_the_recipe():
+    model = compiled(stem="imagenet", width=8, final_gain=0.5, momentum=0.7)
+    assert model.get_layer("stem_conv").kernel.shape == (7, 7, 1, 8)
+    assert model.get_layer("stage4_block2_2_bn").gamma.numpy()[0] == 0.5
+    assert model.optimizer.momentum == 0.7
+    first, same, other = (
+        compiled(seed=seed).get_layer("stem_conv").get_weights()[0] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+
+def test_restart_deletes_a_run_of_other_settings(tmp_path):
+    recipe = dataclasses.replace(TINY, output=tmp_path / "run")
+    training._claim_output(recipe)
+    (recipe.output / "model.keras").touch()
+    training._claim_output(recipe)
+    assert (recipe.output / "model.keras").exists()
+    training._claim_output(dataclasses.replace(recipe, weight_bits=4, restart=True))
+    assert not (recipe.output / "model.keras").exists()
+    assert json.loads((recipe.output / "recipe.json").read_text())["weight_bits"] == 4
 
 
 def test_weight_decay_is_on_kernels_only():
