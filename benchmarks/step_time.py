@@ -1,8 +1,9 @@
 """What quantization costs per training step: time and memory over the plain float network.
 
 Every configuration takes its steps in turn, many times, in one process that is pinned to one core,
-and CPU time is counted, so that a busy machine hits all of them alike. Peak memory comes from one
-process per configuration: of the whole process, and less what it holds before there is a network.
+and CPU time is counted, so that a busy machine hits all of them alike. Peak memory is the median of
+several processes per configuration (the allocator's peaks scatter): of the whole process, and less
+what it holds before there is a network.
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py --stem imagenet --batch-size 128
@@ -41,6 +42,8 @@ class Settings:
     """Turns that each configuration takes."""
     steps: int = 2
     """Steps per turn."""
+    memory_repeats: int = 5
+    """Processes whose peak memory is measured, for each configuration."""
     core: int = 0
     """Core to run on."""
     configurations: tuple[str, ...] = ("float", "W1A2", "W2A2", "W4A4")
@@ -114,10 +117,12 @@ def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
-    memory = {}
-    for name in settings.configurations:
-        with multiprocessing.get_context("spawn").Pool(1) as process:
-            memory[name] = process.apply(peak_memory, (settings, name))
+    peaks = {name: [] for name in settings.configurations}
+    for _ in range(settings.memory_repeats):
+        for name in settings.configurations:
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                peaks[name].append(process.apply(peak_memory, (settings, name)))
+    memory = {name: np.median(each, axis=0).tolist() for name, each in peaks.items()}
 
     pin(settings.core)
     steppers = {name: stepper(settings, name) for name in settings.configurations}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dlqat_tf.rematerialize import rematerialize
+
 # The bounds of the gradient kernel below are inclusive; these make them exclusive.
 _ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
 _JUST_BELOW = 1.0 - 2.0**-23  # times x: the next or second next float32 below x
@@ -103,20 +105,25 @@ def clip_and_round(
             step = divide_exactly(alpha, highest)
             y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * step
 
-        def where_between(upstream, low, high):
+        def where_between(upstream, x, low, high):
             return tf.raw_ops.QuantizeAndDequantizeV4Grad(
                 gradients=upstream, input=x, input_min=low, input_max=high
             )[0]
 
         def gradient(upstream):
-            from_x = where_between(upstream, lowest if signed else _ABOVE_ZERO, alpha)
+            before = rematerialize(x, after=upstream) if fused else x
             # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
             # upstream * (y / alpha) is the sum over everything less the sum over the inside.
             inside_low = lowest * _JUST_BELOW if signed else _ABOVE_ZERO
-            inside = where_between(upstream, inside_low, alpha * _JUST_BELOW)
-            subtracted = x if calibrated else y
-            from_alpha = tf.reduce_sum(upstream * y) - tf.reduce_sum(inside * subtracted)
-            # Before the layers below, else the executor keeps `upstream` and `inside` for later.
+            inside = where_between(upstream, before, inside_low, alpha * _JUST_BELOW)
+            subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+            # One after the other, so that each product overwrites an operand that is not needed
+            # any more, and nothing of this waits while the layers below use the result.
+            with tf.control_dependencies([subtracted]):
+                low = lowest if signed else _ABOVE_ZERO
+                from_x = where_between(upstream, before, low, alpha)
+            with tf.control_dependencies([from_x]):
+                from_alpha = tf.reduce_sum(upstream * y) - subtracted
             with tf.control_dependencies([from_alpha]):
                 return tf.identity(from_x), from_alpha / alpha
 
