@@ -62,7 +62,7 @@ _WEIGHTED = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense, Head)
 class _Quantizer(_api.quantizers.Quantizer):
     """A Larq quantizer of this package behind TF-MOT's interface."""
 
-    def larq(self, weights: dict) -> lq.quantizers.Quantizer:
+    def larq_quantizer(self, weights: dict) -> lq.quantizers.Quantizer:
         """Return the Larq quantizer that uses the variables that ``build`` returned."""
         raise NotImplementedError
 
@@ -77,7 +77,7 @@ class _Quantizer(_api.quantizers.Quantizer):
         return {}
 
     def __call__(self, inputs, training, weights, **kwargs):
-        return self.larq(weights).call(inputs, training=training)
+        return self.larq_quantizer(weights).call(inputs, training=training)
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
@@ -93,13 +93,13 @@ class SATWeightsTFMOT(_Quantizer):
     """
 
     def __init__(self, bits: int = 1, scale_adjust: bool = False):
-        self._larq = SATWeights(bits, scale_adjust)
+        self._quantizer = SATWeights(bits, scale_adjust)
 
-    def larq(self, weights):
-        return self._larq
+    def larq_quantizer(self, weights):
+        return self._quantizer
 
     def get_config(self):
-        return {"bits": self._larq.bits, "scale_adjust": self._larq.scale_adjust}
+        return {"bits": self._quantizer.bits, "scale_adjust": self._quantizer.scale_adjust}
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
@@ -117,16 +117,16 @@ class CGPACTTFMOT(_Quantizer):
 
     def __init__(self, bits: int = 2, alpha_init: float = 8.0, signed: bool = False):
         self._config = {"bits": bits, "alpha_init": alpha_init, "signed": signed}
-        self.larq({})  # refuses what is out of range
+        self.larq_quantizer({})  # refuses what is out of range
 
-    def larq(self, weights):
+    def larq_quantizer(self, weights):
         quantizer = CGPACT(**self._config, name="cg_pact")
         quantizer.alpha = weights.get("alpha")
         return quantizer
 
     def build(self, tensor_shape, name, layer):
         super().build(tensor_shape, name, layer)
-        quantizer = self.larq({})
+        quantizer = self.larq_quantizer({})
         if quantizer.bits == 32:
             return {}
         return {"alpha": layer.add_weight(f"{name}_alpha", **quantizer.alpha_settings)}
@@ -140,7 +140,8 @@ class SATQuantizeConfig(_api.QuantizeConfig):
     """How one layer is quantized, for ``quantize_annotate_layer``.
 
     Conv2D, DepthwiseConv2D and Dense get SAT weights; where their activation is a ReLU, CG-PACT
-    rounds and rectifies the output. So it does at ReLU and Activation("relu") layers.
+    rounds and rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6
+    loses its upper bound, since the trained range clips instead.
 
     Args:
         weight_bits: 1 to 8, or 32.
@@ -192,12 +193,12 @@ class SATQuantizeConfig(_api.QuantizeConfig):
             return [self._rectified]
         return [self._signed] if self._signed else []
 
-    # Outputs are rounded after the layer's own activation: a ReLU before CG-PACT changes nothing.
     def get_activations_and_quantizers(self, layer):
-        return []
+        return []  # the output is rounded instead: a ReLU before CG-PACT changes nothing
 
     def set_quantize_activations(self, layer, quantize_activations):
-        pass
+        if type(layer) is _layers.ReLU:
+            layer.max_value = None
 
     def get_config(self):
         return dict(self._config)
@@ -211,12 +212,12 @@ class SATScheme(_api.QuantizeScheme):
     - convolutions and dense layers: ``weight_bits``, the first and the last one 8 bits, the last
       one scale-adjusted where it is dense. A head of this package is a last layer that brings its
       own quantizer.
-    - ReLUs, as layers or as activations of others: ``activation_bits``, 8 where the last layer is
-      what reads them. The upper bound of a ReLU6 is dropped: the trained range clips instead.
-    - what a sum or a convolution reads and no ReLU rectified (the branches of a residual add, linear
-      bottlenecks): a signed quantizer of ``residual_bits``.
-    - all others stay as they are. Images are not rounded: they are pixels / 255 already. Batch norm
-      stays in training; export folds it.
+    - ReLUs, as layers or as activations of others: ``activation_bits``, 8 where the last layer
+      reads them.
+    - what a sum or a convolution reads and no ReLU rectified (the branches of a residual add,
+      linear bottlenecks, hidden average pools): a signed quantizer of ``residual_bits``.
+    - all others stay as they are. Images are not rounded: they are pixels / 255 already. Batch
+      norm stays in training; export folds it.
 
     Args:
         weight_bits: 1 to 8, or 32.
@@ -267,12 +268,10 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             if layer.name not in layer_quantize_map:
                 continue
             entry = layer_quantize_map[layer.name]
-            if not entry.get("quantize_config") and layer.name not in self._configs:
+            if entry.get("quantize_config") or layer.name in self._configs:
+                kept[layer.name] = entry
+            else:
                 _check_untouched(layer)
-                continue
-            if type(layer) is _layers.ReLU:
-                layer.max_value = None
-            kept[layer.name] = entry
         return model, kept
 
     def supports(self, layer) -> bool:
@@ -318,7 +317,7 @@ class _Graph:
                 if node.layer.name not in self._readers:
                     self.layers.append(node.layer)
                     self._readers[node.layer.name] = []
-                for source in [] if node.is_input else tf.nest.flatten(node.inbound_layers):
+                for source in tf.nest.flatten(node.inbound_layers):
                     self._readers[source.name].append(node.layer)
         self._below: set[str] = set()  # a weighted layer comes after them
         for layer in reversed(self.layers):
@@ -369,15 +368,15 @@ def _check_quantizable(layer, signed: bool) -> None:
     """Raise unless a configuration says how to quantize something of this layer."""
     kind = type(layer)
     if kind is _layers.ReLU:
-        if layer.max_value is not None or layer.negative_slope or layer.threshold:
-            raise _refusal(layer, "it is not a plain ReLU")
-    elif kind in _KERNELS:
-        if not _is_rectified(layer) and not _is_final(layer.activation):
-            raise _refusal(layer, f"its activation is {_name(layer.activation)!r}")
-    elif kind is _layers.Activation and not _is_rectified(layer):
-        raise _refusal(layer, f"its activation is {_name(layer.activation)!r}")
-    elif kind is not _layers.Activation and not (signed and kind in (*_LINEAR, *_AVERAGES)):
-        raise _refusal(layer, "the configuration quantizes nothing of it")
+        if layer.negative_slope or layer.threshold:
+            raise _refusal(layer, "it is no ReLU")
+    elif kind in _KERNELS or kind is _layers.Activation:
+        fine = _is_rectified(layer) or (kind in _KERNELS and _is_final(layer.activation))
+        if not fine:
+            name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+            raise _refusal(layer, f"its activation is {name!r}")
+    elif not (signed and kind in (*_LINEAR, *_AVERAGES)):
+        raise _refusal(layer, "it has nothing that the configuration quantizes")
 
 
 def _check_untouched(layer) -> None:
@@ -393,34 +392,39 @@ def _is_final(activation) -> bool:
     return activation in finals or isinstance(activation, lq.quantizers.Quantizer)
 
 
-def _name(activation) -> str:
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
 @unwrapped.register(_api.QuantizeWrapper)
 def _unwrap(wrapper) -> Unwrapped:
     quantizers = [quantizer for _, quantizer, _ in wrapper._weight_vars]
     quantizers += [*wrapper._quantize_activations, *wrapper._output_quantizers]
     foreign = [each for each in quantizers if not isinstance(each, _Quantizer)]
     if foreign or len(wrapper._weight_vars) > 1:
-        raise ValueError(
-            f"it is quantized by {type((foreign or quantizers)[0]).__name__}. Expected one of "
-            "dlqat_tf's quantizers for the kernel and one for the output: call quantize_apply with "
-            "scheme=dlqat_tf.tfmot.SATScheme(...)."
-        )
+        raise _foreign((foreign or quantizers)[0])
     parts = unwrapped(wrapper.layer)
     for kernel, quantizer, variables in wrapper._weight_vars:
         # The layer's own attribute is the quantized tensor of the last call.
-        parts = replace(parts, kernel=kernel, kernel_quantizer=quantizer.larq(variables))
+        parts = replace(parts, kernel=kernel, kernel_quantizer=quantizer.larq_quantizer(variables))
     for quantizer in wrapper._output_quantizers:
-        output_quantizer = quantizer.larq(wrapper._output_quantizer_vars)
+        output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars)
         parts = replace(parts, output_quantizer=output_quantizer)
     return parts
 
 
+@unwrapped.register(tf.keras.utils.get_custom_objects()["QuantizeLayer"])
+def _unwrap_input(layer) -> Unwrapped:
+    raise _foreign(layer.quantizer)
+
+
 @unwrapped.register(tf.keras.utils.get_custom_objects()["QuantizeAnnotate"])
-def _not_applied(wrapper) -> Unwrapped:
+def _unwrap_annotation(wrapper) -> Unwrapped:
     raise ValueError(
         "it is annotated for quantization but not quantized. Call tfmot.quantization.keras."
         "quantize_apply(model, scheme=dlqat_tf.tfmot.SATScheme(...)) and train that model."
+    )
+
+
+def _foreign(quantizer) -> ValueError:
+    return ValueError(
+        f"it is quantized by {type(quantizer).__name__}. Expected one of dlqat_tf's quantizers for "
+        "the kernel and one for the output: call quantize_apply with "
+        "scheme=dlqat_tf.tfmot.SATScheme(...)."
     )
