@@ -376,7 +376,7 @@ def _check_quantizable(layer, signed: bool) -> None:
             name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
             raise _refusal(layer, f"its activation is {name!r}")
     elif not (signed and kind in (*_LINEAR, *_AVERAGES)):
-        raise _refusal(layer, "it has nothing that the configuration quantizes")
+        raise _refusal(layer, "SAT has no form of it")
 
 
 def _check_untouched(layer) -> None:

@@ -277,12 +277,13 @@ def test_heads_and_own_quantizers_pass_unchanged():
     x = CGPACT(3, 2.0, name="own")(x)
     x = lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(2), name="larq")(x)
     x = layers.ReLU(6.0, name="relu")(x)
+    x = layers.Concatenate(name="both")([x, x])
     x = layers.GlobalAveragePooling2D(name="features")(x)
     head = dlqat_tf.GaussianMixtureHead(5, name="head")
     float_model = tf.keras.Model(inputs, head(x))
     model = applied(float_model)
     names = [layer.name for layer in model.layers[1:]]
-    assert names == ["quant_first", "own", "larq", "quant_relu", "features", "head"]
+    assert names == ["quant_first", "own", "larq", "quant_relu", "both", "features", "head"]
     np.testing.assert_array_equal(model.get_layer("head").means, head.means)
     # The head is the last layer, so the ReLU before it has 8 bits; it lost its bound at 6.
     expected = {"first": 8, "own": 3, "larq": 2, "relu_output": 8, "head": 8}
@@ -350,8 +351,8 @@ def test_values_out_of_range(make, message):
         (layers.Conv2D(2, 1, activation="tanh", name="odd"), None, "'odd'.*'tanh'"),
         (layers.SeparableConv2D(2, 1, name="odd"), None, "'odd'"),
         (layers.ReLU(negative_slope=0.1, name="odd"), None, "'odd'.*no ReLU"),
-        (layers.MaxPool2D(name="odd"), SATQuantizeConfig(), "'odd'.*nothing"),
-        (layers.BatchNormalization(name="odd"), SATQuantizeConfig(), "'odd'.*nothing"),
+        (layers.MaxPool2D(name="odd"), SATQuantizeConfig(), "'odd'.*no form"),
+        (layers.BatchNormalization(name="odd"), SATQuantizeConfig(), "'odd'.*no form"),
         (layers.Activation("linear", name="odd"), SATQuantizeConfig(), "'odd'.*'linear'"),
     ],
 )

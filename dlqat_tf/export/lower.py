@@ -34,7 +34,8 @@ SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
     "activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, MaxPool2D, "
     "AveragePooling2D, GlobalAveragePooling2D, Flatten, Dropout, Rescaling without offset, the "
-    "heads of dlqat_tf, and models made of these"
+    "heads of dlqat_tf, models made of these, and any of these in TF-MOT's wrapper with the "
+    "quantizers of dlqat_tf"
 )
 # Larq quantizers that compute the sign; they differ in the gradient only.
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
