@@ -1,6 +1,7 @@
 """Disentangled Loss Quantization-Aware Training in Keras: low-bit networks that run on a phone."""
 
 from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
+from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.tfmot)
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
@@ -21,4 +22,5 @@ __all__ = [
     "SymmetricWeights",
     "export",
     "resnet18",
+    "tfmot",
 ]

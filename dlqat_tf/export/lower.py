@@ -28,13 +28,14 @@ from dlqat_tf.export.network import (
     Weighted,
 )
 from dlqat_tf.heads import Head
-from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
+from dlqat_tf.quantizers import ActivationQuantizer, Unwrapped, WeightQuantizer, unwrapped
 
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
     "activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, MaxPool2D, "
     "AveragePooling2D, GlobalAveragePooling2D, Flatten, Dropout, Rescaling without offset, the "
-    "heads of dlqat_tf, and models made of these"
+    "heads of dlqat_tf, models made of these, and any of these in TF-MOT's wrapper with the "
+    "quantizers of dlqat_tf"
 )
 # Larq quantizers that compute the sign; they differ in the gradient only.
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
@@ -122,6 +123,19 @@ class _Lowering:
             if not hasattr(layer, "_nodes_by_depth"):
                 raise _unsupported(name, layer, "it is a subclassed model")
             return self.model(layer, inputs, name + "/")
+        try:
+            parts = unwrapped(layer)
+        except ValueError as error:
+            raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+        output = self.bare(parts, name, inputs)
+        if parts.output_quantizer is None:
+            return output
+        around = dict(name=f"{name}_output", inputs=(output,))
+        return self.add(_activation(parts.output_quantizer, around))
+
+    def bare(self, parts: Unwrapped, name: str, inputs: list[str]) -> str:
+        """Add the nodes of a layer without what a wrapper does to its output."""
+        layer = parts.layer
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             raise _unsupported(name, layer, "its data_format is not channels_last")
         shared = dict(name=name, inputs=tuple(inputs))
@@ -136,7 +150,7 @@ class _Lowering:
         if isinstance(layer, (ActivationQuantizer, *_SIGNS)):
             return self.add(_activation(layer, shared))
         if kind in _WEIGHTED:
-            return self.weighted(layer, shared)
+            return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
             return self.add(_batch_norm(layer, shared))
         if kind is _layers.ReLU:
@@ -167,21 +181,23 @@ class _Lowering:
             return self.add(GlobalAveragePool(**shared, keepdims=layer.keepdims))
         if kind is _layers.Flatten:
             return self.add(Flatten(**shared))
+        if kind in (_layers.Activation, _layers.Softmax):
+            activation = getattr(layer, "activation", tf.keras.activations.softmax)
+            raise _unsupported(name, layer, _refused(activation))
         raise _unsupported(name, layer, f"{kind.__name__} layers have no integer form here")
 
-    def weighted(self, layer, shared: dict) -> str:
+    def weighted(self, parts: Unwrapped, shared: dict) -> str:
         """Add a convolution or dense layer with its quantizers and activation around it."""
-        name = shared["name"]
+        layer, name = parts.layer, shared["name"]
         depthwise = isinstance(layer, _layers.DepthwiseConv2D)
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
             shared["inputs"] = (self.add(_activation(quantizer, around)),)
-        quantizer = getattr(layer, "depthwise_quantizer" if depthwise else "kernel_quantizer", None)
-        kernel = _array(layer.depthwise_kernel if depthwise else layer.kernel, name)
+        kernel = _array(parts.kernel, name)
         channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
         bias = _array(layer.bias, name) if layer.use_bias else np.zeros(channels)
-        weights, step, bits = _codes(quantizer, kernel, name, layer)
+        weights, step, bits = _codes(parts.kernel_quantizer, kernel, name, layer)
         if step is not None:
             # A step per last axis of a depthwise kernel is one per multiplier.
             step = np.tile(step, channels // step.size).astype(np.float32)
@@ -215,9 +231,7 @@ class _Lowering:
             return self.add(ReLU(**around))
         if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
             return self.add(_activation(activation, around))
-        described = getattr(activation, "__name__", type(activation).__name__)
-        advice = "; train with from_logits=True instead" if described == "softmax" else ""
-        raise _unsupported(name, layer, f"its activation is {described!r}{advice}")
+        raise _unsupported(name, layer, _refused(activation))
 
 
 _WEIGHTED = (
@@ -235,6 +249,12 @@ def _unsupported(name: str, layer, reason: str) -> ExportError:
         f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
         f"Supported: {SUPPORTED}."
     )
+
+
+def _refused(activation) -> str:
+    described = getattr(activation, "__name__", type(activation).__name__)
+    advice = "; train with from_logits=True instead" if described == "softmax" else ""
+    return f"its activation is {described!r}{advice}"
 
 
 def _array(variable, name: str) -> np.ndarray:
@@ -304,7 +324,7 @@ def _activation(quantizer, shared: dict) -> Node:
 def _batch_norm(layer, shared: dict) -> Node:
     name = shared["name"]
     axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
-    if axis not in (-1, len(layer.input_shape) - 1):
+    if axis not in (-1, layer.input_spec.ndim - 1):
         raise _unsupported(name, layer, f"its axis is {axis}, not the channels")
     mean, variance = (
         _array(variable, name).astype(np.float64)

@@ -12,6 +12,7 @@ from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import ExportError, IntegerNetwork
 from dlqat_tf.export.plan import grids, integers, is_integer, plan, target_of
 from dlqat_tf.export.report import Report
+from dlqat_tf.quantizers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def snap(
         shift = numbers.bias * unit - node.bias
         # A bias that saturates its channel whatever comes in is stored smaller than it is.
         shift = np.where(np.abs(shift) > unit, 0.0, shift)
-        _move(_layer(copy, node.bias_sources[0]), shift)
+        _move(unwrapped(_layer(copy, node.bias_sources[0])).layer, shift)
         largest = float(np.abs(shift).max())
         shifts.append(Shift(node.name, node.bias_sources[0], largest, largest / float(target.step)))
     return copy, SnapReport(shifts)

@@ -19,6 +19,11 @@ STEMS = ("cifar", "imagenet")
 EDGE_BITS = 8  # first convolution, last activation and head, whatever the rest has
 
 
+def edge_bits(bits: int | None) -> int | None:
+    """Return the width at a network's ends, given the hidden one."""
+    return bits if bits in (None, 32) else EDGE_BITS
+
+
 def resnet18(
     num_classes: int,
     input_shape: tuple[int, int, int] = (32, 32, 3),
@@ -72,7 +77,7 @@ def resnet18(
 
     inputs = tf.keras.Input(input_shape, name="images")
     kernel_size, strides = (3, 1) if stem == "cifar" else (7, 2)
-    x = net.convolution(inputs, width, kernel_size, strides, "stem", bits=net.edge(weight_bits))
+    x = net.convolution(inputs, width, kernel_size, strides, "stem", bits=edge_bits(weight_bits))
     x = net.activation(x, "stem")
     if stem == "imagenet":
         x = tf.keras.layers.MaxPool2D(3, 2, padding="same", name="stem_pool")(x)
@@ -92,13 +97,13 @@ def resnet18(
                 shortcut = net.branch_end(shortcut, f"{name}_shortcut")
             x = tf.keras.layers.Add(name=f"{name}_add")([x, shortcut])
             if (stage, block) == (3, 1):
-                x = net.activation(x, name, net.edge(activation_bits), last_alpha_init)
+                x = net.activation(x, name, edge_bits(activation_bits), last_alpha_init)
             else:
                 x = net.activation(x, name)
     x = tf.keras.layers.GlobalAveragePooling2D(name="features")(x)
     logits = HEADS[head](
         num_classes,
-        net.edge(weight_bits),
+        edge_bits(weight_bits),
         kernel_regularizer=kernel_regularizer,
         name="head",
     )(x)
@@ -114,11 +119,6 @@ class _Builder:
         self.residual_bits = residual_bits
         self.alpha_init = alpha_init
         self.regularizer = regularizer
-
-    @staticmethod
-    def edge(bits: int | None) -> int | None:
-        """Return the width at the network's ends, given the hidden one."""
-        return bits if bits in (None, 32) else EDGE_BITS
 
     def convolution(self, x, filters, size, strides, name, *, bits="hidden", gain=1.0):
         """Apply convolution and batch norm."""

@@ -9,6 +9,7 @@ from dlqat_tf.quantizers.base import (
 from dlqat_tf.quantizers.pact import CGPACT, PACT
 from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
+from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
 
 __all__ = [
     "CGPACT",
@@ -17,6 +18,8 @@ __all__ = [
     "ActivationQuantizer",
     "SATWeights",
     "SymmetricWeights",
+    "Unwrapped",
     "WeightGrid",
     "WeightQuantizer",
+    "unwrapped",
 ]

@@ -108,16 +108,21 @@ class CGPACT(ActivationQuantizer):
 
     def build(self, input_shape):
         if self.bits != 32:
-            self.alpha = self.add_weight(
-                "alpha",
-                shape=(),
-                dtype=tf.float32,
-                initializer=tf.keras.initializers.Constant(self.alpha_init),
-                regularizer=self.alpha_regularizer,
-                constraint=AtLeast(ALPHA_MINIMUM),
-                experimental_autocast=False,
-            )
+            self.alpha = self.add_weight("alpha", **self.alpha_settings)
         super().build(input_shape)
+
+    @property
+    def alpha_settings(self) -> dict:
+        """Arguments of ``add_weight`` for ``alpha``, whichever layer owns it."""
+        return dict(
+            shape=(),
+            dtype=tf.float32,
+            trainable=True,
+            initializer=tf.keras.initializers.Constant(self.alpha_init),
+            regularizer=self.alpha_regularizer,
+            constraint=AtLeast(ALPHA_MINIMUM),
+            experimental_autocast=False,
+        )
 
     def quantize(self, values, training=None):
         if self.bits == 32:

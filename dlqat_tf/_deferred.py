@@ -1,0 +1,33 @@
+"""The TF-MOT bridge, imported where it is first used.
+
+TF-MOT imports Keras 3 whole, 40 % of the time that this package itself takes. So ``dlqat_tf.tfmot``
+is imported by whoever asks for it, and by Keras when it meets a TF-MOT layer in a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import tensorflow as tf
+
+
+def __getattr__(name: str):
+    """Return the attribute ``tfmot`` of the package, by importing it."""
+    if name == "tfmot":
+        return importlib.import_module("dlqat_tf.tfmot")
+    raise AttributeError(f"module 'dlqat_tf' has no attribute {name!r}")
+
+
+class _Deferred:
+    """Stands for one of TF-MOT's wrappers among the classes that Keras loads files with."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def from_config(self, config):
+        importlib.import_module("dlqat_tf.tfmot")  # puts the class itself into this one's place
+        return tf.keras.utils.get_custom_objects()[self._name].from_config(config)
+
+
+for _name in ("QuantizeAnnotate", "QuantizeWrapperV2"):
+    tf.keras.utils.get_custom_objects().setdefault(_name, _Deferred(_name))

@@ -1,0 +1,430 @@
+"""SAT quantization for TF-MOT: its quantizers, its configuration of a layer, its scheme.
+
+The second face of :mod:`dlqat_tf.quantizers`: a TF-MOT quantizer makes the Larq one and calls it,
+so both compute the same by construction, and export reads the same grids.
+
+>>> import tensorflow_model_optimization as tfmot
+>>> annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+>>> quantized = tfmot.quantization.keras.quantize_apply(annotated, dlqat_tf.tfmot.SATScheme(1, 2))
+
+No ``quantize_scope`` is needed, neither here nor to load a saved model: TF-MOT's classes and these
+are registered with Keras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import larq as lq
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+
+from dlqat_tf.heads import Head
+from dlqat_tf.models.resnet import edge_bits
+from dlqat_tf.quantizers import CGPACT, SATWeights, Unwrapped, unwrapped
+
+_api = tfmot.quantization.keras
+_layers = tf.keras.layers
+
+tf.keras.utils.get_custom_objects().update(*_api.quantize_scope().custom_objects)
+
+_KERNELS = {
+    _layers.Conv2D: "kernel",
+    _layers.DepthwiseConv2D: "depthwise_kernel",
+    _layers.Dense: "kernel",
+}
+# Their outputs are off the grid, and need a quantizer where a sum or a convolution reads them.
+_LINEAR = (_layers.BatchNormalization, _layers.Add)
+_AVERAGES = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
+# Values on a grid stay on it.
+_MOVES = (
+    _layers.MaxPool2D,
+    _layers.Flatten,
+    _layers.Concatenate,
+    _layers.ZeroPadding2D,
+    _layers.Dropout,
+    _layers.SpatialDropout2D,
+)
+# They bring their own quantizers, or stand at the ends of a model.
+_UNTOUCHED = (
+    Head,
+    lq.quantizers.Quantizer,
+    lq.layers.QuantConv2D,
+    lq.layers.QuantDepthwiseConv2D,
+    lq.layers.QuantDense,
+    _layers.InputLayer,
+    _layers.Rescaling,
+    _layers.Softmax,
+)
+_WEIGHTED = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense, Head)
+
+
+class _Quantizer(_api.quantizers.Quantizer):
+    """A Larq quantizer of this package behind TF-MOT's interface."""
+
+    def larq_quantizer(self, weights: dict) -> lq.quantizers.Quantizer:
+        """Return the Larq quantizer that uses the variables that ``build`` returned."""
+        raise NotImplementedError
+
+    def build(self, tensor_shape, name, layer):
+        if isinstance(layer, _api.QuantizeWrapper) and not layer._weight_vars:
+            # A layer that was built before it was wrapped has its variables listed by the wrapper
+            # too, one built after, as in a loaded or cloned model, has not: the two would differ in
+            # number and order, and no stored weights would fit.
+            own = {id(variable) for variable in layer.layer.trainable_weights}
+            listed = layer._trainable_weights
+            listed[:] = [variable for variable in listed if id(variable) not in own]
+        return {}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        return self.larq_quantizer(weights).call(inputs, training=training)
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class SATWeightsTFMOT(_Quantizer):
+    """:class:`dlqat_tf.SATWeights` as a TF-MOT quantizer.
+
+    Args:
+        bits: 1 to 8, or 32 for clamped weights that are not rounded (the float stage).
+        scale_adjust: Rescale to variance 1 / n_out; for the final dense layer.
+
+    Raises:
+        ValueError: ``bits`` is anything else, or ``scale_adjust`` is not a boolean.
+    """
+
+    def __init__(self, bits: int = 1, scale_adjust: bool = False):
+        self._quantizer = SATWeights(bits, scale_adjust)
+
+    def larq_quantizer(self, weights):
+        return self._quantizer
+
+    def get_config(self):
+        return {"bits": self._quantizer.bits, "scale_adjust": self._quantizer.scale_adjust}
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class CGPACTTFMOT(_Quantizer):
+    """:class:`dlqat_tf.CGPACT` as a TF-MOT quantizer; ``build`` creates the trainable ``alpha``.
+
+    Args:
+        bits: 1 to 8 (2 to 8 when signed), or 32 for a ReLU (the identity when signed).
+        alpha_init: Initial range in units of the activation; SAT starts at 8.
+        signed: Whether negative values are represented.
+
+    Raises:
+        ValueError: As :class:`dlqat_tf.CGPACT`.
+    """
+
+    def __init__(self, bits: int = 2, alpha_init: float = 8.0, signed: bool = False):
+        self._config = {"bits": bits, "alpha_init": alpha_init, "signed": signed}
+        self.larq_quantizer({})  # refuses what is out of range
+
+    def larq_quantizer(self, weights):
+        quantizer = CGPACT(**self._config, name="cg_pact")
+        quantizer.alpha = weights.get("alpha")
+        return quantizer
+
+    def build(self, tensor_shape, name, layer):
+        super().build(tensor_shape, name, layer)
+        quantizer = self.larq_quantizer({})
+        if quantizer.bits == 32:
+            return {}
+        return {"alpha": layer.add_weight(f"{name}_alpha", **quantizer.alpha_settings)}
+
+    def get_config(self):
+        return dict(self._config)
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class SATQuantizeConfig(_api.QuantizeConfig):
+    """How one layer is quantized, for ``quantize_annotate_layer``.
+
+    Conv2D, DepthwiseConv2D and Dense get SAT weights; where their activation is a ReLU, CG-PACT
+    rounds and rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6
+    loses its upper bound, since the trained range clips instead.
+
+    Args:
+        weight_bits: 1 to 8, or 32.
+        activation_bits: 1 to 8, or 32.
+        scale_adjust: Rescale the weights to variance 1 / n_out; for the final dense layer.
+        residual_bits: 2 to 8 rounds an output that is not rectified to a signed grid, as both
+            inputs of a residual add must be in int8 kernels. This is also what it means at
+            BatchNormalization, Add and average pooling layers. None: such outputs stay float.
+        alpha_init: Initial range of the output's quantizer.
+
+    Raises:
+        ValueError: An argument is out of range. Later, when the configuration is applied: the layer
+            has nothing that it says how to quantize.
+    """
+
+    def __init__(
+        self,
+        weight_bits: int = 1,
+        activation_bits: int = 2,
+        *,
+        scale_adjust: bool = False,
+        residual_bits: int | None = None,
+        alpha_init: float = 8.0,
+    ):
+        self._weights = SATWeightsTFMOT(weight_bits, scale_adjust)
+        self._rectified = CGPACTTFMOT(activation_bits, alpha_init)
+        self._signed = None
+        if residual_bits is not None:
+            self._signed = CGPACTTFMOT(residual_bits, alpha_init, signed=True)
+        self._config = {
+            "weight_bits": weight_bits,
+            "activation_bits": activation_bits,
+            "scale_adjust": scale_adjust,
+            "residual_bits": residual_bits,
+            "alpha_init": alpha_init,
+        }
+
+    def get_weights_and_quantizers(self, layer):
+        _check_quantizable(layer, signed=self._signed is not None)
+        name = _KERNELS.get(type(layer))
+        return [(getattr(layer, name), self._weights)] if name else []
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        for weights in quantize_weights:
+            setattr(layer, _KERNELS[type(layer)], weights)
+
+    def get_output_quantizers(self, layer):
+        if _is_rectified(layer):
+            return [self._rectified]
+        return [self._signed] if self._signed else []
+
+    def get_activations_and_quantizers(self, layer):
+        return []  # the output is rounded instead: a ReLU before CG-PACT changes nothing
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        if type(layer) is _layers.ReLU:
+            layer.max_value = None
+
+    def get_config(self):
+        return dict(self._config)
+
+
+class SATScheme(_api.QuantizeScheme):
+    """Which layer of a model gets which widths, for ``quantize_apply``.
+
+    Applies to every annotated layer without a configuration of its own:
+
+    - convolutions and dense layers: ``weight_bits``, the first and the last one 8 bits, the last
+      one scale-adjusted where it is dense. A head of this package is a last layer that brings its
+      own quantizer.
+    - ReLUs, as layers or as activations of others: ``activation_bits``, 8 where the last layer
+      reads them.
+    - what a sum or a convolution reads and no ReLU rectified (the branches of a residual add,
+      linear bottlenecks, hidden average pools): a signed quantizer of ``residual_bits``.
+    - all others stay as they are. Images are not rounded: they are pixels / 255 already. Batch
+      norm stays in training; export folds it.
+
+    Args:
+        weight_bits: 1 to 8, or 32.
+        activation_bits: 1 to 8, or 32.
+        residual_bits: 2 to 8, or None to add in float, which needs calibration images at export.
+        alpha_init: Initial range of every activation quantizer.
+
+    Raises:
+        ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer cannot
+            be quantized; the message names it.
+    """
+
+    def __init__(
+        self,
+        weight_bits: int = 1,
+        activation_bits: int = 2,
+        residual_bits: int | None = 8,
+        alpha_init: float = 8.0,
+    ):
+        self._assignment = _Assignment(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            residual_bits=residual_bits,
+            alpha_init=alpha_init,
+        )
+
+    def get_layout_transformer(self):
+        return self._assignment
+
+    def get_quantize_registry(self):
+        return self._assignment
+
+
+class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
+    """Sees the whole model as the layout transform, and answers by layer as the registry."""
+
+    def __init__(self, **settings):
+        SATQuantizeConfig(**settings)  # refuses what is out of range
+        self._settings = settings
+        self._configs: dict[str, SATQuantizeConfig] = {}
+
+    def apply(self, model, layer_quantize_map):
+        graph = _Graph(model)
+        configs = {layer.name: self._config(layer, graph) for layer in graph.layers}
+        self._configs = {name: config for name, config in configs.items() if config}
+        kept = {}
+        for layer in graph.layers:
+            if layer.name not in layer_quantize_map:
+                continue
+            entry = layer_quantize_map[layer.name]
+            if entry.get("quantize_config") or layer.name in self._configs:
+                kept[layer.name] = entry
+            else:
+                _check_untouched(layer)
+        return model, kept
+
+    def supports(self, layer) -> bool:
+        return layer.name in self._configs
+
+    def get_quantize_config(self, layer):
+        return self._configs[layer.name]
+
+    def _config(self, layer, graph: _Graph) -> SATQuantizeConfig | None:
+        """Return the configuration of a layer, or None where nothing of it is quantized."""
+        changes: dict = {"residual_bits": None}
+        weighted = type(layer) in _KERNELS
+        if weighted and (graph.is_first(layer) or graph.is_last(layer)):
+            changes["weight_bits"] = edge_bits(self._settings["weight_bits"])
+            changes["scale_adjust"] = graph.is_last(layer) and type(layer) is _layers.Dense
+        averages = type(layer) in _AVERAGES
+        readers = graph.readers_of(layer, _MOVES if averages else (*_MOVES, *_AVERAGES))
+        rectified = _is_rectified(layer)
+        if rectified and any(graph.is_last(reader) for reader in readers):
+            changes["activation_bits"] = edge_bits(self._settings["activation_bits"])
+        elif not rectified and (weighted or averages or type(layer) in _LINEAR):
+            # Averaged features stay float where only the last layer reads them.
+            read = any(
+                isinstance(reader, (_layers.Add, *_WEIGHTED))
+                and not (averages and graph.is_last(reader))
+                for reader in readers
+            )
+            if read:
+                changes["residual_bits"] = self._settings["residual_bits"]
+        if not weighted and not rectified and changes["residual_bits"] is None:
+            return None
+        return SATQuantizeConfig(**{**self._settings, **changes})
+
+
+class _Graph:
+    """Who reads whom in a functional or Sequential model."""
+
+    def __init__(self, model):
+        self.layers: list = []
+        self._readers: dict[str, list] = {}
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.layer.name not in self._readers:
+                    self.layers.append(node.layer)
+                    self._readers[node.layer.name] = []
+                for source in tf.nest.flatten(node.inbound_layers):
+                    self._readers[source.name].append(node.layer)
+        self._below: set[str] = set()  # a weighted layer comes after them
+        for layer in reversed(self.layers):
+            if any(
+                isinstance(reader, _WEIGHTED) or reader.name in self._below
+                for reader in self._readers[layer.name]
+            ):
+                self._below.add(layer.name)
+        self._above: set[str] = set()  # a weighted layer comes before them
+        for layer in self.layers:
+            if isinstance(layer, _WEIGHTED) or layer.name in self._above:
+                self._above.update(reader.name for reader in self._readers[layer.name])
+
+    def is_first(self, layer) -> bool:
+        """Return whether this is a weighted layer with none before it."""
+        return isinstance(layer, _WEIGHTED) and layer.name not in self._above
+
+    def is_last(self, layer) -> bool:
+        """Return whether this is a weighted layer with none after it."""
+        return isinstance(layer, _WEIGHTED) and layer.name not in self._below
+
+    def readers_of(self, layer, through: tuple[type, ...]) -> list:
+        """Return the layers that read a layer's output, directly or through some kinds of layer."""
+        found = []
+        for reader in self._readers[layer.name]:
+            found += self.readers_of(reader, through) if type(reader) in through else [reader]
+        return found
+
+
+def _is_rectified(layer) -> bool:
+    if type(layer) is _layers.ReLU:
+        return True
+    return (
+        type(layer) in (*_KERNELS, _layers.Activation)
+        and layer.activation is tf.keras.activations.relu
+    )
+
+
+def _refusal(layer, reason: str) -> ValueError:
+    return ValueError(
+        f"Layer {layer.name!r} ({type(layer).__name__}) cannot be quantized: {reason}. Expected "
+        "Conv2D, DepthwiseConv2D or Dense with a ReLU or no activation, ReLU, Activation('relu'), "
+        "or with residual_bits BatchNormalization, Add, AveragePooling2D or GlobalAveragePooling2D."
+    )
+
+
+def _check_quantizable(layer, signed: bool) -> None:
+    """Raise unless a configuration says how to quantize something of this layer."""
+    kind = type(layer)
+    if kind is _layers.ReLU:
+        if layer.negative_slope or layer.threshold:
+            raise _refusal(layer, "it is no ReLU")
+    elif kind in _KERNELS or kind is _layers.Activation:
+        fine = _is_rectified(layer) or (kind in _KERNELS and _is_final(layer.activation))
+        if not fine:
+            name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+            raise _refusal(layer, f"its activation is {name!r}")
+    elif not (signed and kind in (*_LINEAR, *_AVERAGES)):
+        raise _refusal(layer, "SAT has no form of it")
+
+
+def _check_untouched(layer) -> None:
+    """Raise unless an annotated layer without a configuration may stay as it is."""
+    fine = isinstance(layer, _UNTOUCHED) or type(layer) in (*_MOVES, *_LINEAR, *_AVERAGES)
+    if not fine and not (type(layer) is _layers.Activation and _is_final(layer.activation)):
+        _check_quantizable(layer, signed=False)
+
+
+def _is_final(activation) -> bool:
+    """Return whether an activation rounds for itself, or leaves the output to what follows."""
+    finals = (None, tf.keras.activations.linear, tf.keras.activations.softmax)
+    return activation in finals or isinstance(activation, lq.quantizers.Quantizer)
+
+
+@unwrapped.register(_api.QuantizeWrapper)
+def _unwrap(wrapper) -> Unwrapped:
+    quantizers = [quantizer for _, quantizer, _ in wrapper._weight_vars]
+    quantizers += [*wrapper._quantize_activations, *wrapper._output_quantizers]
+    foreign = [each for each in quantizers if not isinstance(each, _Quantizer)]
+    if foreign or len(wrapper._weight_vars) > 1:
+        raise _foreign((foreign or quantizers)[0])
+    parts = unwrapped(wrapper.layer)
+    for kernel, quantizer, variables in wrapper._weight_vars:
+        # The layer's own attribute is the quantized tensor of the last call.
+        parts = replace(parts, kernel=kernel, kernel_quantizer=quantizer.larq_quantizer(variables))
+    for quantizer in wrapper._output_quantizers:
+        output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars)
+        parts = replace(parts, output_quantizer=output_quantizer)
+    return parts
+
+
+@unwrapped.register(tf.keras.utils.get_custom_objects()["QuantizeLayer"])
+def _unwrap_input(layer) -> Unwrapped:
+    raise _foreign(layer.quantizer)
+
+
+@unwrapped.register(tf.keras.utils.get_custom_objects()["QuantizeAnnotate"])
+def _unwrap_annotation(wrapper) -> Unwrapped:
+    raise ValueError(
+        "it is annotated for quantization but not quantized. Call tfmot.quantization.keras."
+        "quantize_apply(model, scheme=dlqat_tf.tfmot.SATScheme(...)) and train that model."
+    )
+
+
+def _foreign(quantizer) -> ValueError:
+    return ValueError(
+        f"it is quantized by {type(quantizer).__name__}. Expected one of dlqat_tf's quantizers for "
+        "the kernel and one for the output: call quantize_apply with "
+        "scheme=dlqat_tf.tfmot.SATScheme(...)."
+    )

@@ -1,0 +1,465 @@
+"""The TF-MOT bridge: equal to the Larq face, registered, assigned by the scheme, exported."""
+
+import subprocess
+import sys
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+
+import dlqat_tf
+from dlqat_tf import CGPACT, SATWeights
+from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
+from dlqat_tf.export.network import Activation, Weighted
+from dlqat_tf.tfmot import CGPACTTFMOT, SATQuantizeConfig, SATScheme, SATWeightsTFMOT
+
+layers = tf.keras.layers
+annotate = tfmot.quantization.keras.quantize_annotate_layer
+
+
+def applied(model, *arguments, **options):
+    """Annotate a whole model and apply the scheme."""
+    annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+    scheme = SATScheme(*arguments, **options)
+    return tfmot.quantization.keras.quantize_apply(annotated, scheme=scheme)
+
+
+def network():
+    """A residual block, depthwise and fused activations, and a dense layer at the end."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="first")(inputs)
+    x = layers.BatchNormalization(name="first_bn")(x)
+    x = shortcut = layers.ReLU(name="first_relu")(x)
+    x = layers.Conv2D(8, 3, padding="same", name="second")(x)
+    x = layers.BatchNormalization(name="second_bn")(x)
+    x = layers.Activation("relu", name="sum_relu")(layers.Add(name="sum")([x, shortcut]))
+    x = layers.MaxPool2D(name="pool")(x)
+    x = layers.DepthwiseConv2D(3, activation="relu", name="depthwise")(x)
+    x = layers.Conv2D(8, 1, activation="relu", name="third")(x)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    return tf.keras.Model(inputs, layers.Dense(5, name="last")(x))
+
+
+def larq_network():
+    """What the scheme should make of `network` at W1A2, by Larq's interface."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = lq.layers.QuantConv2D(
+        8, 3, padding="same", use_bias=False, kernel_quantizer=SATWeights(8), name="first"
+    )(inputs)
+    x = layers.BatchNormalization(name="first_bn")(x)
+    x = shortcut = CGPACT(2, 2.0)(x)
+    x = lq.layers.QuantConv2D(8, 3, padding="same", kernel_quantizer=SATWeights(1), name="second")(
+        x
+    )
+    x = layers.BatchNormalization(name="second_bn")(x)
+    x = CGPACT(8, 2.0, signed=True)(x)
+    x = CGPACT(2, 2.0)(layers.Add()([x, shortcut]))
+    x = layers.MaxPool2D()(x)
+    x = lq.layers.QuantDepthwiseConv2D(3, depthwise_quantizer=SATWeights(1), name="depthwise")(x)
+    x = CGPACT(2, 2.0)(x)
+    x = lq.layers.QuantConv2D(8, 1, kernel_quantizer=SATWeights(1), name="third")(x)
+    x = CGPACT(8, 2.0)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    last = lq.layers.QuantDense(5, kernel_quantizer=SATWeights(8, scale_adjust=True), name="last")
+    return tf.keras.Model(inputs, last(x))
+
+
+def inner(layer):
+    return getattr(layer, "layer", layer)
+
+
+def by_name(model):
+    return {inner(layer).name: layer for layer in model.layers}
+
+
+def images(count=32):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+
+
+def widths(model):
+    """Width and lowest code of what the integer network rounds, by layer."""
+    found = {}
+    for node in lower(model):
+        if isinstance(node, Weighted):
+            found[node.name.removeprefix("quant_")] = node.bits
+        elif isinstance(node, Activation):
+            name = node.name.removeprefix("quant_")
+            found[name] = node.bits if node.grid.lowest == 0 else -node.bits
+    return found
+
+
+class Owner(layers.Layer):
+    """A layer that does what TF-MOT's wrapper does with one quantizer."""
+
+    def __init__(self, quantizer):
+        super().__init__()
+        self._used = quantizer
+        self._variables = quantizer.build(None, "kernel", self)
+
+    def call(self, inputs, training=None):
+        return self._used(inputs, training, weights=self._variables)
+
+
+@pytest.mark.parametrize("scale_adjust", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 32])
+def test_weights_equal_the_larq_face(bits, scale_adjust):
+    kernel = tf.Variable(np.random.default_rng(bits).normal(0, 0.5, (3, 3, 2, 4)), dtype=tf.float32)
+    upstream = tf.random.stateless_normal(kernel.shape, (0, bits))
+    results = []
+    faces = (SATWeights(bits, scale_adjust), Owner(SATWeightsTFMOT(bits, scale_adjust)))
+    for face in faces:
+        with tf.GradientTape() as tape:
+            outputs = face(kernel)
+        results.append((outputs, tape.gradient(outputs, kernel, upstream)))
+    (larq_outputs, larq_gradient), (outputs, gradient) = results
+    np.testing.assert_array_equal(outputs, larq_outputs)
+    np.testing.assert_array_equal(gradient, larq_gradient)
+    assert faces[1].weights == []
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "signed"), [(1, False), (2, False), (4, False), (8, False), (3, True), (8, True)]
+)
+def test_activations_equal_the_larq_face(bits, signed, training):
+    x = tf.Variable(np.random.default_rng(bits).normal(0, 2, (4, 5)), dtype=tf.float32)
+    upstream = tf.random.stateless_normal(x.shape, (0, bits))
+    results = []
+    faces = CGPACT(bits, 1.5, signed), Owner(CGPACTTFMOT(bits, 1.5, signed))
+    for face in faces:
+        with tf.GradientTape() as tape:
+            outputs = face(x, training=training)
+        (alpha,) = face.trainable_variables
+        results.append((outputs, *tape.gradient(outputs, [x, alpha], upstream)))
+    for larq_result, result in zip(*results, strict=True):
+        np.testing.assert_array_equal(result, larq_result)
+    assert (alpha.name, alpha.dtype, float(alpha)) == ("kernel_alpha:0", tf.float32, 1.5)
+    assert float(alpha.constraint(tf.constant(-1.0))) == np.float32(1e-3)
+
+
+def test_known_values():
+    owner = Owner(CGPACTTFMOT(2, alpha_init=2.0))
+    outputs = owner(tf.constant([-1.0, 0.2, 0.5, 1.1, 1.9, 2.0, 3.0]))
+    np.testing.assert_allclose(outputs, [0, 0, 2 / 3, 4 / 3, 2, 2, 2], rtol=1e-6)
+    outputs = Owner(SATWeightsTFMOT(2))(tf.constant([[-0.9, -0.3, 0.0, 0.2, 0.7]]))
+    np.testing.assert_allclose(outputs, [[-1, -1 / 3, 1 / 3, 1 / 3, 1]], rtol=1e-6)
+
+
+def test_32_bits_are_a_rectifier_without_range():
+    owner = Owner(CGPACTTFMOT(32))
+    np.testing.assert_array_equal(owner(tf.constant([-1.0, 0.3])), [0.0, np.float32(0.3)])
+    assert owner.weights == []
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_equals_its_larq_twin(training):
+    bridge, twin = applied(network(), alpha_init=2.0), larq_network()
+    ours, theirs = by_name(bridge), by_name(twin)
+    rng = np.random.default_rng(1)
+    for name in ("first_bn", "second_bn"):
+        for norm in (inner(ours[name]), theirs[name]):
+            norm.moving_variance.assign(np.full(norm.moving_variance.shape, 0.4))
+    pairs = []
+    for name in ("first", "second", "depthwise", "third", "last"):
+        # The wrapper lists the latent kernel first, its layer what is left.
+        kernel = ours[name].trainable_variables[0]
+        theirs[name].variables[0].assign(kernel)
+        pairs.append((kernel, theirs[name].variables[0]))
+        if name != "first":
+            bias = rng.normal(0, 0.3, inner(ours[name]).bias.shape)
+            for layer in (inner(ours[name]), theirs[name]):
+                layer.bias.assign(bias)
+    alphas = [
+        [v for v in model.trainable_variables if "alpha" in v.name] for model in (bridge, twin)
+    ]
+    assert len(alphas[0]) == len(alphas[1]) == 5
+    pairs += zip(*alphas, strict=True)
+    x = images().astype(np.float32) / np.float32(255)
+    results = []
+    for model, variables in zip((bridge, twin), zip(*pairs, strict=True), strict=True):
+        with tf.GradientTape() as tape:
+            logits = model(x, training=training)
+            loss = tf.reduce_sum(tf.square(logits))
+        results.append((logits, *tape.gradient(loss, variables)))
+    for mine, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(mine, other)
+        assert np.any(mine != 0)
+
+
+WIDTHS = {
+    "first": 8,
+    "first_relu_output": 2,
+    "second": 1,
+    "second_bn_output": -8,
+    "sum_relu_output": 2,
+    "depthwise": 1,
+    "depthwise_output": 2,
+    "third": 1,
+    "third_output": 8,
+    "last": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, {}),
+        ({"weight_bits": 3}, {"second": 3, "depthwise": 3, "third": 3}),
+        (
+            {"activation_bits": 5},
+            {"first_relu_output": 5, "sum_relu_output": 5, "depthwise_output": 5},
+        ),
+        ({"residual_bits": 6}, {"second_bn_output": -6}),
+        ({"residual_bits": None}, {"second_bn_output": None}),
+    ],
+)
+def test_scheme_assigns_widths(options, changed):
+    expected = {name: bits for name, bits in {**WIDTHS, **changed}.items() if bits is not None}
+    assert widths(applied(network(), **options)) == expected
+
+
+def test_scheme_of_the_float_stage():
+    model = applied(network(), 32, 32, residual_bits=32)
+    assert not any("alpha" in variable.name for variable in model.variables)
+    with pytest.raises(ExportError, match=r"'quant_first'.*bits=32"):
+        lower(model)
+
+
+def test_scheme_sets_the_initial_range_and_keeps_weights():
+    float_model = network()
+    model = applied(float_model, alpha_init=3.0)
+    alphas = [float(v) for v in model.trainable_variables if "alpha" in v.name]
+    assert alphas == [3.0] * 5
+    kernel = by_name(model)["second"].trainable_variables[0]
+    np.testing.assert_array_equal(kernel, float_model.get_layer("second").kernel)
+
+
+def test_only_the_last_dense_layer_is_scale_adjusted():
+    model = applied(network())
+    adjusted = {
+        inner(layer).name: layer.quantize_config.get_config()["scale_adjust"]
+        for layer in model.layers
+        if hasattr(layer, "quantize_config") and inner(layer).weights
+    }
+    assert [name for name, adjust in adjusted.items() if adjust] == ["last"]
+
+
+def test_sequential_models_and_linear_bottlenecks():
+    model = tf.keras.Sequential(
+        [
+            layers.Conv2D(4, 3, name="first", input_shape=(8, 8, 3)),
+            layers.BatchNormalization(name="bn"),  # a convolution reads it: signed
+            layers.Conv2D(4, 1, activation="relu", name="second"),
+            layers.AveragePooling2D(name="average"),  # so does one here
+            layers.Conv2D(4, 1, activation="relu", name="third"),
+            layers.Flatten(name="flat"),
+            layers.Dropout(0.5, name="dropout"),
+            layers.Dense(3, name="last"),
+        ]
+    )
+    assert widths(applied(model, residual_bits=7)) == {
+        "first": 8,
+        "bn_output": -7,
+        "second": 1,
+        "second_output": 2,
+        "average_output": -7,
+        "third": 1,
+        "third_output": 8,
+        "last": 8,
+    }
+
+
+def test_heads_and_own_quantizers_pass_unchanged():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="first")(inputs)
+    x = CGPACT(3, 2.0, name="own")(x)
+    x = lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(2), name="larq")(x)
+    x = layers.ReLU(6.0, name="relu")(x)
+    x = layers.Concatenate(name="both")([x, x])
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    head = dlqat_tf.GaussianMixtureHead(5, name="head")
+    float_model = tf.keras.Model(inputs, head(x))
+    model = applied(float_model)
+    names = [layer.name for layer in model.layers[1:]]
+    assert names == ["quant_first", "own", "larq", "quant_relu", "both", "features", "head"]
+    np.testing.assert_array_equal(model.get_layer("head").means, head.means)
+    # The head is the last layer, so the ReLU before it has 8 bits; it lost its bound at 6.
+    expected = {"first": 8, "own": 3, "larq": 2, "relu_output": 8, "head": 8}
+    assert widths(model) == expected
+
+
+def test_configurations_go_before_the_scheme_and_feeders_are_rounded():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu", name="first")(inputs)  # not annotated
+    x = layers.ReLU(6.0, name="feeder")(layers.Conv2D(4, 3, name="second")(x))
+    config = SATQuantizeConfig(3, 4, alpha_init=2.5)
+    x = annotate(layers.Conv2D(4, 3, activation="relu", name="third"), config)(x)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    x = annotate(layers.Dense(3, name="last"))(x)
+    annotated = tf.keras.Model(inputs, x)
+    model = tfmot.quantization.keras.quantize_apply(annotated, SATScheme(1, 2))
+    expected = {"first": 32, "second": 32, "feeder_output": 2, "third": 3, "last": 8}
+    assert widths(model) == {**expected, "third_output": 4}
+    alphas = {v.name: float(v) for v in model.trainable_variables if "alpha" in v.name}
+    assert alphas == {"quant_feeder/output_alpha:0": 8.0, "quant_third/output_alpha:0": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "scale_adjust", "outputs"),
+    [
+        ({"scale_adjust": True}, True, []),
+        ({"residual_bits": 5}, False, [{"bits": 5, "alpha_init": 8.0, "signed": True}]),
+        ({}, False, []),
+    ],
+)
+def test_configuration_of_a_linear_layer(options, scale_adjust, outputs):
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    config = SATQuantizeConfig.from_config(SATQuantizeConfig(3, **options).get_config())
+    ((kernel, quantizer),) = config.get_weights_and_quantizers(layer)
+    assert kernel is layer.kernel
+    assert quantizer.get_config() == {"bits": 3, "scale_adjust": scale_adjust}
+    assert [each.get_config() for each in config.get_output_quantizers(layer)] == outputs
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SATWeightsTFMOT(9), "bits=9"),
+        (lambda: CGPACTTFMOT(1, signed=True), "bits=1"),
+        (lambda: SATQuantizeConfig(weight_bits=0), "bits=0"),
+        (lambda: SATQuantizeConfig(activation_bits=16), "bits=16"),
+        (lambda: SATQuantizeConfig(residual_bits=1), "bits=1"),
+        (lambda: SATQuantizeConfig(scale_adjust=1), "scale_adjust"),
+        (lambda: SATQuantizeConfig(alpha_init=0.0), "alpha_init"),
+        (lambda: SATScheme(weight_bits=0), "bits=0"),
+        (lambda: SATScheme(residual_bits=1), "bits=1"),
+    ],
+)
+def test_values_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "config", "message"),
+    [
+        (layers.LeakyReLU(name="odd"), None, r"'odd' \(LeakyReLU\).*Expected Conv2D"),
+        (layers.Activation("swish", name="odd"), None, "'odd'.*'swish'"),
+        (layers.Conv2D(2, 1, activation="tanh", name="odd"), None, "'odd'.*'tanh'"),
+        (layers.SeparableConv2D(2, 1, name="odd"), None, "'odd'"),
+        (layers.ReLU(negative_slope=0.1, name="odd"), None, "'odd'.*no ReLU"),
+        (layers.MaxPool2D(name="odd"), SATQuantizeConfig(), "'odd'.*no form"),
+        (layers.BatchNormalization(name="odd"), SATQuantizeConfig(), "'odd'.*no form"),
+        (layers.Activation("linear", name="odd"), SATQuantizeConfig(), "'odd'.*'linear'"),
+    ],
+)
+def test_layers_that_cannot_be_quantized_are_named(layer, config, message):
+    inputs = tf.keras.Input((8, 8, 3))
+    annotated = tf.keras.Model(inputs, annotate(layer, config)(inputs))
+    with pytest.raises(ValueError, match=message):
+        tfmot.quantization.keras.quantize_apply(annotated, SATScheme())
+
+
+def test_export_refuses_what_this_package_did_not_quantize():
+    inputs = tf.keras.Input((8, 8, 3))
+    model = tf.keras.Model(inputs, layers.Conv2D(2, 3)(inputs))
+    api = tfmot.quantization.keras
+    with pytest.raises(ExportError, match=r"'quantize_annotate.*annotated.*quantize_apply"):
+        lower(api.quantize_annotate_model(model))
+    with pytest.raises(ExportError, match=r"'quantize_layer'.*AllValuesQuantizer.*SATScheme"):
+        lower(api.quantize_model(model))
+    default = api.default_8bit.Default8BitQuantizeRegistry().get_quantize_config(model.layers[1])
+    wrapped = api.QuantizeWrapperV2(layers.Conv2D(2, 3, name="odd"), default)
+    with pytest.raises(ExportError, match=r"'quant_odd'.*Default8Bit.*SATScheme"):
+        lower(tf.keras.Model(inputs, wrapped(inputs)))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A bridge model after a short fit, on images whose class is which half is brighter."""
+    model = applied(network(), alpha_init=2.0)
+    x = images(256)
+    y = (x[:, :4].mean((1, 2, 3)) > x[:, 4:].mean((1, 2, 3))).astype(int)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.Adam(0.01), loss)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    history = model.fit(x / np.float32(255), y, batch_size=32, epochs=6, verbose=0).history["loss"]
+    assert history[-1] < 0.8 * history[0]
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        assert np.any(variable.numpy() != old), f"{variable.name} was not trained"
+    return model
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_lce])
+def test_files_compute_what_was_trained(trained, tmp_path, export):
+    report = export(trained, tmp_path / "model.tflite")
+    result = parity(tf.keras.models.load_model(report.snapped), report.path, images(256))
+    assert result.agreement == {
+        "keras_file": 100.0,
+        "keras_simulation": 100.0,
+        "simulation_file": 100.0,
+    }
+    assert result.failures() == []
+    declared = {layer.layer: layer.declared_bits for layer in report.census.layers}
+    assert declared["quant_second"] == declared["quant_depthwise"] == 1
+    assert report.shifts  # biases in wrapped layers and batch norms moved
+
+
+def test_softmax_is_refused_at_export():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = layers.Dense(3, activation="softmax", name="last")(layers.Flatten()(x))
+    with pytest.raises(ExportError, match=r"'quant_last'.*from_logits=True"):
+        lower(applied(tf.keras.Model(inputs, x)))
+
+
+LOAD = """
+import sys
+import dlqat_tf
+import numpy as np
+import tensorflow as tf
+
+assert "tensorflow_model_optimization" not in sys.modules, "TF-MOT should wait for its use"
+folder = sys.argv[1]
+images = np.load(f"{folder}/images.npy")
+expected = np.load(f"{folder}/logits.npy")
+for name in ("model.keras", "model.h5", "model"):
+    model = tf.keras.models.load_model(f"{folder}/{name}")
+    np.testing.assert_array_equal(model.predict(images, verbose=0), expected, err_msg=name)
+    print(name, len(dlqat_tf.export.lower(model).nodes))
+print(type(tf.keras.models.load_model(f"{folder}/annotated.keras").layers[2]).__name__)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_saved_models_load_without_a_scope(tmp_path):
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.ReLU()(inputs)  # feeds an annotated layer: wrapped by a configuration of TF-MOT's
+    x = annotate(layers.DepthwiseConv2D(3, activation="relu"), SATQuantizeConfig(2, 3))(x)
+    x = annotate(layers.BatchNormalization())(annotate(layers.Conv2D(4, 1))(x))
+    x = annotate(layers.Dense(3))(layers.Flatten()(x))
+    annotated = tf.keras.Model(inputs, x)
+    model = tfmot.quantization.keras.quantize_apply(annotated, SATScheme())
+    rng = np.random.default_rng(0)  # no two variables alike, or their order would not matter
+    model.set_weights(
+        [w + rng.uniform(0, 0.5, w.shape).astype(w.dtype) for w in model.get_weights()]
+    )
+    np.save(tmp_path / "images.npy", images() / np.float32(255))
+    np.save(tmp_path / "logits.npy", model.predict(images() / np.float32(255), verbose=0))
+    annotated.save(tmp_path / "annotated.keras")
+    for name in ("model.keras", "model.h5", "model"):
+        model.save(tmp_path / name)
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    nodes = len(lower(model).nodes)
+    expected = [f"{name} {nodes}" for name in ("model.keras", "model.h5", "model")]
+    assert result.stdout.splitlines() == [*expected, "QuantizeAnnotate"], result.stderr
+
+
+def test_unknown_attributes_of_the_package():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dlqat_tf.nothing  # noqa: B018
