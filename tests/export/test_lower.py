@@ -166,7 +166,10 @@ def refused(*stack, shape=(4, 4, 3)):
         ),
         ([layers.Lambda(lambda x: x + 1, name="odd")], "'odd'"),
         ([layers.Dense(3, activation="softmax", name="odd")], "'odd'.*from_logits=True"),
-        ([layers.ReLU(6.0, name="odd")], "'odd'.*not a plain ReLU"),
+        ([layers.ReLU(5.0, name="odd")], "'odd'.*no ReLU or ReLU6; use a quantizer"),
+        ([layers.Softmax(name="odd")], r"'odd'.*get_layer\('odd'\).input\): same arg-max"),
+        ([layers.Activation("softmax", name="odd")], r"'odd'.*get_layer\('odd'\).input\)"),
+        ([layers.Reshape((8, 6), name="odd")], r"'odd'.*\(8, 6\) is no image"),
         ([layers.Rescaling(1 / 127.5, offset=-1, name="odd")], "'odd'.*offset"),
         ([layers.Rescaling(0.5, name="odd")], "'odd'.*expected 1/255"),
         ([CGPACT(32, name="odd")], "'odd'.*32 bits are not rounded"),
@@ -206,7 +209,7 @@ def test_models_without_a_fixed_graph_are_refused():
     with pytest.raises(ExportError, match="functional or Sequential"):
         lower(tf.keras.Sequential([layers.Dense(2)]))
     inputs = tf.keras.Input((4, 4, 3))
-    with pytest.raises(ExportError, match="one input and one output"):
+    with pytest.raises(ExportError, match=r"one output\. Received: 2"):
         lower(tf.keras.Model(inputs, [inputs, inputs]))
 
 
