@@ -54,7 +54,8 @@ def siamese_network(
         for layer in tower:
             x = layer(x)
         outputs.append(x if shapes[0] == shapes[1] else layers.GlobalAveragePooling2D()(x))
-    x = CGPACT(bits, 2.0, name="merged_act")(merge(name="merged")(outputs))
+    # Of the ranges before, means of few codes would often end halfway between two codes.
+    x = CGPACT(bits, 1.73, name="merged_act")(merge(name="merged")(outputs))
     if len(x.shape) == 4:
         x = layers.GlobalAveragePooling2D()(x)
     return randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5, name="head")(x)))
