@@ -15,14 +15,7 @@ from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import flatbuffer
 from dlqat_tf.export.census import METADATA, operator_name
 from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import (
-    Activation,
-    ExportError,
-    Input,
-    IntegerNetwork,
-    Node,
-    Weighted,
-)
+from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
 from dlqat_tf.export.simulate import Simulation, batches
@@ -304,12 +297,14 @@ def _rectified(readers: list[Node]) -> bool:
 def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarray]):
     """Compare each layer's output, the simulation given the file's own inputs."""
     graph = content.subgraphs[0]
+    inputs = simulation.network.inputs
+    nodes = simulation.network.nodes[len(inputs) :]
     names = [tensor.name.decode() for tensor in graph.tensors]
     computed = {int(operator.outputs[0]) for operator in graph.operators}
     at = {
         node.name: names.index(node.name)
-        for node in simulation.network
-        if not isinstance(node, Input) and node.name in names and names.index(node.name) in computed
+        for node in nodes
+        if node.name in names and names.index(node.name) in computed
     }
     outputs = graph.outputs
     graph.outputs = np.array(list(at.values()), np.int32)
@@ -318,11 +313,10 @@ def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarr
     )
     graph.outputs = outputs
 
-    inputs = simulation.network.inputs
     values = {node.name: each.astype(np.int32) for node, each in zip(inputs, images, strict=True)}
     readers = simulation.network.consumers()
     found = []
-    for node in simulation.network.nodes[len(inputs) :]:
+    for node in nodes:
         expected = simulation.evaluate(node, [values[name] for name in node.inputs])
         if node.name not in recorded:
             values[node.name] = expected  # fused into the activation that follows

@@ -87,7 +87,9 @@ class Simulation:
             if is_integer(node)
         }
 
-    def run(self, images, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    def run(
+        self, images: np.ndarray | list[np.ndarray], names: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
         """Return the outputs of the last node and of the nodes in ``names``.
 
         Args:
@@ -110,7 +112,7 @@ class Simulation:
                     del values[name]
         return {name: values[name] for name in wanted}
 
-    def logits(self, images, batch_size: int = 128) -> np.ndarray:
+    def logits(self, images: np.ndarray | list[np.ndarray], batch_size: int = 128) -> np.ndarray:
         """Return float32 logits (images, classes) of ``images``, which are as for :meth:`run`."""
         last = self.network.nodes[-1].name
         return np.concatenate([self.run(each)[last] for each in batches(images, batch_size)])
@@ -375,14 +377,14 @@ def by_input(images) -> list[np.ndarray]:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def batches(images, size: int) -> Iterator[list[np.ndarray]]:
+def batches(images: np.ndarray | list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     """Yield ``size`` images at a time, in one array for each input."""
     arrays = by_input(images)
     for i in range(0, len(arrays[0]), size):
         yield [each[i : i + size] for each in arrays]
 
 
-def measured_ranges(images) -> Callable:
+def measured_ranges(images: np.ndarray | list[np.ndarray]) -> Callable:
     """Return the ``calibrate`` function of :func:`dlqat_tf.export.plan.plan` for some images.
 
     Args:

@@ -147,7 +147,7 @@ def draw_network(draw, binary=False):
     shape = (draw(st.integers(7, 10)), draw(st.integers(7, 10)), draw(st.integers(1, 4)))
     inputs = tf.keras.Input(shape)
     x = activation(convolution(inputs, draw(st.integers(1, 9)), 3, weight_bits=8))
-    if draw(st.booleans()):  # the same layers on a second image
+    if draw(st.integers(0, 3)) == 3:  # the same layers on a second image
         tower, inputs = tf.keras.Model(inputs, x), [inputs, tf.keras.Input(shape)]
         x = layers.Concatenate()([x, tower(inputs[1])])
     kinds = ["convolution", "add", "concatenate", "max_pool"]

@@ -328,10 +328,11 @@ def test_a_grid_ends_where_a_relu6_before_it_does(relu6, alpha, highest):
     assert network["act"].grid.highest == highest
 
 
-def test_the_lower_of_two_relus_stays():
+def test_the_lowest_of_three_relus_stays():
     inputs = tf.keras.Input((4, 4, 3))
     x = layers.Conv2D(2, 1, activation="relu6")(inputs)
-    network = lower(tf.keras.Model(inputs, layers.Flatten()(layers.ReLU(name="relu")(x))))
+    x = layers.ReLU()(layers.Activation(tf.nn.relu)(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
     assert [node.highest for node in network if isinstance(node, ReLU)] == [6.0]
 
 
