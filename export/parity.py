@@ -43,7 +43,7 @@ def compare(
 
     def work() -> int:
         loaded = command.load_model(model)
-        shape = loaded.input_shape[1:]
+        shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
         report = parity(loaded, file, pixels, labels)
         report.print()

@@ -111,7 +111,9 @@ def census(path: str | Path) -> Census:
     model = read(path)
     graph = model.subgraphs[0]
     record = json.loads(metadata(model, METADATA) or b"{}")
-    declared = {tensor: layer for layer in record.get("layers", []) for tensor in layer["tensors"]}
+    # Of the calls of a shared layer, which share its weights, the first one names it.
+    recorded = reversed(record.get("layers", []))
+    declared = {tensor: layer for layer in recorded for tensor in layer["tensors"]}
     names = [operator_name(model, operator) for operator in graph.operators]
     sizes = _constant_sizes(model)
     storage: dict[str, LayerStorage] = {}

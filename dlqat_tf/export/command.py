@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dlqat_tf import data
 from dlqat_tf._host import write_whole
+from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import ExportError
 from dlqat_tf.export.tflite import ExportReport
 
@@ -51,7 +52,7 @@ def export(
         name, data_dir, count = calibration
         images = None
         if name:
-            images, _ = test_images(name, data_dir, loaded.input_shape[1:], count)
+            images, _ = test_images(name, data_dir, image_shape(loaded), count)
         report = write(loaded, output, calibration=images, **options)
         report.print()
         if json:
@@ -78,6 +79,22 @@ def load_model(path: Path) -> tf.keras.Model:
             f"{path} is no Keras 2 model that can be loaded: {reason} Layers of your own must be "
             "registered (tf.keras.utils.register_keras_serializable) and imported before."
         ) from error
+
+
+def image_shape(model: tf.keras.Model) -> tuple[int, ...]:
+    """Return the shape of the images that a model takes.
+
+    Raises:
+        ExportError: It takes several, or cannot be exported.
+    """
+    inputs = lower(model).inputs
+    if len(inputs) > 1:
+        raise ExportError(
+            f"The model has {len(inputs)} inputs, {', '.join(node.name for node in inputs)}, and a "
+            "data set gives one image: call dlqat_tf.export.to_tflite (its calibration) and "
+            "dlqat_tf.export.parity from Python, which take an array for each input."
+        )
+    return inputs[0].shape
 
 
 def test_images(

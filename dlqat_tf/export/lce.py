@@ -10,10 +10,18 @@ from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import Convolution, ExportError, Node, Sign
+from dlqat_tf.export.network import Convolution, ExportError, IntegerNetwork, Node, Sign
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.simulate import binary_layer
-from dlqat_tf.export.tflite import ExportReport, check_choice, finish, pixels, recording, targets_of
+from dlqat_tf.export.tflite import (
+    ExportReport,
+    Images,
+    check_choice,
+    finish,
+    pixels,
+    recording,
+    targets_of,
+)
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
 
 PLANE_LIMIT = 9
@@ -26,7 +34,7 @@ def to_lce(
     *,
     input_type: str = "uint8",
     plane_limit: int = PLANE_LIMIT,
-    calibration: np.ndarray | None = None,
+    calibration: Images | None = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -49,8 +57,8 @@ def to_lce(
         path: The file to write.
         input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
         plane_limit: Largest number of binary convolutions for one layer.
-        calibration: Images for the ranges of int8 layers that no quantizer follows; without them
-            these layers run in float32.
+        calibration: Images, as for ``to_tflite``, for the ranges of int8 layers that no quantizer
+            follows; without them these layers run in float32.
         snap: Save ``<stem>.snapped.keras`` beside the file: the model with the biases of the
             file's int8 layers.
         force: Overwrite existing files.
@@ -83,7 +91,7 @@ def to_lce(
     record = dict(input_type=input_type, int4=False, plane_limit=plane_limit, ranges=ranges)
     writer = _BinaryWriter(planned, input_type)
     data = writer.write(record)
-    _check_runs(data, planned.nodes[0].shape, input_type)
+    _check_runs(data, planned, input_type)
     return finish(model, planned, data, targets, ranges)
 
 
@@ -260,5 +268,6 @@ def open_interpreter(data: bytes, *, threads: int = 2, xnnpack: bool = True):
         raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
 
 
-def _check_runs(data: bytes, shape: tuple[int, ...], input_type: str) -> None:
-    open_interpreter(data).predict([np.zeros((1, *shape), input_type)])
+def _check_runs(data: bytes, network: IntegerNetwork, input_type: str) -> None:
+    images = [np.zeros((1, *node.shape), input_type) for node in network.inputs]
+    open_interpreter(data).predict(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, replace
 
 import larq as lq
@@ -16,7 +18,6 @@ from dlqat_tf.export.network import (
     Convolution,
     Dense,
     ExportError,
-    Flatten,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
@@ -24,28 +25,33 @@ from dlqat_tf.export.network import (
     Node,
     Pad,
     ReLU,
+    Reshape,
     Sign,
     Weighted,
+    output_shape,
 )
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import ActivationQuantizer, Unwrapped, WeightQuantizer, unwrapped
 
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
-    "activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, MaxPool2D, "
-    "AveragePooling2D, GlobalAveragePooling2D, Flatten, Dropout, Rescaling without offset, the "
-    "heads of dlqat_tf, models made of these, and any of these in TF-MOT's wrapper with the "
-    "quantizers of dlqat_tf"
+    "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
+    "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, Flatten, Reshape, "
+    "Dropout, Rescaling without offset, the heads of dlqat_tf, models made of these, and any of "
+    "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
 # Larq quantizers that compute the sign; they differ in the gradient only.
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
+# The activations that are a ReLU, and where they end.
+_RELUS = {tf.keras.activations.relu: math.inf, tf.nn.relu: math.inf, tf.nn.relu6: 6.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Affine(Node):
     """A batch norm (or Rescaling) before it is folded: input * gain + offset, per channel."""
 
+    layer: str  # the Keras layer, which is the name too unless it is called more than once
     gain: np.ndarray
     offset: np.ndarray
 
@@ -54,8 +60,9 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     """Return what a Keras model computes, in integer codes.
 
     Args:
-        model: Functional or Sequential model (nested ones are flattened) from one image input
-            (batch, height, width, channels), float in [0, 1], to one output.
+        model: Functional or Sequential model (nested ones are flattened) from one or more image
+            inputs (batch, height, width, channels), float in [0, 1], to one output. Layers that
+            are called more than once are one node, with the same weights, for each call.
 
     Returns:
         The network, batch norm folded: a channel's gain goes into its step (a negative one flips
@@ -70,21 +77,13 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
             f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
             "network with tf.keras.Model(inputs, outputs)."
         )
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    if len(model.outputs) != 1:
         raise ExportError(
-            "Expected a model with one input and one output. Received: "
-            f"{len(model.inputs)} and {len(model.outputs)}."
-        )
-    shape = tuple(model.inputs[0].shape[1:])
-    if len(shape) != 3 or None in shape:
-        raise ExportError(
-            "Expected images of a fixed size, (height, width, channels): kernels are planned for "
-            f"one size. Received: input shape {shape}. Build the model with "
-            "tf.keras.Input((height, width, channels)) and load its weights."
+            f"Expected a model with one output. Received: {len(model.outputs)}. Export "
+            "tf.keras.Model(model.inputs, model.outputs[0])."
         )
     lowering = _Lowering()
-    source = lowering.add(Input(name=model.inputs[0].node.layer.name, shape=shape))
-    lowering.model(model, [source], "")
+    lowering.model(model, [lowering.add(_input(tensor)) for tensor in model.inputs], "")
     return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
 
 
@@ -93,24 +92,25 @@ class _Lowering:
 
     def __init__(self):
         self.nodes: list[Node] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of each node's output
 
     def add(self, node: Node) -> str:
-        taken = {other.name for other in self.nodes}
-        name, count = node.name, 1
-        while name in taken:  # a layer that is called twice
-            count += 1
-            name = f"{node.name}_{count}"
+        name = _unique(node.name, self.shapes)  # a layer may be called twice
         self.nodes.append(replace(node, name=name))
+        self.shapes[name] = output_shape(node, [self.shapes[each] for each in node.inputs])
         return name
 
     def model(self, model: tf.keras.Model, sources: list[str], prefix: str) -> str:
         """Add the nodes of a (nested) model and return the name of its output."""
         names = {id(tensor): name for tensor, name in zip(model.inputs, sources, strict=True)}
         for depth in sorted(model._nodes_by_depth, reverse=True):
-            for call in model._nodes_by_depth[depth]:
+            # The calls of one layer in their order, so that a saved model gives the same names.
+            for call in sorted(
+                model._nodes_by_depth[depth], key=lambda call: call.layer._inbound_nodes.index(call)
+            ):
                 if call.is_input:
                     continue
-                inputs = [names[id(tensor)] for tensor in tf.nest.flatten(call.keras_inputs)]
+                inputs = [names[id(tensor)] for tensor in _tensors(call)]
                 output = self.layer(call.layer, inputs, prefix)
                 for tensor in tf.nest.flatten(call.outputs):
                     names[id(tensor)] = output
@@ -122,6 +122,8 @@ class _Lowering:
         if isinstance(layer, tf.keras.Model):
             if not hasattr(layer, "_nodes_by_depth"):
                 raise _unsupported(name, layer, "it is a subclassed model")
+            if len(layer.outputs) != 1:
+                raise _unsupported(name, layer, f"it has {len(layer.outputs)} outputs, not one")
             return self.model(layer, inputs, name + "/")
         try:
             parts = unwrapped(layer)
@@ -154,20 +156,25 @@ class _Lowering:
         if kind is _layers.BatchNormalization:
             return self.add(_batch_norm(layer, shared))
         if kind is _layers.ReLU:
-            if layer.max_value is not None or layer.negative_slope or layer.threshold:
-                raise _unsupported(name, layer, "it is not a plain ReLU; use a quantizer to clip")
-            return self.add(ReLU(**shared))
-        if kind is _layers.Activation and layer.activation is tf.keras.activations.relu:
-            return self.add(ReLU(**shared))
+            if layer.max_value not in (None, 6) or layer.negative_slope or layer.threshold:
+                raise _unsupported(name, layer, "it is no ReLU or ReLU6; use a quantizer to clip")
+            return self.add(ReLU(**shared, highest=float(layer.max_value or math.inf)))
+        if kind is _layers.Activation and layer.activation in _RELUS:
+            return self.add(ReLU(**shared, highest=_RELUS[layer.activation]))
+        if kind is _layers.Softmax or (
+            kind is _layers.Activation and layer.activation is tf.keras.activations.softmax
+        ):
+            without = f"tf.keras.Model(model.inputs, model.get_layer({layer.name!r}).input)"
+            raise _unsupported(name, layer, f"it is a softmax; export {without}: same arg-max")
         if kind is _layers.Rescaling:
             gain, offset = np.float64(layer.scale), np.float64(layer.offset)
             if np.ndim(gain) or np.any(offset):
                 raise _unsupported(name, layer, "it has an offset, or one scale per channel")
-            return self.add(_Affine(**shared, gain=gain, offset=offset))
+            return self.add(_Affine(**shared, layer=name, gain=gain, offset=offset))
         if kind is _layers.Add:
             return self.add(Add(**shared))
         if kind is _layers.Concatenate:
-            if layer.axis not in (-1, len(layer.output_shape) - 1):
+            if layer.axis not in (-1, len(self.shapes[inputs[0]])):
                 raise _unsupported(name, layer, f"its axis is {layer.axis}, not the channels")
             return self.add(Concatenate(**shared))
         if kind is _layers.ZeroPadding2D:
@@ -179,11 +186,19 @@ class _Lowering:
             )
         if kind is _layers.GlobalAveragePooling2D:
             return self.add(GlobalAveragePool(**shared, keepdims=layer.keepdims))
-        if kind is _layers.Flatten:
-            return self.add(Flatten(**shared))
-        if kind in (_layers.Activation, _layers.Softmax):
-            activation = getattr(layer, "activation", tf.keras.activations.softmax)
-            raise _unsupported(name, layer, _refused(activation))
+        if kind is _layers.GlobalMaxPooling2D:
+            size, channels = self.shapes[inputs[0]][:2], self.shapes[inputs[0]][2]
+            pooled = self.add(MaxPool(**shared, size=size, strides=(1, 1), padding="valid"))
+            if layer.keepdims:
+                return pooled
+            return self.add(Reshape(name=f"{name}_flat", inputs=(pooled,), shape=(channels,)))
+        if kind in (_layers.Flatten, _layers.Reshape):
+            shape = layer.compute_output_shape((None, *self.shapes[inputs[0]]))[1:]
+            if len(shape) not in (1, 3):
+                raise _unsupported(name, layer, f"its output shape {tuple(shape)} is no image")
+            return self.add(Reshape(**shared, shape=tuple(shape)))
+        if kind is _layers.Activation:
+            raise _unsupported(name, layer, _refused(layer.activation))
         raise _unsupported(name, layer, f"{kind.__name__} layers have no integer form here")
 
     def weighted(self, parts: Unwrapped, shared: dict) -> str:
@@ -209,7 +224,10 @@ class _Lowering:
             bias_sources=(name,) if layer.use_bias else (),
         )
         if isinstance(layer, _layers.Dense):
-            output = self.add(Dense(**shared))
+            if len(self.shapes[shared["inputs"][0]]) == 1:
+                output = self.add(Dense(**shared))
+            else:
+                output = self.add(Convolution(**shared | dict(weights=weights[None, None])))
         else:
             padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
             output = self.add(
@@ -227,8 +245,8 @@ class _Lowering:
         around = dict(name=f"{name}_activation", inputs=(output,))
         if activation in (None, tf.keras.activations.linear):
             return output
-        if activation is tf.keras.activations.relu:
-            return self.add(ReLU(**around))
+        if activation in _RELUS:
+            return self.add(ReLU(**around, highest=_RELUS[activation]))
         if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
             return self.add(_activation(activation, around))
         raise _unsupported(name, layer, _refused(activation))
@@ -244,6 +262,32 @@ _WEIGHTED = (
 )
 
 
+def _input(tensor) -> Input:
+    name, shape = tensor.node.layer.name, tuple(tensor.shape[1:])
+    if len(shape) != 3 or None in shape:
+        vector = " A vector of features is no image: files take pixels, 0 to 255 for 0 to 1."
+        raise ExportError(
+            "Expected images of a fixed size, (height, width, channels): kernels are planned for "
+            f"one size. Received: input {name!r} of shape {shape}. Build the model with "
+            "tf.keras.Input((height, width, channels)) and load its weights."
+            f"{vector if len(shape) == 1 else ''}"
+        )
+    return Input(name=name, shape=shape)
+
+
+def _tensors(call) -> list:
+    """Return the tensors that a layer is called on, for a model in the order of its inputs."""
+    if isinstance(call.layer, tf.keras.Model) and isinstance(call.call_args[0], dict):
+        return call.layer._flatten_to_reference_inputs(call.call_args[0])
+    return tf.nest.flatten(call.keras_inputs)
+
+
+def _unique(name: str, taken) -> str:
+    """Return the name, or the first of name_2, name_3, ... that is not taken."""
+    numbered = (f"{name}_{count}" for count in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
+
+
 def _unsupported(name: str, layer, reason: str) -> ExportError:
     return ExportError(
         f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
@@ -253,8 +297,8 @@ def _unsupported(name: str, layer, reason: str) -> ExportError:
 
 def _refused(activation) -> str:
     described = getattr(activation, "__name__", type(activation).__name__)
-    advice = "; train with from_logits=True instead" if described == "softmax" else ""
-    return f"its activation is {described!r}{advice}"
+    advice = "; set it to tf.keras.activations.linear: same arg-max (from_logits=True)"
+    return f"its activation is {described!r}{advice if described == 'softmax' else ''}"
 
 
 def _array(variable, name: str) -> np.ndarray:
@@ -339,7 +383,7 @@ def _batch_norm(layer, shared: dict) -> Node:
     if layer.scale:
         gain = gain * _array(layer.gamma, name)
     beta = _array(layer.beta, name) if layer.center else 0.0
-    return _Affine(**shared, gain=gain, offset=beta - mean * gain)
+    return _Affine(**shared, layer=name, gain=gain, offset=beta - mean * gain)
 
 
 def _replaced(nodes: list[Node], old: str, new: str) -> list[Node]:
@@ -365,7 +409,7 @@ def _folded(nodes: list[Node]) -> list[Node]:
                     "pixels from 0 to 255 to values from 0 to 1, and no other reader of the image."
                 )
             nodes = _replaced(nodes[:position] + nodes[position + 1 :], affine.name, source.name)
-            nodes[0] = replace(source, raw=True)
+            nodes = [replace(node, raw=True) if node is source else node for node in nodes]
             continue
         if isinstance(source, Weighted) and readers == 1:
             folded = _with_gain(source, affine)
@@ -378,7 +422,7 @@ def _folded(nodes: list[Node]) -> list[Node]:
 
 def _with_gain(node: Weighted, affine: _Affine) -> Weighted:
     gain = np.broadcast_to(affine.gain, node.bias.shape)
-    sources = (affine.name, *node.bias_sources)
+    sources = (affine.layer, *node.bias_sources)
     bias = node.bias * gain + affine.offset
     # The kernel's last axes are the output channels: one axis, or two of a depthwise kernel.
     per_channel = gain.reshape(node.weights.shape[2:]) if node.depthwise else gain
@@ -401,7 +445,7 @@ def _as_depthwise(affine: _Affine, nodes: list[Node]) -> Convolution:
         bias=offset.astype(np.float64),
         bits=8,  # the sign is all that its codes hold; int8 is how it is stored
         is_depthwise=True,
-        bias_sources=(affine.name,),
+        bias_sources=(affine.layer,),
     )
 
 
@@ -409,7 +453,8 @@ def _simplified(nodes: list[Node]) -> list[Node]:
     """Put each activation directly after the convolution or add whose output it rounds.
 
     Rounding to a grid is monotone and elementwise, so it commutes with max-pooling, concatenation
-    and flattening; a grid from 0 up does what a ReLU before it does.
+    and reshaping; a grid from 0 up does what a ReLU before it does, and where the ReLU ends at 6
+    the grid ends at the code of 6.
     """
     changed = True
     while changed:
@@ -421,16 +466,16 @@ def _simplified(nodes: list[Node]) -> list[Node]:
             if sum(source.name in other.inputs for other in nodes) != 1:
                 continue
             if isinstance(source, ReLU) and (isinstance(node, ReLU) or node.grid.lowest == 0):
-                nodes = [other for other in nodes if other is not source]
+                both = _ended(node, source.highest)
+                nodes = [both if other is node else other for other in nodes if other is not source]
                 nodes = _replaced(nodes, source.name, source.inputs[0])
-            elif isinstance(source, (MaxPool, Concatenate, Flatten)):
-                many = len(source.inputs) > 1
-                moved = [
-                    replace(
-                        node, name=f"{node.name}_{i + 1}" if many else node.name, inputs=(name,)
-                    )
-                    for i, name in enumerate(source.inputs)
-                ]
+            elif isinstance(source, (MaxPool, Concatenate, Reshape)):
+                many, taken = len(source.inputs) > 1, {other.name for other in nodes}
+                moved = []
+                for i, name in enumerate(source.inputs):
+                    new = _unique(f"{node.name}_{i + 1}", taken) if many else node.name
+                    taken.add(new)
+                    moved.append(replace(node, name=new, inputs=(name,)))
                 after = replace(source, inputs=tuple(each.name for each in moved))
                 nodes = _replaced(nodes, node.name, source.name)
                 position = next(i for i, n in enumerate(nodes) if n.name == source.name)
@@ -441,3 +486,11 @@ def _simplified(nodes: list[Node]) -> list[Node]:
             changed = True
             break
     return nodes
+
+
+def _ended(node: Activation | ReLU, highest: float) -> Activation | ReLU:
+    """Return the node with its outputs ended at ``highest``."""
+    if isinstance(node, ReLU):
+        return replace(node, highest=min(node.highest, highest))
+    code = min(node.grid.highest, np.rint(np.float32(highest) / node.grid.step))
+    return replace(node, grid=replace(node.grid, highest=int(code)))

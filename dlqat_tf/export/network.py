@@ -8,6 +8,7 @@ codes with one float step per tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -140,7 +141,9 @@ class Sign(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU(Node):
-    """The larger of the input and 0."""
+    """The larger of the input and 0, but at most ``highest``, which is 6 or infinite."""
+
+    highest: float = math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +191,15 @@ class GlobalAveragePool(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flatten(Node):
-    """(batch, height, width, channels) to (batch, features)."""
+class Reshape(Node):
+    """The same values, in the same order, in another shape without the batch."""
+
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class IntegerNetwork:
-    """Nodes in topological order: the first one is the Input, the last one gives the logits.
+    """Nodes in topological order: the Inputs come first, the last one gives the logits.
 
     Attributes:
         nodes: The operations.
@@ -219,6 +224,11 @@ class IntegerNetwork:
 
     def __getitem__(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The Inputs, in the order of the Keras model's."""
+        return tuple(node for node in self.nodes if isinstance(node, Input))
 
     def consumers(self) -> dict[str, list[Node]]:
         """Return the nodes that read each node's output."""
@@ -251,7 +261,7 @@ def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[in
 def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape of a node's output without the batch, given those of its inputs."""
     match node:
-        case Input():
+        case Input() | Reshape():
             return node.shape
         case Convolution():
             sizes = zip(
@@ -265,8 +275,6 @@ def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
             return (*(output_size(*each, 1, node.padding) for each in sizes), inputs[0][2])
         case GlobalAveragePool():
             return (1, 1, inputs[0][-1]) if node.keepdims else inputs[0][-1:]
-        case Flatten():
-            return (int(np.prod(inputs[0])),)
         case Concatenate():
             return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
         case Pad():

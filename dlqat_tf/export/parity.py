@@ -18,8 +18,8 @@ from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
-from dlqat_tf.export.simulate import Simulation
-from dlqat_tf.export.tflite import pixels
+from dlqat_tf.export.simulate import Simulation, batches
+from dlqat_tf.export.tflite import Images, pixels
 from dlqat_tf.export.writer import zero_point
 
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
@@ -124,7 +124,7 @@ class ParityReport(Report):
 def parity(
     model: tf.keras.Model,
     path: str | Path,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray | None = None,
     *,
     layer_images: int = 16,
@@ -136,7 +136,8 @@ def parity(
         model: The model, or better the snapped one that export saved beside the file: that one has
             the file's biases.
         path: A .tflite file that export wrote.
-        images: uint8, or float in [0, 1], (images, height, width, channels).
+        images: uint8, or float in [0, 1], (images, height, width, channels); for a model of
+            several inputs a list of such arrays, or a dictionary by input name.
         labels: Class of each image, for accuracies.
         layer_images: How many images the comparison layer by layer takes.
         batch_size: Images that run at once.
@@ -151,8 +152,9 @@ def parity(
     record = json.loads(record)
     network = lower(model)
     images = pixels(images, network)
-    if labels is not None and len(labels) != len(images):
-        raise ExportError(f"Expected {len(images)} labels. Received: {len(labels)}.")
+    count = len(images[0])
+    if labels is not None and len(labels) != count:
+        raise ExportError(f"Expected {count} labels. Received: {len(labels)}.")
     planned = plan(
         network,
         calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
@@ -161,29 +163,27 @@ def parity(
     )
     _check_same(content, record, planned, path)
     simulation = Simulation(planned)
-    scale = 1.0 if network.nodes[0].raw else 255.0
-    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
     run = runner(content, batch_size, record["input_type"])
     logits = {
         "keras": _concatenated(
-            model.predict_on_batch(batch.astype(np.float32) / np.float32(scale))
-            for batch in batches
+            model.predict_on_batch(_for_keras(batch, network))
+            for batch in batches(images, batch_size)
         ),
-        "simulation": _concatenated(simulation.logits(batch) for batch in batches),
-        "file": _concatenated(run(batch)[0] for batch in batches),
+        "simulation": simulation.logits(images, batch_size),
+        "file": _concatenated(run(batch)[0] for batch in batches(images, batch_size)),
     }
-    best = {name: each.argmax(-1).reshape(len(images), -1) for name, each in logits.items()}
+    best = {name: each.argmax(-1).reshape(count, -1) for name, each in logits.items()}
     pairs = (("keras", "file"), ("keras", "simulation"), ("simulation", "file"))
-    layers = _layers(content, record, simulation, images[:layer_images])
+    layers = _layers(content, record, simulation, next(batches(images, layer_images)))
     unit = {name: _normalised(each) for name, each in logits.items()}
     return ParityReport(
         path=str(path),
         kernels=kernels_of(content),
-        images=len(images),
+        images=count,
         top1={}
         if labels is None
         else {
-            name: 100.0 * float(np.mean(each == np.reshape(labels, (len(images), -1))))
+            name: 100.0 * float(np.mean(each == np.reshape(labels, (count, -1))))
             for name, each in best.items()
         },
         agreement={
@@ -201,6 +201,15 @@ def parity(
 
 def _concatenated(batches) -> np.ndarray:
     return np.concatenate(list(batches))
+
+
+def _for_keras(images: list[np.ndarray], network: IntegerNetwork):
+    """Return pixels as the Keras model takes them."""
+    scaled = [
+        each.astype(np.float32) / np.float32(1 if node.raw else 255)
+        for each, node in zip(images, network.inputs, strict=True)
+    ]
+    return scaled if len(scaled) > 1 else scaled[0]
 
 
 def _normalised(logits: np.ndarray) -> np.ndarray:
@@ -237,7 +246,10 @@ def kernels_of(content: schema.ModelT) -> str:
 
 
 def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
-    """Return a function from uint8 images, at most ``batch_size``, to the list of outputs."""
+    """Return a function from lists of inputs to lists of outputs.
+
+    Its inputs are uint8 images, at most ``batch_size`` of them, one array for each input.
+    """
     shapes = [tensor.shape for tensor in content.subgraphs[0].tensors]
     for tensor in content.subgraphs[0].tensors:
         if tensor.shapeSignature is not None and tensor.shapeSignature[0] == -1:
@@ -251,25 +263,28 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
         interpreter = open_interpreter(data)
 
         def invoke(images):
-            return interpreter.predict([images])
+            return interpreter.predict(images)
 
     else:
         interpreter = tflite_interpreter(data, num_threads=2)
 
         def invoke(images):
-            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
+            for index, each in zip(content.subgraphs[0].inputs, images, strict=True):
+                interpreter.set_tensor(int(index), each)
             interpreter.invoke()
             return [interpreter.get_tensor(int(i)) for i in content.subgraphs[0].outputs]
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        count = len(images)
-        missing = np.zeros((batch_size - count, *images.shape[1:]), np.uint8)
+    def filled(images: np.ndarray) -> np.ndarray:
+        missing = np.zeros((batch_size - len(images), *images.shape[1:]), np.uint8)
         images = np.concatenate([images, missing])
         if input_type == "int8":
-            images = (images.astype(np.int16) - 128).astype(np.int8)
-        elif input_type == "float32":
-            images = images.astype(np.float32) / np.float32(255)
-        return [output[:count] for output in invoke(images)]
+            return (images.astype(np.int16) - 128).astype(np.int8)
+        if input_type == "float32":
+            return images.astype(np.float32) / np.float32(255)
+        return images
+
+    def run(images: list[np.ndarray]) -> list[np.ndarray]:
+        return [output[: len(images[0])] for output in invoke([filled(each) for each in images])]
 
     return run
 
@@ -279,27 +294,29 @@ def _rectified(readers: list[Node]) -> bool:
     return len(readers) == 1 and isinstance(readers[0], Activation) and readers[0].grid.lowest == 0
 
 
-def _layers(content, record: dict, simulation: Simulation, images: np.ndarray):
+def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarray]):
     """Compare each layer's output, the simulation given the file's own inputs."""
     graph = content.subgraphs[0]
+    inputs = simulation.network.inputs
+    nodes = simulation.network.nodes[len(inputs) :]
     names = [tensor.name.decode() for tensor in graph.tensors]
     computed = {int(operator.outputs[0]) for operator in graph.operators}
     at = {
         node.name: names.index(node.name)
-        for node in simulation.network.nodes[1:]
+        for node in nodes
         if node.name in names and names.index(node.name) in computed
     }
     outputs = graph.outputs
     graph.outputs = np.array(list(at.values()), np.int32)
     recorded = dict(
-        zip(at, runner(content, len(images), record["input_type"])(images), strict=True)
+        zip(at, runner(content, len(images[0]), record["input_type"])(images), strict=True)
     )
     graph.outputs = outputs
 
-    values: dict = {simulation.network.nodes[0].name: images.astype(np.int32)}
+    values = {node.name: each.astype(np.int32) for node, each in zip(inputs, images, strict=True)}
     readers = simulation.network.consumers()
     found = []
-    for node in simulation.network.nodes[1:]:
+    for node in nodes:
         expected = simulation.evaluate(node, [values[name] for name in node.inputs])
         if node.name not in recorded:
             values[node.name] = expected  # fused into the activation that follows

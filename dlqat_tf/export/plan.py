@@ -22,7 +22,6 @@ from dlqat_tf.export.network import (
     Convolution,
     Dense,
     ExportError,
-    Flatten,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
@@ -30,6 +29,7 @@ from dlqat_tf.export.network import (
     Node,
     Pad,
     ReLU,
+    Reshape,
     Sign,
     Weighted,
 )
@@ -46,7 +46,7 @@ def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
         match node:
             case Input() | Activation():
                 found[node.name] = node.grid
-            case MaxPool() | Flatten():
+            case MaxPool() | Reshape():
                 found[node.name] = found[node.inputs[0]]
             case Pad():
                 grid = found[node.inputs[0]]

@@ -7,7 +7,7 @@ weights) and of Larq Compute Engine's output transform; none of them is an appro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,6 @@ from dlqat_tf.export.network import (
     Convolution,
     Dense,
     ExportError,
-    Flatten,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
@@ -30,6 +29,7 @@ from dlqat_tf.export.network import (
     Pad,
     Pool,
     ReLU,
+    Reshape,
     Sign,
     Weighted,
     same_padding,
@@ -87,31 +87,35 @@ class Simulation:
             if is_integer(node)
         }
 
-    def run(self, images: np.ndarray, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    def run(
+        self, images: np.ndarray | list[np.ndarray], names: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
         """Return the outputs of the last node and of the nodes in ``names``.
 
         Args:
-            images: uint8 (batch, height, width, channels).
+            images: uint8 (batch, height, width, channels), or a list of one such array for each
+                input.
             names: Nodes to return beside the last one.
         """
         wanted = {*names, self.network.nodes[-1].name}
-        values: dict = {}
+        names_of_inputs = (node.name for node in self.network.inputs)
+        values: dict = dict(zip(names_of_inputs, by_input(images), strict=True))
         last_reader = {
             name: node.name for node in self.network for name in (*node.inputs, node.name)
         }
         for node in self.network:
-            inputs = [values[name] for name in node.inputs]
-            values[node.name] = images if isinstance(node, Input) else self.evaluate(node, inputs)
+            if not isinstance(node, Input):
+                inputs = [values[name] for name in node.inputs]
+                values[node.name] = self.evaluate(node, inputs)
             for name in [name for name in values if last_reader[name] == node.name]:
                 if name not in wanted:
                     del values[name]
         return {name: values[name] for name in wanted}
 
-    def logits(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
-        """Return float32 logits (images, classes)."""
+    def logits(self, images: np.ndarray | list[np.ndarray], batch_size: int = 128) -> np.ndarray:
+        """Return float32 logits (images, classes) of ``images``, which are as for :meth:`run`."""
         last = self.network.nodes[-1].name
-        batches = range(0, len(images), batch_size)
-        return np.concatenate([self.run(images[i : i + batch_size])[last] for i in batches])
+        return np.concatenate([self.run(each)[last] for each in batches(images, batch_size)])
 
     def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Sum:
         """Return a node's value, given the values of its inputs."""
@@ -128,7 +132,7 @@ class Simulation:
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
             case Add() if integer_add(node, self.network, self.grids, self._readers):
                 return _Sum(tuple(inputs), tuple(self.grids[name] for name in node.inputs))
-            case MaxPool() | Flatten() | Concatenate() | Pad() if self.grids[node.name]:
+            case MaxPool() | Reshape() | Concatenate() | Pad() if self.grids[node.name]:
                 return _moved(node, inputs, self.grids[node.name])
             case _:
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
@@ -323,8 +327,8 @@ def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.nda
     match node:
         case MaxPool():
             return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
-        case Flatten():
-            return inputs[0].reshape(len(inputs[0]), -1)
+        case Reshape():
+            return inputs[0].reshape(len(inputs[0]), *node.shape)
         case Concatenate():
             return np.concatenate(inputs, -1)
         case Pad():
@@ -348,7 +352,7 @@ def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
         case Sign():
             return np.where(inputs[0] >= 0, np.float32(1), np.float32(-1))
         case ReLU():
-            return np.maximum(inputs[0], np.float32(0))
+            return np.clip(inputs[0], np.float32(0), np.float32(node.highest))
         case MaxPool():
             return _pooled(node, inputs[0], "MAX")
         case AveragePool():
@@ -359,8 +363,8 @@ def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
                 .mean(axis=(1, 2), keepdims=node.keepdims, dtype=np.float64)
                 .astype(np.float32)
             )
-        case Flatten():
-            return inputs[0].reshape(len(inputs[0]), -1)
+        case Reshape():
+            return inputs[0].reshape(len(inputs[0]), *node.shape)
         case Concatenate():
             return np.concatenate(inputs, -1)
         case Pad():
@@ -368,19 +372,31 @@ def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     raise TypeError(node)
 
 
-def measured_ranges(images: np.ndarray) -> Callable:
+def by_input(images) -> list[np.ndarray]:
+    """Return the list of one array for each input that ``images`` is, or whose only one it is."""
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def batches(images: np.ndarray | list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Yield ``size`` images at a time, in one array for each input."""
+    arrays = by_input(images)
+    for i in range(0, len(arrays[0]), size):
+        yield [each[i : i + size] for each in arrays]
+
+
+def measured_ranges(images: np.ndarray | list[np.ndarray]) -> Callable:
     """Return the ``calibrate`` function of :func:`dlqat_tf.export.plan.plan` for some images.
 
     Args:
-        images: uint8 (images, height, width, channels).
+        images: As for :meth:`Simulation.run`.
     """
 
     def calibrate(network: IntegerNetwork, names: list[str]) -> dict[str, tuple[float, float]]:
         floats = [replace(n, kernel="float") if isinstance(n, Weighted) else n for n in network]
         simulation = Simulation(IntegerNetwork(tuple(floats)))
         ranges = {name: (0.0, 0.0) for name in names}
-        for i in range(0, len(images), 64):
-            values = simulation.run(images[i : i + 64], names)
+        for batch in batches(images, 64):
+            values = simulation.run(batch, names)
             for name, (low, high) in ranges.items():
                 ranges[name] = (
                     min(low, float(values[name].min())),

@@ -60,22 +60,28 @@ def snap(
     The file holds a bias as an integer multiple of input step times weight step. The copy's batch
     norms have their beta (their moving mean, or the convolution's bias, where there is none) at the
     nearest multiple, so the copy and the file compute the same numbers; a shift is at most half a
-    step of the accumulator.
+    step of the accumulator. A layer that is called more than once moves where all its calls move
+    it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.lower.lower`.
         network: The planned network of the model, where it is at hand.
 
     Raises:
-        ExportError: The model cannot be exported, or calls a layer more than once.
+        ExportError: The model cannot be exported, or two calls of a layer need different biases.
     """
     network = plan(lower(model)) if network is None else network
     copy = tf.keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     known, readers = grids(network), network.consumers()
     shifts = []
+    moves: dict[str, list] = {}  # what each call moves its layer by
     for node in network:
-        if not is_integer(node) or not node.bias_sources:
+        sources = getattr(node, "bias_sources", ())
+        # Layers before the last one stay where they are, and so do those of float kernels.
+        for path in sources if not is_integer(node) else sources[1:]:
+            moves.setdefault(path, []).append(0.0)
+        if not is_integer(node) or not sources:
             continue
         source, target = known[node.inputs[0]], target_of(node, readers).grid
         numbers = integers(node, source, target)
@@ -83,22 +89,30 @@ def snap(
         shift = numbers.bias * unit - node.bias
         # A bias that saturates its channel whatever comes in is stored smaller than it is.
         shift = np.where(np.abs(shift) > unit, 0.0, shift)
-        _move(unwrapped(_layer(copy, node.bias_sources[0])).layer, shift)
+        moves.setdefault(sources[0], []).append(shift)
         largest = float(np.abs(shift).max())
-        shifts.append(Shift(node.name, node.bias_sources[0], largest, largest / float(target.step)))
+        shifts.append(Shift(node.name, sources[0], largest, largest / float(target.step)))
+    layers = _layers(copy)
+    for path, each in moves.items():
+        if not all(np.all(shift == each[0]) for shift in each):
+            raise ExportError(
+                f"Layer {path!r} is called more than once, and its biases cannot be moved to the "
+                "grids of all calls: share the activation quantizers before and after it too, or "
+                "export with snap=False."
+            )
+        if np.any(each[0]):
+            _move(unwrapped(layers[path]).layer, each[0])
     return copy, SnapReport(shifts)
 
 
-def _layer(model: tf.keras.Model, path: str):
-    for name in path.split("/"):
-        try:
-            model = model.get_layer(name)
-        except ValueError:
-            raise ExportError(
-                f"Layer {path!r} is called more than once, so its biases cannot be moved to two "
-                "grids: export with snap=False."
-            ) from None
-    return model
+def _layers(model: tf.keras.Model, prefix: str = "") -> dict:
+    """Return the layers by name; that of a nested model and a slash stand before its layers'."""
+    found = {}
+    for layer in model.layers:
+        found[prefix + layer.name] = layer
+        if isinstance(layer, tf.keras.Model):
+            found |= _layers(layer, f"{prefix}{layer.name}/")
+    return found
 
 
 def _move(layer, shift: np.ndarray) -> None:

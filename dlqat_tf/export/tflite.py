@@ -16,12 +16,15 @@ from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import flatbuffer
 from dlqat_tf.export.census import Census, census
 from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.network import ExportError, Input, IntegerNetwork, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
-from dlqat_tf.export.simulate import measured_ranges
+from dlqat_tf.export.simulate import by_input, measured_ranges
 from dlqat_tf.export.snap import Shift, snap
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
+
+# One array; for a model of several inputs one for each, in their order or by their names.
+Images = np.ndarray | list[np.ndarray] | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def to_tflite(
     *,
     input_type: str = "uint8",
     weights: str = "int8",
-    calibration: np.ndarray | None = None,
+    calibration: Images | None = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -78,7 +81,8 @@ def to_tflite(
         input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
         weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
             Those run outside XNNPACK, several times slower and with their own rounding.
-        calibration: Images, uint8 or float in [0, 1], (images, height, width, channels). Needed
+        calibration: Images, uint8 or float in [0, 1], (images, height, width, channels); for a
+            model of several inputs a list of such arrays, or a dictionary by input name. Needed
             only where the model says no range, as at residual adds without ``residual_bits``.
         snap: Save ``<stem>.snapped.keras`` beside the file: the model with the file's biases.
         force: Overwrite existing files.
@@ -123,18 +127,47 @@ def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
     return targets
 
 
-def pixels(images: np.ndarray, network: IntegerNetwork) -> np.ndarray:
-    """Return images as uint8 pixels.
+def pixels(images: Images, network: IntegerNetwork) -> list[np.ndarray]:
+    """Return images as uint8 pixels, in one array for each input.
+
+    Args:
+        images: An array; a list or tuple of one for each input; or a dictionary by input name.
+        network: What takes them.
 
     Raises:
-        ExportError: They are neither uint8 nor float in [0, 1], or of another size.
+        ExportError: There are arrays too many or too few, they are neither uint8 nor float in
+            [0, 1], of another size, or not equally many.
     """
-    images = np.asarray(images)
-    shape = network.nodes[0].shape
-    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
+    names = [node.name for node in network.inputs]
+    if isinstance(images, dict):
+        if set(images) != set(names):
+            raise ExportError(
+                f"Expected images by input name, for {', '.join(names)}. Received: images for "
+                f"{', '.join(map(str, images))}."
+            )
+        images = [images[name] for name in names]
+    arrays = by_input(images)
+    if len(arrays) != len(names):
         raise ExportError(
-            f"Expected images of shape (images, {', '.join(map(str, shape))}). Received: shape "
-            f"{images.shape}."
+            f"Expected one array of images for each input, {', '.join(names)}. Received: "
+            f"{len(arrays)} for {len(names)}."
+        )
+    arrays = [_pixels(*each) for each in zip(arrays, network.inputs, strict=True)]
+    counts = [len(each) for each in arrays]
+    if len(set(counts)) > 1:
+        raise ExportError(
+            f"Expected as many images for each input, {', '.join(names)}. Received: "
+            f"{', '.join(map(str, counts))}."
+        )
+    return arrays
+
+
+def _pixels(images, node: Input) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != node.shape or not len(images):
+        raise ExportError(
+            f"Expected images of shape (images, {', '.join(map(str, node.shape))}) for the input "
+            f"{node.name!r}. Received: shape {images.shape}."
         )
     if images.dtype == np.uint8:
         return images
@@ -146,7 +179,7 @@ def pixels(images: np.ndarray, network: IntegerNetwork) -> np.ndarray:
     return np.rint(images * 255).astype(np.uint8)
 
 
-def recording(images: np.ndarray, ranges: dict):
+def recording(images: list[np.ndarray], ranges: dict):
     """Return the ``calibrate`` function for images; what it finds goes into ``ranges`` too."""
     measure = measured_ranges(images)
 

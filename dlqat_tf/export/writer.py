@@ -16,7 +16,6 @@ from dlqat_tf.export.network import (
     Concatenate,
     Convolution,
     Dense,
-    Flatten,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
@@ -25,6 +24,7 @@ from dlqat_tf.export.network import (
     Pad,
     Pool,
     ReLU,
+    Reshape,
     Weighted,
     missing_rows,
     same_padding,
@@ -56,6 +56,7 @@ class Writer:
         self.file = FileBuilder()
         self.grids = grids(network)
         self.readers = network.consumers()
+        self.inputs: list[int] = []  # tensors that take the images
         self.tensors: dict[str, int] = {}  # of each node's output, int8 where it is coded
         self.weights: dict[str, list[int]] = {}  # tensors that hold each layer's weights
         self._floats: dict[str, int] = {}
@@ -72,7 +73,7 @@ class Writer:
             for name, tensors in self.weights.items()
         ]
         encoded = json.dumps({**metadata, "layers": layers}, sort_keys=True).encode()
-        return self.file.finish([self.input], [output], {METADATA: encoded})
+        return self.file.finish(self.inputs, [output], {METADATA: encoded})
 
     def node(self, node: Node) -> None:
         """Add one node, unless the activation that follows it will."""
@@ -139,16 +140,16 @@ class Writer:
     def _input(self, node: Input) -> int:
         grid = node.grid
         if self.input_type == "int8":
-            self.input = self.coded(node.name, grid)
-            return self.input
-        if self.input_type == "uint8":
-            self.input = self.file.tensor(
-                node.name, node.shape, np.uint8, scale=float(grid.step), zero_point=0
-            )
+            images = self.coded(node.name, grid)
+        elif self.input_type == "uint8":
+            images = self.file.tensor(node.name, node.shape, np.uint8, scale=float(grid.step))
         else:
-            self.input = self.float_tensor(node.name)
+            images = self.float_tensor(node.name)
+        self.inputs.append(images)
+        if self.input_type == "int8":
+            return images
         output = self.coded(f"{node.name}/int8", grid, node.shape)
-        self.file.operator("QUANTIZE", [self.input], output, schema.QuantizeOptionsT())
+        self.file.operator("QUANTIZE", [images], output, schema.QuantizeOptionsT())
         return output
 
     def _activation(self, node: Activation) -> int:
@@ -320,7 +321,7 @@ class Writer:
             return self._pad(node.name, inputs[0], node.amounts, node.value, None, shape)
         output = self.float_tensor(node.name)
         if isinstance(node, ReLU):
-            self.file.operator("RELU", inputs, output)
+            self.file.operator("RELU6" if node.highest == 6 else "RELU", inputs, output)
         elif isinstance(node, GlobalAveragePool):
             axes = self.file.constant("rows_and_columns", np.array([1, 2], np.int32))
             options = schema.ReducerOptionsT()
@@ -342,7 +343,7 @@ class Writer:
             options = schema.ConcatenationOptionsT()
             options.axis = len(self.network.shapes[node.name])
             self.file.operator("CONCATENATION", inputs, output, options)
-        elif isinstance(node, Flatten):
+        elif isinstance(node, Reshape):
             target = np.array([-1, *self.network.shapes[node.name]], np.int32)
             options = schema.ReshapeOptionsT()
             options.newShape = target

@@ -34,6 +34,39 @@ def small_network(weight_bits=2, activation_bits=2, residual_bits=8, channels=8)
     return randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5, name="head")(x)))
 
 
+def siamese_network(
+    merge=layers.Concatenate, *, nested=False, shapes=((6, 6, 3), (6, 6, 3)), bits=2, channels=8
+):
+    """One tower of two convolutions on two images, merged, and a head."""
+    inputs = [tf.keras.Input(shapes[0], name="left"), tf.keras.Input(shapes[1], name="right")]
+    tower = [
+        quantized(channels, 8, name="first"),
+        layers.BatchNormalization(name="first_bn"),
+        CGPACT(bits, 2.0, name="first_act"),
+        quantized(channels, bits, name="second"),
+        layers.BatchNormalization(name="second_bn"),
+        CGPACT(bits, 2.0, name="second_act"),
+    ]
+    if nested:
+        tower = [tf.keras.Sequential(tower, name="tower")]
+    outputs = []
+    for x in inputs:
+        for layer in tower:
+            x = layer(x)
+        outputs.append(x if shapes[0] == shapes[1] else layers.GlobalAveragePooling2D()(x))
+    # Of the ranges before, means of few codes would often end halfway between two codes.
+    x = CGPACT(bits, 1.73, name="merged_act")(merge(name="merged")(outputs))
+    if len(x.shape) == 4:
+        x = layers.GlobalAveragePooling2D()(x)
+    return randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5, name="head")(x)))
+
+
+def quantized(filters, bits, **options):
+    return lq.layers.QuantConv2D(
+        filters, 3, padding="same", kernel_quantizer=SATWeights(bits), **options
+    )
+
+
 def convolution(x, filters, size, strides=1, padding="same", *, weight_bits, name=None, **options):
     convolve = lq.layers.QuantConv2D(
         filters,
@@ -62,12 +95,12 @@ def depthwise(x, size, strides, padding, multiplier, weight_bits):
 def randomize(model: tf.keras.Model, seed: int = 0) -> tf.keras.Model:
     """Give every batch norm gains of both signs and statistics near those of its input."""
     rng = np.random.default_rng(seed)
-    images = images_for(model, 8, seed).astype(np.float32) / 255
+    images = tf.nest.map_structure(lambda each: each / 255, images_for(model, 8, seed))
     for layer in model.layers:
         if isinstance(layer, tf.keras.Model):
             randomize_norms(layer, rng)
         if isinstance(layer, layers.BatchNormalization):
-            values = tf.keras.Model(model.inputs, layer.input)(images).numpy()
+            values = tf.keras.Model(model.inputs, layer.get_input_at(0))(images).numpy()
             randomize_norm(layer, rng, values.std() + 1e-3)
         elif getattr(layer, "bias", None) is not None:
             layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
@@ -90,9 +123,12 @@ def randomize_norm(layer, rng, deviation):
     layer.moving_variance.assign((deviation * rng.uniform(0.5, 1.5, size)) ** 2)
 
 
-def images_for(model: tf.keras.Model, count: int = 8, seed: int = 0) -> np.ndarray:
-    shape = (count, *model.input_shape[1:])
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+def images_for(model: tf.keras.Model, count: int = 8, seed: int = 0):
+    """Return an array of images, or a list of one for each input."""
+    rng = np.random.default_rng(seed)
+    shapes = [(count, *tensor.shape[1:]) for tensor in model.inputs]
+    arrays = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+    return arrays if len(arrays) > 1 else arrays[0]
 
 
 def draw_network(draw, binary=False):
@@ -111,6 +147,9 @@ def draw_network(draw, binary=False):
     shape = (draw(st.integers(7, 10)), draw(st.integers(7, 10)), draw(st.integers(1, 4)))
     inputs = tf.keras.Input(shape)
     x = activation(convolution(inputs, draw(st.integers(1, 9)), 3, weight_bits=8))
+    if draw(st.integers(0, 3)) == 3:  # the same layers on a second image
+        tower, inputs = tf.keras.Model(inputs, x), [inputs, tf.keras.Input(shape)]
+        x = layers.Concatenate()([x, tower(inputs[1])])
     kinds = ["convolution", "add", "concatenate", "max_pool"]
     kinds += [] if binary else ["depthwise", "average_pool", "pad", "shortcut", "dilated"]
     drawn = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=4))

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_lce
-from tests.export.networks import draw_network, images_for, randomize, small_network
+from tests.export.networks import (
+    draw_network,
+    images_for,
+    randomize,
+    siamese_network,
+    small_network,
+)
 
 layers = tf.keras.layers
 
@@ -108,3 +114,16 @@ def test_planes_of_codes_are_their_bits():
     low, high = (plane.ravel().tolist() for plane in planes(node))
     assert low == [-1, 1, -1, 1]
     assert high == [-1, -1, 1, 1]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_images_through_one_tower(tmp_path, nested):
+    model = siamese_network(nested=nested, shapes=((6, 6, 3), (8, 5, 3)), channels=32)
+    report = to_lce(model, tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 2 * 2 * 2
+    layer_bytes = {layer.layer.split("/")[-1]: layer.bytes for layer in report.census.layers}
+    assert layer_bytes["second"] == 3 * 3 * 32 * 32 * 2 // 8
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 32))
+    assert result.first_diverging is None
+    assert result.agreement["simulation_file"] == 100.0

@@ -14,9 +14,18 @@ from dlqat_tf.export.network import (
     Dense,
     MaxPool,
     Pad,
+    ReLU,
+    Reshape,
     Sign,
 )
-from tests.export.networks import convolution, images_for, randomize, small_network
+from tests.export.networks import (
+    convolution,
+    images_for,
+    quantized,
+    randomize,
+    siamese_network,
+    small_network,
+)
 
 layers = tf.keras.layers
 
@@ -165,11 +174,12 @@ def refused(*stack, shape=(4, 4, 3)):
             r"'odd' \(LayerNormalization\).*Supported: Conv2D",
         ),
         ([layers.Lambda(lambda x: x + 1, name="odd")], "'odd'"),
-        ([layers.Dense(3, activation="softmax", name="odd")], "'odd'.*from_logits=True"),
-        ([layers.Activation("softmax", name="odd")], "'odd'.*'softmax'.*from_logits=True"),
-        ([layers.Softmax(name="odd")], "'odd'.*'softmax'.*from_logits=True"),
         ([layers.Activation("tanh", name="odd")], "'odd'.*'tanh'\\. Supported"),
-        ([layers.ReLU(6.0, name="odd")], "'odd'.*not a plain ReLU"),
+        ([layers.Dense(3, activation="softmax", name="odd")], r"'odd'.*activations\.linear"),
+        ([layers.ReLU(5.0, name="odd")], "'odd'.*no ReLU or ReLU6; use a quantizer"),
+        ([layers.Softmax(name="odd")], r"'odd'.*get_layer\('odd'\).input\): same arg-max"),
+        ([layers.Activation("softmax", name="odd")], r"'odd'.*get_layer\('odd'\).input\)"),
+        ([layers.Reshape((8, 6), name="odd")], r"'odd'.*\(8, 6\) is no image"),
         ([layers.Rescaling(1 / 127.5, offset=-1, name="odd")], "'odd'.*offset"),
         ([layers.Rescaling(0.5, name="odd")], "'odd'.*expected 1/255"),
         ([CGPACT(32, name="odd")], "'odd'.*32 bits are not rounded"),
@@ -209,7 +219,7 @@ def test_models_without_a_fixed_graph_are_refused():
     with pytest.raises(ExportError, match="functional or Sequential"):
         lower(tf.keras.Sequential([layers.Dense(2)]))
     inputs = tf.keras.Input((4, 4, 3))
-    with pytest.raises(ExportError, match="one input and one output"):
+    with pytest.raises(ExportError, match=r"one output\. Received: 2"):
         lower(tf.keras.Model(inputs, [inputs, inputs]))
 
 
@@ -236,3 +246,115 @@ def test_adding_one_value_to_many_is_refused():
     pooled = layers.GlobalAveragePooling2D(keepdims=True)(inputs)
     with pytest.raises(ExportError, match="'odd' adds outputs of shapes"):
         lower(tf.keras.Model(inputs, layers.Add(name="odd")([inputs, pooled])))
+
+
+def test_inputs_come_first_in_the_order_of_the_model():
+    inputs = {"b": tf.keras.Input((4, 4, 3), name="x"), "a": tf.keras.Input((2, 3, 1), name="y")}
+    parts = [layers.Flatten()(CGPACT(2, 1.0)(each)) for each in inputs.values()]
+    network = lower(tf.keras.Model(inputs, layers.Concatenate()(parts)))
+    # Keras sorts dictionaries by key.
+    assert [(node.name, node.shape) for node in network.inputs] == [
+        ("y", (2, 3, 1)),
+        ("x", (4, 4, 3)),
+    ]
+    assert network.inputs == network.nodes[:2]
+
+
+def test_a_vector_is_no_image():
+    image, vector = tf.keras.Input((2, 2, 1)), tf.keras.Input((4,), name="age")
+    model = tf.keras.Model([image, vector], layers.Concatenate()([layers.Flatten()(image), vector]))
+    with pytest.raises(ExportError, match=r"'age' of shape \(4,\).*no image"):
+        lower(model)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_each_call_of_a_layer_is_a_node_with_its_weights(nested):
+    network = lower(siamese_network(nested=nested))
+    prefix = "tower/" if nested else ""
+    for name, image in (("first", "left"), ("first_2", "right")):
+        node = network[prefix + name]
+        assert node.inputs == (image,)
+        # The layer that holds the bias, whichever call it is.
+        assert node.bias_sources == (f"{prefix}first_bn", f"{prefix}first")
+        np.testing.assert_array_equal(node.weights, network[f"{prefix}first"].weights)
+    assert network[f"{prefix}second_act_2"].inputs == (f"{prefix}second_2",)
+
+
+def test_calls_have_the_same_names_after_saving(tmp_path):
+    model = siamese_network()
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    described = [[(node.name, node.inputs) for node in lower(each)] for each in (model, loaded)]
+    assert described[0] == described[1]
+
+
+def test_a_nested_model_called_by_names():
+    x, y = tf.keras.Input((2, 2, 1), name="x"), tf.keras.Input((2, 2, 1), name="y")
+    inner = tf.keras.Model([y, x], layers.Concatenate(name="both")([y, x]), name="inner")
+    first, second = (
+        tf.keras.Input((2, 2, 1), name="first"),
+        tf.keras.Input((2, 2, 1), name="second"),
+    )
+    outputs = layers.Flatten()(inner({"x": first, "y": second}))
+    network = lower(tf.keras.Model([first, second], outputs))
+    assert network["inner/both"].inputs == ("second", "first")
+
+
+def test_a_nested_model_of_two_outputs_is_refused():
+    inputs = tf.keras.Input((2, 2, 1))
+    inner = tf.keras.Model(inputs, [inputs, layers.ReLU()(inputs)], name="inner")
+    with pytest.raises(ExportError, match=r"'inner'.*2 outputs"):
+        lower(tf.keras.Model(inputs, layers.Flatten()(inner(inputs)[1])))
+
+
+def test_moved_activations_keep_clear_of_the_names_of_calls():
+    inputs = tf.keras.Input((4, 4, 3))
+    activation = CGPACT(2, 1.0, name="act")
+    x = activation(convolution(inputs, 2, 1, weight_bits=1))
+    x = layers.Concatenate()([convolution(x, 2, 1, weight_bits=1, name=name) for name in "ab"])
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(activation(x))))
+    names = [node.name for node in network if isinstance(node, Activation)]
+    # The second call, act_2, goes to both inputs of the concatenation.
+    assert names == ["act", "act_2_1", "act_2_2"]
+
+
+@pytest.mark.parametrize("relu6", [layers.ReLU(6.0), layers.Activation("relu6")])
+@pytest.mark.parametrize(("alpha", "highest"), [(3.0, 15), (9.0, 10)])
+def test_a_grid_ends_where_a_relu6_before_it_does(relu6, alpha, highest):
+    inputs = tf.keras.Input((4, 4, 3))
+    x = CGPACT(4, alpha, name="act")(relu6(convolution(inputs, 2, 1, weight_bits=2)))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    assert not any(isinstance(node, ReLU) for node in network)
+    # 15 steps to 3.0; 10 steps of 9 / 15 to 6.0.
+    assert network["act"].grid.highest == highest
+
+
+def test_the_lowest_of_three_relus_stays():
+    inputs = tf.keras.Input((4, 4, 3))
+    x = layers.Conv2D(2, 1, activation="relu6")(inputs)
+    x = layers.ReLU()(layers.Activation(tf.nn.relu)(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    assert [node.highest for node in network if isinstance(node, ReLU)] == [6.0]
+
+
+def test_what_reshapes_and_what_is_a_convolution():
+    inputs = tf.keras.Input((2, 3, 4))
+    x = quantized(4, 2, name="conv")(inputs)
+    x = lq.layers.QuantDense(5, kernel_quantizer=SATWeights(2), name="dense")(x)
+    x = layers.GlobalMaxPooling2D(name="max")(x)
+    x = layers.Reshape((1, 1, -1), name="image")(x)
+    network = lower(tf.keras.Model(inputs, layers.Flatten(name="flat")(x)))
+    assert isinstance(network["dense"], Convolution)
+    assert network["dense"].weights.shape == (1, 1, 4, 5)
+    assert network["max"].size == (2, 3)
+    reshaped = {node.name: node.shape for node in network if isinstance(node, Reshape)}
+    assert reshaped == {"max_flat": (5,), "image": (1, 1, 5), "flat": (5,)}
+    kept = tf.keras.Model(inputs, layers.GlobalMaxPooling2D(keepdims=True, name="max")(inputs))
+    assert lower(kept).shapes["max"] == (1, 1, 4)
+
+
+@pytest.mark.parametrize("kind", [layers.Subtract, layers.Multiply])
+def test_other_merges_are_named(kind):
+    inputs = tf.keras.Input((4, 4, 3))
+    with pytest.raises(ExportError, match=f"'odd' .{kind.__name__}. cannot be exported"):
+        lower(tf.keras.Model(inputs, kind(name="odd")([inputs, inputs])))

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf.export import ExportError, census, flatbuffer, parity, to_tflite
-from tests.export.networks import images_for, small_network
+from tests.export.networks import images_for, siamese_network, small_network
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,46 @@ def test_census_counts_bytes(exported):
     # int32 biases and float32 ones, and the two axes of the mean.
     assert sum(result.constants.values()) == 216 + 576 + 8 * 5 + 4 * (8 + 8 + 5) + 4 * 2
     assert result.warnings == []
+
+
+@pytest.fixture(scope="module")
+def siamese(tmp_path_factory):
+    model = siamese_network(shapes=((6, 6, 3), (5, 7, 3)))
+    path = tmp_path_factory.mktemp("siamese") / "model.tflite"
+    return model, to_tflite(model, path, snap=False).path
+
+
+def test_images_of_several_inputs(siamese):
+    model, path = siamese
+    left, right = images_for(model, 6)
+    result = parity(model, path, [left, right], batch_size=4, layer_images=3)
+    assert (result.images, result.agreement["simulation_file"]) == (6, 100.0)
+    assert result.layers[0].values == 3 * 6 * 6 * 8
+    assert parity(model, path, (left / 255, right), batch_size=4, layer_images=3) == result
+    named = {"right": right, "left": left}
+    assert parity(model, path, named, batch_size=4, layer_images=3) == result
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (lambda left, right: left, "each input, left, right. Received: 1 for 2"),
+        (lambda left, right: [left, right, right], "Received: 3 for 2"),
+        (lambda left, right: [right, left], r"\(images, 6, 6, 3\) for the input 'left'"),
+        (lambda left, right: [left, right[:3]], "as many.*left, right. Received: 4, 3"),
+        (lambda left, right: {"left": left, "top": right}, "for left, right. Received.*left, top"),
+        (lambda left, right: [left, right + 0.5], "float ones in"),
+    ],
+)
+def test_images_must_fit_the_inputs(siamese, images, message):
+    model, path = siamese
+    with pytest.raises(ExportError, match=message):
+        parity(model, path, images(*images_for(model, 4)))
+
+
+def test_one_input_takes_its_array_in_a_list_or_by_name(exported):
+    model, report = exported
+    images = images_for(model, 4)
+    expected = parity(model, report.path, images)
+    assert parity(model, report.path, [images]) == expected
+    assert parity(model, report.path, {"images": images}) == expected

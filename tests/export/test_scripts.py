@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import CGPACT
-from tests.export.networks import convolution, randomize
+from tests.export.networks import convolution, randomize, siamese_network
 
 SCRIPTS = Path(__file__).parents[2] / "export"
 layers = tf.keras.layers
@@ -81,3 +81,14 @@ def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arg
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_several_inputs_export_but_no_data_set_has_them(monkeypatch, tmp_path, capsys):
+    model, output = tmp_path / "model.keras", tmp_path / "model.tflite"
+    siamese_network().save(model)
+    calibrated = (model, output, "--calibration", "digits")
+    assert run(monkeypatch, "to_tflite.py", *calibrated) == 2
+    assert "2 inputs, left, right" in capsys.readouterr().err
+    assert run(monkeypatch, "to_tflite.py", model, output) == 0
+    assert run(monkeypatch, "parity.py", model, output, "--data", "digits") == 2
+    assert "dlqat_tf.export.parity from Python" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import json
 import os
 
+import larq as lq
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 import dlqat_tf
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import ExportError, parity, to_tflite
-from tests.export.networks import convolution, draw_network, images_for, randomize
+from tests.export.networks import (
+    convolution,
+    draw_network,
+    images_for,
+    quantized,
+    randomize,
+    siamese_network,
+)
 
 layers = tf.keras.layers
 
@@ -181,3 +189,100 @@ def test_raw_pixels_and_features_side_by_side(tmp_path):
     report = to_tflite(model, tmp_path / "model.tflite")
     result = parity(tf.keras.models.load_model(report.snapped), report.path, images_for(model, 32))
     assert result.failures() == []
+
+
+@pytest.mark.parametrize("merge", [layers.Concatenate, layers.Add])
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_images_through_one_tower(tmp_path, merge, nested):
+    model = siamese_network(merge, nested=nested)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 64))
+    assert result.failures(keras_agreement=100.0) == []
+    assert len(report.shifts) == 4
+    # The weights of both calls are stored once.
+    layer_bytes = {layer.layer.split("/")[-1]: layer.bytes for layer in report.census.layers}
+    assert (layer_bytes["first"], layer_bytes["second"]) == (3 * 3 * 3 * 8, 3 * 3 * 8 * 8)
+    assert sum(report.census.constants.values()) < 1.5 * (3 * 3 * 3 * 8 + 3 * 3 * 8 * 8)
+
+
+@pytest.mark.parametrize("input_type", ["uint8", "int8", "float32"])
+def test_images_of_unequal_size_one_of_them_raw(tmp_path, input_type):
+    left, right = tf.keras.Input((6, 6, 3), name="left"), tf.keras.Input((5, 8, 1), name="right")
+    parts = [
+        dlqat_tf.CGPACT(2, 1.0)(convolution(x, 4, 3, weight_bits=2))
+        for x in (left, layers.Rescaling(1 / 255)(right))
+    ]
+    flat = layers.Concatenate()([layers.GlobalAveragePooling2D()(each) for each in parts])
+    # The order of the model's inputs is not the one in which the layers read them.
+    model = randomize(tf.keras.Model([right, left], dlqat_tf.LinearHead(3)(flat)))
+    report = to_tflite(model, tmp_path / "model.tflite", input_type=input_type)
+    details = tflite_interpreter(report.path).get_input_details()
+    assert [each["name"] for each in details] == ["right", "left"]
+    assert {each["dtype"] for each in details} == {np.dtype(input_type).type}
+    snapped = tf.keras.models.load_model(report.snapped)
+    assert parity(snapped, report.path, images_for(model, 32)).failures() == []
+
+
+def test_calibration_takes_an_array_for_each_input(tmp_path):
+    inputs = [tf.keras.Input((6, 6, 3), name=name) for name in ("left", "right")]
+    branches = [convolution(x, 8, 3, weight_bits=8) for x in inputs]
+    x = dlqat_tf.CGPACT(2, 2.0)(layers.Add()(branches))
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x))))
+    left, right = images_for(model, 8)
+    reports = [
+        to_tflite(model, tmp_path / "model.tflite", calibration=images, force=True)
+        for images in ([left, right], {"right": right, "left": left}, [right, left])
+    ]
+    assert len(reports[0].calibrated) == 2
+    assert reports[0].calibrated == reports[1].calibrated != reports[2].calibrated
+    assert parity(model, reports[0].path, [left, right]).agreement["simulation_file"] == 100.0
+    with pytest.raises(ExportError, match="each input, left, right"):
+        to_tflite(model, tmp_path / "model.tflite", calibration=left, force=True)
+
+
+def _classifier(*after):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = dlqat_tf.CGPACT(4, 9.0)(convolution(inputs, 8, 3, weight_bits=2))
+    for layer in after:
+        x = layer(x)
+    return randomize(tf.keras.Model(inputs, x))
+
+
+def _pointwise(filters):
+    return lq.layers.QuantConv2D(filters, 1, kernel_quantizer=dlqat_tf.SATWeights(8))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [layers.GlobalMaxPooling2D(), dlqat_tf.LinearHead(5)],
+        [layers.GlobalAveragePooling2D(keepdims=True), _pointwise(5), layers.Reshape((5,))],
+        [
+            layers.GlobalAveragePooling2D(),
+            layers.Reshape((1, 1, 8)),
+            _pointwise(5),
+            layers.Flatten(),
+        ],
+        [layers.ReLU(6.0), layers.Flatten(), dlqat_tf.LinearHead(5)],
+        [
+            quantized(8, 2),
+            layers.ReLU(6.0),
+            dlqat_tf.CGPACT(4, 9.0),
+            layers.Flatten(),
+            dlqat_tf.LinearHead(5),
+        ],
+        [
+            lq.layers.QuantDense(5, kernel_quantizer=dlqat_tf.SATWeights(2)),
+            dlqat_tf.CGPACT(2, 2.0),
+            layers.Flatten(),
+            dlqat_tf.LinearHead(5),
+        ],
+    ],
+    ids=["global_max", "fully_convolutional", "reshape", "relu6", "relu6_grid", "dense_on_image"],
+)
+def test_ends_of_classifiers(tmp_path, after):
+    model = _classifier(*after)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    assert parity(snapped, report.path, images_for(model, 32)).failures() == []
