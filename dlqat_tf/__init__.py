@@ -5,6 +5,7 @@ from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers import CGPACT, PACT, SATWeights, SymmetricWeights
+from dlqat_tf.summary import summary
 
 __version__ = "0.1.0"
 
@@ -21,4 +22,5 @@ __all__ = [
     "SymmetricWeights",
     "export",
     "resnet18",
+    "summary",
 ]
