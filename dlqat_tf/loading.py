@@ -77,7 +77,7 @@ def load_weights(model: tf.keras.Model, source: tf.keras.Model | str | Path) -> 
     """
     here, there = _variables(model), _read(model, source)
     described = source.name if isinstance(source, tf.keras.Model) else str(source)
-    matching = _Matching(model, list(here), list(there))
+    matching = _Matching(model, here, there)
     kept, taken, values = {}, set(), {}
     for name, variable in here.items():
         counterpart, reason = matching.find(name)
@@ -206,44 +206,38 @@ def _read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
 class _Matching:
     """Finds the counterpart of a variable's name, whatever numbers Keras gave to its layers."""
 
-    def __init__(self, model: tf.keras.Model, here: list[str], there: list[str]):
-        classes = (type(each).__name__ for each in (*model.submodules, model))
-        self._automatic = {name.lower() for name in classes}
+    def __init__(self, model: tf.keras.Model, here: Iterable[str], there: Iterable[str]):
+        self._automatic = {type(layer).__name__.lower() for layer in _leaves(model)}
         self._here, self._there = self._numbers(here), self._numbers(there)
         self._by_key = {self._key(name, self._there): name for name in there}
 
     def find(self, name: str) -> tuple[str | None, str]:
         """Return the source's name, or None and why there is none."""
-        for part in name.split("/"):
-            base, number = self._split(part)
-            if number is not None:
-                counts = [len(numbers.get(base, ())) for numbers in (self._here, self._there)]
-                if counts[0] != counts[1] and counts[1]:
-                    return None, (
-                        f"the source has {counts[1]} layers that Keras named {base!r}, this model "
-                        f"{counts[0]} (give them names of their own)"
-                    )
-        found = self._by_key.get(self._key(name, self._here))
-        return found, "the source has none that fits"
+        base, _ = self._split(name)
+        here, there = (len(numbers.get(base, ())) for numbers in (self._here, self._there))
+        if here != there and there:
+            return None, (
+                f"the source has {there} layers that Keras named {base!r}, this model {here} (give "
+                "them names of their own)"
+            )
+        return self._by_key.get(self._key(name, self._here)), "the source has none that fits"
 
-    def _split(self, part: str) -> tuple[str, int | None]:
-        """Return what Keras made a name of, class and number; no number for other names."""
-        base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", part).groups()
+    def _split(self, name: str) -> tuple[str, int | None]:
+        """Return a layer's class as Keras writes it and its number; other names and no number."""
+        layer = name.split("/")[0]
+        base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer).groups()
         if base.replace("_", "") in self._automatic:
             return base, int(number or 0)
-        return part, None
+        return layer, None
 
-    def _numbers(self, names: list[str]) -> dict[str, list[int]]:
+    def _numbers(self, names: Iterable[str]) -> dict[str, list[int]]:
         found: dict[str, set[int]] = {}
-        for name in names:
-            for base, number in map(self._split, name.split("/")):
-                if number is not None:
-                    found.setdefault(base, set()).add(number)
+        for base, number in map(self._split, names):
+            if number is not None:
+                found.setdefault(base, set()).add(number)
         return {base: sorted(numbers) for base, numbers in found.items()}
 
-    def _key(self, name: str, numbers: dict[str, list[int]]) -> tuple:
-        parts = map(self._split, name.split("/"))
-        return tuple(
-            (base, None if number is None else numbers[base].index(number))
-            for base, number in parts
-        )
+    def _key(self, name: str, numbers: dict[str, list[int]]) -> tuple[str, int | None, str]:
+        base, number = self._split(name)
+        rank = None if number is None else numbers[base].index(number)
+        return base, rank, name.split("/")[1]
