@@ -25,7 +25,7 @@ _CONVOLUTIONS = (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D)
 _TRANSPOSED = (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose)
 _DEPTHWISE = (_layers.DepthwiseConv1D, _layers.DepthwiseConv2D)
 _SEPARABLE = (_layers.SeparableConv1D, _layers.SeparableConv2D)
-# Layers whose outputs are some of their inputs, so that the width stays.
+# Layers whose outputs have no more levels than their inputs, so that the width stays.
 _MOVING = (
     _layers.MaxPool1D,
     _layers.MaxPool2D,
@@ -40,7 +40,7 @@ _MOVING = (
     _layers.Cropping2D,
     _layers.Concatenate,
     _layers.ReLU,
-    lq.quantizers.NoOp,
+    _layers.Rescaling,
 )
 # Layers that can write over their input, when nothing else reads it.
 _IN_PLACE = (
@@ -216,8 +216,8 @@ def summary(model: tf.keras.Model) -> SummaryReport:
       norms, biases and the roundings themselves count as none.
     - *Width* of a MAC is (weight bits, activation bits): "W1A2". Images have 8 bits, the pixels
       that the files read. A quantizer gives its width; pools by maximum, flattening, padding,
-      dropout, ReLU and concatenation hand on the (largest) width of their inputs; everything else,
-      a sum or an average too, gives 32 bits until it is rounded.
+      dropout, ReLU, rescaling and concatenation hand on the (largest) width of their inputs;
+      everything else, a sum or an average too, gives 32 bits until it is rounded.
     - *Bit operations* are :math:`\sum \text{MACs} \cdot b_w \cdot b_a`, the BOPs of HAWQ-V3 (Yao
       et al. 2021, arXiv 2011.10680).
     - *Declared bytes* are each parameter at its declared width, not rounded or packed: what

@@ -229,6 +229,28 @@ def test_macs_of_other_layers(layer, shape, expected):
     assert report.layers[1].output_bits == output.get(type(layer).__name__, 32)
 
 
+def test_widths_that_are_handed_on():
+    inputs = tf.keras.Input((4, 4, 2))
+    pixels = layers.Rescaling(1 / 255)(inputs)
+    low = layers.ZeroPadding2D(1)(layers.ReLU()(CGPACT(4, signed=True)(pixels)))
+    x = layers.Concatenate()([layers.MaxPool2D()(low), CGPACT(2)(layers.MaxPool2D()(low))])
+    report = summary(tf.keras.Model(inputs, layers.Activation("tanh")(layers.Flatten()(x))))
+    found = [(row.kind, row.output_bits) for row in report.layers]
+    assert found == [
+        ("InputLayer", 8),
+        ("Rescaling", 8),
+        ("CGPACT", 4),
+        ("ReLU", 4),
+        ("ZeroPadding2D", 4),
+        ("MaxPooling2D", 4),
+        ("MaxPooling2D", 4),
+        ("CGPACT", 2),
+        ("Concatenate", 4),
+        ("Flatten", 4),
+        ("Activation", 32),
+    ]
+
+
 def test_nested_models_and_layers_called_twice():
     inner = tf.keras.Sequential([tf.keras.Input((4, 4, 2)), layers.Conv2D(2, 1, name="conv")])
     inner._name = "inner"
