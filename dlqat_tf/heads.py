@@ -12,10 +12,21 @@ import tensorflow as tf
 from dlqat_tf.quantizers import SATWeights, SymmetricWeights, WeightGrid, WeightQuantizer
 
 _SQUARED_NORM_FLOOR = 1e-6  # bounds the gradient of the cosine at dead features
+_DENSE_ONLY = {
+    "activation",
+    "use_bias",
+    "bias_initializer",
+    "bias_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+}
 
 
-class Head(tf.keras.layers.Layer):
+class Head(tf.keras.layers.Dense):
     """Base class: features (batch, features) in, logits (batch, units) out, both in float32.
+
+    A head is a Keras dense layer, since that is what it deploys as and what other tools, such as
+    ``larq.models.summary``, know how to count.
 
     Under a 16-bit policy a head still computes in float32: squared distances and scaled cosines
     lose the differences between classes otherwise.
@@ -29,7 +40,10 @@ class Head(tf.keras.layers.Layer):
 
     Raises:
         ValueError: ``units`` is not a positive integer, or ``weight_bits`` is out of range.
+        TypeError: For arguments of a dense layer that are not above, such as ``activation``.
     """
+
+    has_bias = False
 
     def __init__(
         self,
@@ -39,19 +53,24 @@ class Head(tf.keras.layers.Layer):
         kernel_regularizer=None,
         **kwargs,
     ):
+        if foreign := _DENSE_ONLY & kwargs.keys():
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(foreign))}.")
+        if isinstance(units, bool) or not isinstance(units, (int, np.integer)) or units < 1:
+            raise ValueError(f"Expected units to be a positive integer. Received: units={units!r}.")
         kwargs.setdefault("dtype", "float32")
-        super().__init__(**kwargs)
+        super().__init__(
+            int(units),
+            use_bias=self.has_bias,
+            kernel_initializer=kernel_initializer,
+            kernel_regularizer=kernel_regularizer,
+            **kwargs,
+        )
         if self.compute_dtype != "float32":
             raise ValueError(
                 f"{type(self).__name__} computes in float32 under every policy. "
                 f"Received: dtype={kwargs['dtype']!r}."
             )
-        if isinstance(units, bool) or not isinstance(units, (int, np.integer)) or units < 1:
-            raise ValueError(f"Expected units to be a positive integer. Received: units={units!r}.")
-        self.units = int(units)
         self.weight_bits = weight_bits
-        self.kernel_initializer = tf.keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = tf.keras.regularizers.get(kernel_regularizer)
         self.kernel_quantizer = None if weight_bits is None else self.make_quantizer(weight_bits)
         self.input_spec = tf.keras.layers.InputSpec(ndim=2)
 
@@ -99,25 +118,17 @@ class Head(tf.keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        self.kernel = self.add_weight(
-            "kernel",
-            shape=(input_shape[-1], self.units),
-            initializer=self.kernel_initializer,
-            regularizer=self.kernel_regularizer,
-        )
+        super().build(input_shape)
+        self.input_spec = tf.keras.layers.InputSpec(ndim=2, axes={-1: input_shape[-1]})
         # Where larq.models.summary looks for the width.
         self.kernel.precision = self.kernel_quantizer.precision if self.kernel_quantizer else 32
-        super().build(input_shape)
 
     def call(self, inputs):
         return self.logits(tf.cast(inputs, tf.float32), self._quantized_kernel())
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.units)
-
     def get_config(self):
         return {
-            **super().get_config(),
+            **tf.keras.layers.Layer.get_config(self),
             "units": self.units,
             "weight_bits": self.weight_bits,
             "kernel_initializer": tf.keras.initializers.serialize(self.kernel_initializer),
@@ -145,12 +156,10 @@ class LinearHead(Head):
         kernel_regularizer: Optional Keras regularizer of the latent kernel.
     """
 
+    has_bias = True
+
     def make_quantizer(self, bits):
         return SATWeights(bits, scale_adjust=True)
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.bias = self.add_weight("bias", shape=(self.units,), initializer="zeros")
 
     def logits(self, features, kernel):
         return tf.matmul(features, kernel) + self.bias

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from dlqat_tf import data as datasets
 from dlqat_tf._host import cpu_name, write_whole
+from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers.calibration import calibrate
@@ -275,29 +276,6 @@ def build_model(recipe: Recipe, images: datasets.ImageData, stage: _Stage) -> tf
     )
 
 
-def copy_weights(source: tf.keras.Model, target: tf.keras.Model) -> list[str]:
-    """Copy weights between layers of equal name, for example from the float stage.
-
-    Args:
-        source: Network to read.
-        target: Network to change.
-
-    Returns:
-        Names of the target's weighted layers that kept their own weights, because the source has
-        no such layer or its weights have other shapes (a quantizer's range has no float twin).
-    """
-    sources = {layer.name: layer.get_weights() for layer in source.layers}
-    kept = []
-    for layer in target.layers:
-        weights = sources.get(layer.name)
-        shapes = [weight.shape for weight in layer.get_weights()]
-        if shapes and (weights is None or [weight.shape for weight in weights] != shapes):
-            kept.append(layer.name)
-        elif shapes:
-            layer.set_weights(weights)
-    return kept
-
-
 def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
     stages = _stages(recipe)
     histories = {}
@@ -314,7 +292,7 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
             if stage.activation_bits not in (None, 32):
                 _set_ranges(recipe, images, model, previous)
             if previous is not None:
-                copy_weights(previous, model)
+                load_weights(model, previous)
             _fit(recipe, images, stage, model, folder)
             _save(model, finished)
         histories[stage.name] = _read_history(folder / "history.csv")
@@ -339,7 +317,7 @@ def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     reference = trained
     if reference is None:  # quantized from scratch: the ranges of the untrained float network
         reference = build_model(recipe, images, _float_twin(recipe, 1))
-        copy_weights(model, reference)
+        load_weights(reference, model)
     batches = images.train_batches(
         min(recipe.batch_size, _CALIBRATION_IMAGES), seed=recipe.seed, augment=()
     )

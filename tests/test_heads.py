@@ -163,11 +163,18 @@ def test_defaults_and_precision(cls):
 
 
 @pytest.mark.parametrize("cls", HEADS)
-def test_summary_counts_the_bits(cls):
+def test_summary_counts_the_bits_and_the_operations(cls):
     lines = []
     model = tf.keras.Sequential([tf.keras.Input((6,)), cls(4, 3)])
     lq.models.summary(model, print_fn=lines.append)
     assert "# 3-bit" in "\n".join(lines)
+    assert lq.models.ModelProfile(model).op_count("mac") == 6 * 4
+
+
+@pytest.mark.parametrize("argument", [{"activation": "softmax"}, {"use_bias": True}])
+def test_what_a_dense_layer_has_and_a_head_has_not(argument):
+    with pytest.raises(TypeError, match=f"LinearHead has no argument {next(iter(argument))}"):
+        LinearHead(3, **argument)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

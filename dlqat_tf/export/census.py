@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flatbuffers import flexbuffers
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.flatbuffer import metadata, read
+from dlqat_tf.export.flatbuffer import content, metadata, parsed
 from dlqat_tf.export.report import Report
 
 METADATA = "dlqat_tf"  # the entry of the file in which export says what it wrote
@@ -62,6 +63,8 @@ class Census(Report):
         path: The file.
         file_bytes: Its size.
         predicted_bytes: Size of the weights at their stored width plus that of all other constants.
+        peak_activation_bytes: Largest sum of the computed tensors that an operation needs at once,
+            its inputs, its output and what later operations read, for one image.
         operators: Count of each operation.
         constants: Bytes of each constant tensor; a buffer that several share counts once.
         layers: Storage of each layer with weights.
@@ -71,6 +74,7 @@ class Census(Report):
     path: str
     file_bytes: int
     predicted_bytes: int
+    peak_activation_bytes: int
     operators: dict[str, int]
     constants: dict[str, int]
     layers: list[LayerStorage]
@@ -98,6 +102,7 @@ class Census(Report):
             layers,
             f"operations: {counts}",
             f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
+            f"computed tensors of one image at their peak {self.peak_activation_bytes:,} bytes",
             *(f"warning: {text}" for text in self.warnings),
         ]
 
@@ -108,7 +113,16 @@ def census(path: str | Path) -> Census:
     Raises:
         ExportError: ``path`` is not a whole .tflite file.
     """
-    model = read(path)
+    return count(content(path), path)
+
+
+def count(data: bytes, path: str | Path) -> Census:
+    """Count what is in the bytes of a .tflite file, which need not be written to ``path`` yet.
+
+    Raises:
+        ExportError: They are not a whole .tflite file.
+    """
+    model = parsed(data, path)
     graph = model.subgraphs[0]
     record = json.loads(metadata(model, METADATA) or b"{}")
     # Of the calls of a shared layer, which share its weights, the first one names it.
@@ -142,8 +156,9 @@ def census(path: str | Path) -> Census:
     predicted += 130 * len(graph.tensors) + 100 * len(graph.operators)
     return Census(
         path=str(path),
-        file_bytes=Path(path).stat().st_size,
+        file_bytes=len(data),
         predicted_bytes=predicted,
+        peak_activation_bytes=_peak_activation_bytes(model),
         operators=dict(Counter(names)),
         constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
         layers=layers,
@@ -174,6 +189,41 @@ def _constant_sizes(model: schema.ModelT) -> dict[int, int]:
             counted.add(tensor.buffer)
             sizes[index] = len(data)
     return sizes
+
+
+def _peak_activation_bytes(model: schema.ModelT) -> int:
+    graph = model.subgraphs[0]
+    # Without inputs that are computed, an operation runs once at load: dequantized weights.
+    known = {int(i) for i in graph.inputs}
+    steps: list[tuple[list[int], int]] = []
+    for operator in graph.operators:
+        inputs = [int(i) for i in operator.inputs if int(i) in known]
+        if inputs:
+            known.add(int(operator.outputs[0]))
+            steps.append((inputs, int(operator.outputs[0])))
+    sizes = {
+        i: -(-int(np.prod(graph.tensors[i].shape)) * _BITS[graph.tensors[i].type] // 8)
+        for i in known
+    }
+    return peak(steps, sizes)
+
+
+def peak(
+    steps: Sequence[tuple[Sequence[Hashable], Hashable]], sizes: Mapping[Hashable, int]
+) -> int:
+    """Return the largest sum of sizes that any step needs at once.
+
+    Args:
+        steps: Tensors read and tensor written, in the order of execution.
+        sizes: Size of each tensor.
+    """
+    last_read = {name: i for i, (inputs, output) in enumerate(steps) for name in (output, *inputs)}
+    largest, live = 0, set()
+    for i, (inputs, output) in enumerate(steps):
+        live |= {*inputs, output}
+        largest = max(largest, sum(sizes[name] for name in live))
+        live = {name for name in live if last_read[name] > i}
+    return largest
 
 
 def _add_layer(storage, model, operator, name, index, source, record, sizes) -> None:

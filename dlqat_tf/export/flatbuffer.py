@@ -199,17 +199,33 @@ def packed_int4(values: np.ndarray) -> bytes:
     return (nibbles[::2] | nibbles[1::2] << 4).tobytes()
 
 
+def content(path: str | Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        ExportError: There is no such file.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror}.") from None
+
+
 def read(path: str | Path) -> schema.ModelT:
-    """Return the content of a .tflite file.
+    """Return the graph in a .tflite file.
 
     Raises:
         ExportError: There is no such file, or it is not a whole .tflite file.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror}.") from None
+    return parsed(content(path), path)
+
+
+def parsed(data: bytes, path: str | Path) -> schema.ModelT:
+    """Return the graph in the bytes of a .tflite file; errors name ``path``.
+
+    Raises:
+        ExportError: They are not a whole .tflite file.
+    """
     if data[4:8] != IDENTIFIER:
         raise ExportError(f"Expected a .tflite file. Received: {path}, which is something else.")
     try:

@@ -11,15 +11,15 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Convolution, ExportError, IntegerNetwork, Node, Sign
-from dlqat_tf.export.plan import plan
 from dlqat_tf.export.simulate import binary_layer
 from dlqat_tf.export.tflite import (
+    Built,
     ExportReport,
     Images,
+    assemble,
     check_choice,
     finish,
-    pixels,
-    recording,
+    measure,
     targets_of,
 )
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
@@ -75,24 +75,41 @@ def to_lce(
         )
     targets = targets_of(path, snap, force)
     network = lower(model)
-    ranges: dict[str, tuple[float, float]] = {}
-    planned = plan(
-        network,
-        calibrate=None if calibration is None else recording(pixels(calibration, network), ranges),
-        plane_limit=plane_limit,
+    built = build(
+        network, measure(calibration, network), input_type=input_type, plane_limit=plane_limit
     )
-    binary = [node for node in planned if getattr(node, "kernel", "") == "planes"]
-    if not binary:
+    _check_runs(built.data, network, input_type)
+    return finish(model, built, targets)
+
+
+def build(
+    network: IntegerNetwork,
+    calibrate=None,
+    *,
+    input_type: str = "uint8",
+    plane_limit: int = PLANE_LIMIT,
+) -> Built:
+    """Build the file of :func:`to_lce` in memory.
+
+    Args:
+        network: What :func:`dlqat_tf.export.lower.lower` returns.
+        calibrate: As for :func:`dlqat_tf.export.plan.plan`.
+        input_type: As for :func:`to_lce`.
+        plane_limit: As for :func:`to_lce`.
+
+    Raises:
+        ExportError: No convolution can run on binary kernels.
+    """
+    built = assemble(
+        _BinaryWriter, network, calibrate, input_type, int4=False, plane_limit=plane_limit
+    )
+    if not any(getattr(node, "kernel", "") == "planes" for node in built.planned):
         raise ExportError(
             f"No convolution of this model has at most {plane_limit} planes (weight bits times "
             "activation bits), so nothing would run on binary kernels: raise plane_limit, or "
             "export with to_tflite."
         )
-    record = dict(input_type=input_type, int4=False, plane_limit=plane_limit, ranges=ranges)
-    writer = _BinaryWriter(planned, input_type)
-    data = writer.write(record)
-    _check_runs(data, planned, input_type)
-    return finish(model, planned, data, targets, ranges)
+    return built
 
 
 class _BinaryWriter(Writer):

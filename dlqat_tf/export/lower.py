@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import larq as lq
@@ -71,12 +72,7 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     Raises:
         ExportError: Names the layer that cannot be lowered, why, and what is supported.
     """
-    if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
-        raise ExportError(
-            "Expected a functional or Sequential Keras model with a known input shape. Received: "
-            f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
-            "network with tf.keras.Model(inputs, outputs)."
-        )
+    check_graph(model)
     if len(model.outputs) != 1:
         raise ExportError(
             f"Expected a model with one output. Received: {len(model.outputs)}. Export "
@@ -85,6 +81,41 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     lowering = _Lowering()
     lowering.model(model, [lowering.add(_input(tensor)) for tensor in model.inputs], "")
     return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
+
+
+def check_graph(model: tf.keras.Model) -> None:
+    """Raise ExportError unless the model knows how its layers are connected."""
+    if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
+        raise ExportError(
+            "Expected a functional or Sequential Keras model with a known input shape. Received: "
+            f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
+            "network with tf.keras.Model(inputs, outputs)."
+        )
+
+
+def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:
+    """Return what becomes of the inputs on their way through a model's layers.
+
+    Args:
+        model: Functional or Sequential model.
+        sources: What stands for each input.
+        visit: Given the Keras node of a layer's call and what stands for each of its inputs,
+            returns what stands for its outputs. Called in topological order.
+
+    Returns:
+        What stands for each output.
+    """
+    known = {id(tensor): source for tensor, source in zip(model.inputs, sources, strict=True)}
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        # The calls of one layer in their order, so that a saved model gives the same names.
+        for call in sorted(
+            model._nodes_by_depth[depth], key=lambda call: call.layer._inbound_nodes.index(call)
+        ):
+            if not call.is_input:
+                inputs = [known[id(tensor)] for tensor in _tensors(call)]
+                output = visit(call, inputs)
+                known |= {id(tensor): output for tensor in tf.nest.flatten(call.outputs)}
+    return [known[id(tensor)] for tensor in model.outputs]
 
 
 class _Lowering:
@@ -102,19 +133,9 @@ class _Lowering:
 
     def model(self, model: tf.keras.Model, sources: list[str], prefix: str) -> str:
         """Add the nodes of a (nested) model and return the name of its output."""
-        names = {id(tensor): name for tensor, name in zip(model.inputs, sources, strict=True)}
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            # The calls of one layer in their order, so that a saved model gives the same names.
-            for call in sorted(
-                model._nodes_by_depth[depth], key=lambda call: call.layer._inbound_nodes.index(call)
-            ):
-                if call.is_input:
-                    continue
-                inputs = [names[id(tensor)] for tensor in _tensors(call)]
-                output = self.layer(call.layer, inputs, prefix)
-                for tensor in tf.nest.flatten(call.outputs):
-                    names[id(tensor)] = output
-        return names[id(model.outputs[0])]
+        return follow(model, sources, lambda call, inputs: self.layer(call.layer, inputs, prefix))[
+            0
+        ]
 
     def layer(self, layer, inputs: list[str], prefix: str) -> str:
         """Add the nodes of one layer and return the name of its output."""

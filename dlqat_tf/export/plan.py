@@ -91,7 +91,7 @@ def plan(
     network = _with_integer_pools(_with_common_grids(network))
     network = _with_kernels(network, plane_limit)
     missing = _without_range(network)
-    if missing and plane_limit:
+    if missing and plane_limit and calibrate is None:
         nodes = (replace(n, kernel="float") if n.name in missing else n for n in network)
         network = IntegerNetwork(tuple(nodes))
     elif missing and calibrate is None:

@@ -95,17 +95,60 @@ def to_tflite(
     check_choice("weights", weights, ("int8", "int4"))
     targets = targets_of(path, snap, force)
     network = lower(model)
+    built = build(network, measure(calibration, network), input_type=input_type, weights=weights)
+    _check_runs(built.data)
+    return finish(model, built, targets)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A file before it is written.
+
+    Attributes:
+        planned: The network with the kernel of every node decided.
+        data: Content of the file.
+        ranges: Ranges that were measured, by node: (lowest, highest) value.
+    """
+
+    planned: IntegerNetwork
+    data: bytes
+    ranges: dict[str, tuple[float, float]]
+
+
+def build(
+    network: IntegerNetwork, calibrate=None, *, input_type: str = "uint8", weights: str = "int8"
+) -> Built:
+    """Build the file of :func:`to_tflite` in memory.
+
+    Args:
+        network: What :func:`dlqat_tf.export.lower.lower` returns.
+        calibrate: As for :func:`dlqat_tf.export.plan.plan`.
+        input_type: As for :func:`to_tflite`.
+        weights: As for :func:`to_tflite`.
+
+    Raises:
+        ExportError: A layer has no kernel that computes what was trained.
+    """
+    int4 = weights == "int4"
+    return assemble(Writer, network, calibrate, input_type, int4=int4, plane_limit=0)
+
+
+def assemble(writer, network, calibrate, input_type: str, *, int4: bool, plane_limit: int) -> Built:
+    """Plan a network and write it in memory by a class of writer."""
     ranges: dict[str, tuple[float, float]] = {}
+
+    def recording(network, names):
+        ranges.update(calibrate(network, names))
+        return ranges
+
     planned = plan(
         network,
-        calibrate=None if calibration is None else recording(pixels(calibration, network), ranges),
-        int4=weights == "int4",
+        calibrate=None if calibrate is None else recording,
+        int4=int4,
+        plane_limit=plane_limit,
     )
-    record = dict(input_type=input_type, int4=weights == "int4", plane_limit=0, ranges=ranges)
-    writer = Writer(planned, input_type)
-    data = writer.write(record)
-    _check_runs(data)
-    return finish(model, planned, data, targets, ranges)
+    record = dict(input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges)
+    return Built(planned, writer(planned, input_type).write(record), ranges)
 
 
 def check_choice(name: str, value, expected: tuple[str, ...]) -> None:
@@ -179,26 +222,20 @@ def _pixels(images, node: Input) -> np.ndarray:
     return np.rint(images * 255).astype(np.uint8)
 
 
-def recording(images: list[np.ndarray], ranges: dict):
-    """Return the ``calibrate`` function for images; what it finds goes into ``ranges`` too."""
-    measure = measured_ranges(images)
-
-    def calibrate(network, names):
-        ranges.update(measure(network, names))
-        return ranges
-
-    return calibrate
+def measure(images: Images | None, network: IntegerNetwork):
+    """Return the ``calibrate`` function for images, or None where there are none."""
+    return None if images is None else measured_ranges(pixels(images, network))
 
 
-def finish(model, planned, data: bytes, targets: list[Path], ranges: dict) -> ExportReport:
+def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportReport:
     """Write all files of an export, or none, and return its report."""
     shifts: list[Shift] = []
     copy = None
     if len(targets) > 1:
-        copy, report = snap(model, planned)
+        copy, report = snap(model, built.planned)
         shifts = report.shifts
     with _saved(copy, targets[-1]) as temporary:
-        flatbuffer.write(data, targets[0])
+        flatbuffer.write(built.data, targets[0])
         if temporary:
             os.replace(temporary, targets[1])
     return ExportReport(
@@ -206,8 +243,8 @@ def finish(model, planned, data: bytes, targets: list[Path], ranges: dict) -> Ex
         snapped=str(targets[1]) if copy is not None else None,
         census=census(targets[0]),
         shifts=shifts,
-        calibrated=ranges,
-        warnings=_dead_channels(planned),
+        calibrated=built.ranges,
+        warnings=_dead_channels(built.planned),
     )
 
 

@@ -66,6 +66,11 @@ def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
 class _Quantizer(lq.quantizers.Quantizer):
     """Float32 inside, whatever the global policy; the output has the input's dtype."""
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # H5 files and SavedModels name the quantizers of Larq's layers by their class alone.
+        tf.keras.utils.get_custom_objects().setdefault(cls.__name__, cls)
+
     def __init__(self, bits: int, **kwargs):
         kwargs.setdefault("dtype", "float32")
         # Keras would cast the input to float32 and leave it there: a 16-bit layer that asked for

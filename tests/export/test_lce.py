@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_lce
 from tests.export.networks import (
+    convolution,
+    depthwise,
     draw_network,
     images_for,
     randomize,
@@ -86,6 +88,22 @@ def test_plain_binary_network(tmp_path, pad_values):
     result = parity(model, report.path, images)
     assert result.first_diverging is None
     assert result.agreement["keras_file"] == 100.0
+
+
+def test_calibration_puts_the_rest_on_int8_kernels(tmp_path):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = shortcut = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 8, 3, weight_bits=8))
+    x = dlqat_tf.CGPACT(2, 2.0)(convolution(x, 8, 3, weight_bits=1))
+    x = dlqat_tf.CGPACT(2, 2.0)(layers.Add()([depthwise(x, 3, 1, "same", 1, 4), shortcut]))
+    outputs = dlqat_tf.LinearHead(3)(layers.GlobalAveragePooling2D()(x))
+    model = randomize(tf.keras.Model(inputs, outputs))
+    images = images_for(model, 16)
+    for name, calibration, kernel in (("float", None, "float32"), ("int8", images, "int8")):
+        path = tmp_path / f"{name}.tflite"
+        report = to_lce(model, path, calibration=calibration, snap=False)
+        assert report.census.layers[2].kernel == f"DEPTHWISE_CONV_2D {kernel}"
+        assert parity(model, path, images).agreement["simulation_file"] == 100.0
+    assert len(report.calibrated) == 1
 
 
 def test_a_sign_has_no_stock_kernel(tmp_path):

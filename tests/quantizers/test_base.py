@@ -115,6 +115,40 @@ def test_kernel_quantizer_by_object_string_and_config(layer, identifier, cls, bi
     np.testing.assert_array_equal(used, cls(bits)(layer.kernel.latent_variable))
 
 
+@pytest.mark.parametrize(
+    ("identifier", "bits"),
+    [
+        (SATWeights(3), 3),
+        ("sat_weights", 1),
+        ({"class_name": "dlqat_tf>SATWeights", "config": {"bits": 4}}, 4),
+    ],
+)
+@pytest.mark.parametrize(
+    ("layer", "kernels"),
+    [
+        (lq.layers.QuantDepthwiseConv2D(2), ["depthwise"]),
+        (lq.layers.QuantSeparableConv2D(5, 2), ["depthwise", "pointwise"]),
+    ],
+)
+def test_depthwise_and_pointwise_quantizers(layer, kernels, identifier, bits):
+    quantizers = {f"{kernel}_quantizer": identifier for kernel in kernels}
+    layer = type(layer).from_config(
+        {**layer.get_config(), **quantizers, "input_quantizer": "pact", "use_bias": False}
+    )
+    inputs = tf.random.stateless_uniform((1, 3, 3, 2), (0, 1))
+    outputs = layer(inputs)
+    assert type(layer.input_quantizer) is PACT
+    x = layer.input_quantizer(inputs)
+    used = [
+        SATWeights(bits)(getattr(layer, f"{kernel}_kernel").latent_variable) for kernel in kernels
+    ]
+    x = tf.nn.depthwise_conv2d(x, used[0], (1, 1, 1, 1), "VALID")
+    if len(used) > 1:
+        x = tf.nn.conv2d(x, used[1], 1, "VALID")
+    np.testing.assert_allclose(outputs, x, rtol=1e-5, atol=1e-6)
+    assert all(getattr(layer, f"{kernel}_kernel").precision == bits for kernel in kernels)
+
+
 @pytest.mark.parametrize(("alias", "cls"), [("cg_pact", CGPACT), ("pact", PACT)])
 def test_activation_aliases(alias, cls):
     assert type(lq.quantizers.get(alias)) is cls

@@ -1,0 +1,243 @@
+"""Weights of one network for another: between stages, bit widths and file formats."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+from dlqat_tf.export.report import Report
+
+_NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
+_UNTOUCHED = 2.0**-100  # marks variables that a file did not set
+
+
+@dataclass(frozen=True)
+class LoadReport(Report):
+    """What :func:`load_weights` did.
+
+    Attributes:
+        source: The file, or the name of the model.
+        loaded: Names of the model's variables that have new values.
+        kept: Why each of the others kept its value.
+        unused: Names of the source's variables that no variable of the model took.
+    """
+
+    source: str
+    loaded: list[str]
+    kept: dict[str, str]
+    unused: list[str]
+
+    def tables(self):
+        count = len(self.loaded)
+        lines = [f"{self.source}: {count} of {count + len(self.kept)} variables loaded"]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.kept.items():
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"kept, since {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+        if self.unused:
+            lines.append(f"not used: {', '.join(self.unused)}")
+        return lines
+
+
+def load_weights(model: tf.keras.Model, source: tf.keras.Model | str | Path) -> LoadReport:
+    """Load all weights that fit from a network of another stage, width or head.
+
+    Variables match by name and shape. Layers that Keras named itself ("conv2d_3") have other
+    numbers in each model, so those match by their order, where both networks have as many of that
+    name. What remains keeps its value, such as the ranges of quantizers that a float stage does not
+    have; the report says so, and is printed if anything was kept or not used.
+
+    A ``.weights.h5`` file has no names: its layers match by class and order.
+
+    Between two widths that both round, Keras's own ``model.load_weights`` does the same, since
+    widths are no variables.
+
+    >>> report = dlqat_tf.load_weights(quantized, "runs/x/float/last.keras")
+
+    Args:
+        model: Network that is changed; it has to be built.
+        source: Another network, or the path of a ``.keras`` or H5 file of a model or of weights, a
+            SavedModel, a TensorFlow checkpoint (its prefix, or the folder whose latest is meant).
+
+    Returns:
+        What was loaded, what was kept and why, and what was not used.
+
+    Raises:
+        FileNotFoundError: There is nothing of these at ``source``.
+        ValueError: No variable fits, or the model has none.
+    """
+    here, there = _variables(model), _read(model, source)
+    described = source.name if isinstance(source, tf.keras.Model) else str(source)
+    matching = _Matching(model, here, there)
+    kept, taken, values = {}, set(), {}
+    for name, variable in here.items():
+        counterpart, reason = matching.find(name)
+        if counterpart is None:
+            kept[name] = reason
+        elif there[counterpart].shape != tuple(variable.shape):
+            shape = there[counterpart].shape
+            kept[name] = f"its shape is {tuple(variable.shape)} here and {shape} there"
+        else:
+            taken.add(counterpart)
+            values[name] = there[counterpart]
+    if not values:
+        raise ValueError(
+            f"Expected {described} to have weights of {model.name!r}. Received: "
+            f"{_some(there)}; the model has {_some(here)}. Layers match by name."
+        )
+    for name, value in values.items():
+        here[name].assign(value)
+    report = LoadReport(
+        described, list(values), kept, [name for name in there if name not in taken]
+    )
+    if report.kept or report.unused:
+        report.print()
+    return report
+
+
+def _some(names) -> str:
+    shown = ", ".join(list(names)[:3])
+    return f"{shown} and so on ({len(names)} in all)" if shown else "none"
+
+
+def _by_name(pairs: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """Return things by the layer and the end of a variable's name, later equal ones numbered.
+
+    Args:
+        pairs: Layer, name of its variable, and what is meant. What stands between (nested layers)
+            and whether the layer is part of the name depends on how a model was built or loaded.
+    """
+    found: dict[str, Any] = {}
+    for layer, name, thing in pairs:
+        name = short = f"{layer}/{name.split(':')[0].split('/')[-1]}"
+        count = 1
+        while name in found:
+            count += 1
+            name = f"{short}#{count}"
+        found[name] = thing
+    return found
+
+
+def _leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.Model):
+            yield from _leaves(layer)
+        else:
+            yield layer
+
+
+def _variables(model: tf.keras.Model) -> dict[str, tf.Variable]:
+    return _by_name(
+        (leaf.name, each.name, each) for leaf in _leaves(model) for each in leaf.weights
+    )
+
+
+def _values(model: tf.keras.Model) -> dict[str, np.ndarray]:
+    values = [value for leaf in _leaves(model) for value in leaf.get_weights()]
+    return dict(zip(_variables(model), values, strict=True))
+
+
+def _read(model: tf.keras.Model, source) -> dict[str, np.ndarray]:
+    """Return the source's variables by name."""
+    if isinstance(source, tf.keras.Model):
+        return _values(source)
+    path = Path(source)
+    if (path / "saved_model.pb").is_file() or (path.suffix == ".keras" and path.is_file()):
+        return _values(tf.keras.models.load_model(path, compile=False))
+    if path.suffix in (".h5", ".hdf5") and path.is_file():
+        return _read_h5(model, path)
+    checkpoint = tf.train.latest_checkpoint(str(path)) if path.is_dir() else str(path)
+    if checkpoint and Path(f"{checkpoint}.index").is_file():
+        return _read_checkpoint(checkpoint)
+    raise FileNotFoundError(
+        "Expected a .keras or .h5 file, a SavedModel or a TensorFlow checkpoint. Found none at "
+        f"{path}."
+    )
+
+
+def _read_h5(model: tf.keras.Model, path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path) as file:
+        groups = file.get("model_weights", file)  # the file of a model, or of weights only
+        if "layer_names" in groups.attrs:
+            return _by_name(
+                # Nested models are one group, of variables that name their layers.
+                (name.split("/")[0] if "/" in name else layer, name, np.asarray(value[name]))
+                for layer, value in ((each, groups[each]) for each in groups.attrs["layer_names"])
+                for name in value.attrs["weight_names"]
+            )
+        stored = []
+        file.visit(lambda name: stored.append(name) if "/vars/" in name else None)
+    # Keras 3's layout has no names, but numbers for each class: let Keras read it.
+    twin = tf.keras.models.clone_model(model)
+    for variable in twin.weights:
+        variable.assign(tf.fill(variable.shape, tf.cast(_UNTOUCHED, variable.dtype)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what does not fit, which the report says
+        twin.load_weights(path, skip_mismatch=True)
+    found = {
+        name: value
+        for name, value in _values(twin).items()
+        if not np.all(value == np.asarray(_UNTOUCHED, value.dtype))
+    }
+    rest = sum(name.startswith("layers/") for name in stored) - len(found)
+    return found | {f"without a name/{i + 1}": np.empty(0) for i in range(rest)}
+
+
+def _read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
+    reader = tf.train.load_checkpoint(prefix)
+    graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    return _by_name(
+        (each.full_name.split("/")[0], each.full_name, reader.get_tensor(each.checkpoint_key))
+        for node in graph.nodes
+        for each in node.attributes
+        if "/" in each.full_name and not _NOT_OF_THE_MODEL & set(each.checkpoint_key.split("/"))
+    )
+
+
+class _Matching:
+    """Finds the counterpart of a variable's name, whatever numbers Keras gave to its layers."""
+
+    def __init__(self, model: tf.keras.Model, here: Iterable[str], there: Iterable[str]):
+        self._automatic = {type(layer).__name__.lower() for layer in _leaves(model)}
+        self._here, self._there = self._numbers(here), self._numbers(there)
+        self._by_key = {self._key(name, self._there): name for name in there}
+
+    def find(self, name: str) -> tuple[str | None, str]:
+        """Return the source's name, or None and why there is none."""
+        base, _ = self._split(name)
+        here, there = (len(numbers.get(base, ())) for numbers in (self._here, self._there))
+        if here != there and there:
+            return None, (
+                f"the source has {there} layers that Keras named {base!r}, this model {here} (give "
+                "them names of their own)"
+            )
+        return self._by_key.get(self._key(name, self._here)), "the source has none that fits"
+
+    def _split(self, name: str) -> tuple[str, int | None]:
+        """Return a layer's class as Keras writes it and its number; other names and no number."""
+        layer = name.split("/")[0]
+        base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer).groups()
+        if base.replace("_", "") in self._automatic:
+            return base, int(number or 0)
+        return layer, None
+
+    def _numbers(self, names: Iterable[str]) -> dict[str, list[int]]:
+        found: dict[str, set[int]] = {}
+        for base, number in map(self._split, names):
+            if number is not None:
+                found.setdefault(base, set()).add(number)
+        return {base: sorted(numbers) for base, numbers in found.items()}
+
+    def _key(self, name: str, numbers: dict[str, list[int]]) -> tuple[str, int | None, str]:
+        base, number = self._split(name)
+        rank = None if number is None else numbers[base].index(number)
+        return base, rank, name.split("/")[1]
