@@ -51,8 +51,9 @@ def to_lce(
         plane_limit: Largest number of binary convolutions for one layer.
         calibration: Images for the ranges of int8 layers that no quantizer follows; without them
             these layers run in float32.
-        snap: Save ``<stem>.snapped.keras`` beside the file: the model with the biases of the
-            file's int8 layers.
+        snap: Move biases away from rounding ties (:func:`dlqat_tf.export.snap.snap`) and save
+            ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else they
+            are the trained ones, to the nearest that int8 layers can hold.
         force: Overwrite existing files.
 
     Raises:
@@ -72,6 +73,7 @@ def to_lce(
         network,
         calibrate=None if calibration is None else recording(pixels(calibration, network), ranges),
         plane_limit=plane_limit,
+        clear=snap,
     )
     binary = [node for node in planned if getattr(node, "kernel", "") == "planes"]
     if not binary:
@@ -80,7 +82,9 @@ def to_lce(
             "activation bits), so nothing would run on binary kernels: raise plane_limit, or "
             "export with to_tflite."
         )
-    record = dict(input_type=input_type, int4=False, plane_limit=plane_limit, ranges=ranges)
+    record = dict(
+        input_type=input_type, int4=False, plane_limit=plane_limit, ranges=ranges, clear=snap
+    )
     writer = _BinaryWriter(planned, input_type)
     data = writer.write(record)
     _check_runs(data, planned.nodes[0].shape, input_type)

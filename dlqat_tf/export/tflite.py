@@ -20,7 +20,7 @@ from dlqat_tf.export.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
 from dlqat_tf.export.simulate import measured_ranges
-from dlqat_tf.export.snap import Shift, snap
+from dlqat_tf.export.snap import Shift, SnapReport, snap
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
 
 
@@ -45,7 +45,7 @@ class ExportReport(Report):
     warnings: list[str]
 
     def tables(self):
-        moved = max((shift.steps for shift in self.shifts), default=0.0)
+        moved = SnapReport(self.shifts).largest_steps
         lines = [f"biases moved by at most {moved:.2g} output steps"] if self.shifts else []
         if self.snapped:
             lines.append(f"Keras model with these biases: {self.snapped}")
@@ -80,7 +80,9 @@ def to_tflite(
             Those run outside XNNPACK, several times slower and with their own rounding.
         calibration: Images, uint8 or float in [0, 1], (images, height, width, channels). Needed
             only where the model says no range, as at residual adds without ``residual_bits``.
-        snap: Save ``<stem>.snapped.keras`` beside the file: the model with the file's biases.
+        snap: Move biases away from rounding ties (:func:`dlqat_tf.export.snap.snap`) and save
+            ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else they
+            are the trained ones, to the nearest that the kernels can hold.
         force: Overwrite existing files.
 
     Raises:
@@ -96,8 +98,11 @@ def to_tflite(
         network,
         calibrate=None if calibration is None else recording(pixels(calibration, network), ranges),
         int4=weights == "int4",
+        clear=snap,
     )
-    record = dict(input_type=input_type, int4=weights == "int4", plane_limit=0, ranges=ranges)
+    record = dict(
+        input_type=input_type, int4=weights == "int4", plane_limit=0, ranges=ranges, clear=snap
+    )
     writer = Writer(planned, input_type)
     data = writer.write(record)
     _check_runs(data)
