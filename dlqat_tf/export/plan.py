@@ -348,11 +348,14 @@ class Integers:
         codes: int8, of the node's weights' shape, stretched to fill the width.
         scale: float32 (output channels,), the step of these codes as the file stores it.
         bias: int64 (output channels,), in units of input step * scale; fits an int32.
+        lead: float64 (output channels,), how far the kernel's rounding runs ahead, in the same
+            units: outputs round as if the bias were ``bias + lead``.
     """
 
     codes: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
+    lead: np.ndarray
 
 
 def integers(node: Weighted, source: ActivationGrid, target: ActivationGrid) -> Integers:
@@ -386,12 +389,13 @@ def integers(node: Weighted, source: ActivationGrid, target: ActivationGrid) -> 
     stretch = np.maximum(np.where(constant, 1, stretch), 1).astype(np.int64)
     scale = (step / float(source.step) / stretch).astype(np.float32)
     unit = scale.astype(np.float64) * float(source.step)
-    bias = np.rint(node.bias / unit)
+    ratio = unit / float(target.step)
+    lead = _lead(ratio) if node.kernel == "int4" else np.zeros_like(ratio)
+    bias = np.rint(node.bias / unit - lead)
     # Beyond this distance from the grid every output saturates, whatever the input is.
     limit = 2**30
     saturated = np.abs(node.bias) - reach * step > 512 * float(target.step)
     bias = np.where(saturated, np.clip(bias, -limit, limit), bias)
-    ratio = unit / float(target.step)
     bad = (np.abs(bias) > limit) | (ratio >= 256) | (ratio < 2.0**-32)
     if np.any(bad):
         channel = int(np.argmax(bad))
@@ -402,7 +406,32 @@ def integers(node: Weighted, source: ActivationGrid, target: ActivationGrid) -> 
             "exploded: retrain the layer or initialise its range larger."
         )
     stretched = (codes * stretch).reshape(node.weights.shape).astype(np.int8)
-    return Integers(stretched, scale, bias.astype(np.int64))
+    return Integers(stretched, scale, bias.astype(np.int64), lead)
+
+
+def fixed_point(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a ratio of steps as TFLite's built-in kernels hold it: multiplier * 2^(exponent - 31).
+
+    Args:
+        ratio: float64, above zero.
+
+    Returns:
+        int64 multipliers from 2^30 to 2^31 - 1, and exponents.
+    """
+    mantissa, exponent = np.frexp(ratio)
+    multiplier = np.floor(mantissa * 2.0**31 + 0.5).astype(np.int64)
+    exponent = np.where(multiplier == 2**31, exponent + 1, exponent)
+    return np.where(multiplier == 2**31, 2**30, multiplier), exponent
+
+
+def _lead(ratio: np.ndarray) -> np.ndarray:
+    """Return :attr:`Integers.lead` of TFLite's built-in kernels.
+
+    They round twice, half up: first to 2^-r of an output step, where r is the right shift, then to
+    whole ones. So every threshold lies half of that first grain lower.
+    """
+    shift = np.maximum(-fixed_point(ratio)[1], 0)
+    return 0.5 * 2.0**-shift / ratio
 
 
 def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
@@ -469,7 +498,7 @@ def clear_bias(
         numbers = integers(node, source, target.grid)
         codes, grain = numbers.codes, 1.0
         unit = numbers.scale.astype(np.float64) * float(source.step)
-        bias = numbers.bias.astype(np.float64)
+        bias = numbers.bias + numbers.lead
         # A bias that saturates its channel whatever comes in is stored smaller than it is.
         kept = np.abs(bias * unit - node.bias) > unit
     else:
