@@ -30,6 +30,7 @@ from dlqat_tf._host import cpu_name, write_whole
 from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
+from dlqat_tf.quantizers import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import calibrate
 
 _CALIBRATION_IMAGES = 512
@@ -89,6 +90,8 @@ class Recipe:
 
     stages: Literal[1, 2] = 2
     """2: train clamped float weights first, then quantize; 1: quantized from scratch."""
+    float_stage: Path | None = None
+    """Start from this finished float stage, the float/ folder of a run; by default train one."""
     float_epochs: int = 150
     """Epochs of the float stage."""
     epochs: int = 150
@@ -158,6 +161,37 @@ class Recipe:
                 "Expected quantized_learning_rate to be finite and not negative. "
                 f"Received: {self.quantized_learning_rate}."
             )
+        if self.float_stage is not None:
+            if self.stages == 1 or not self.is_quantized:
+                raise ValueError(
+                    "Expected float_stage only where a quantized stage follows it (stages=2). "
+                    f"Received: stages={self.stages}, weight_bits={self.weight_bits}, "
+                    f"activation_bits={self.activation_bits}."
+                )
+            if not (self.float_stage / "last.keras").is_file():
+                raise ValueError(
+                    "Expected float_stage to be the float/ folder of a run, with last.keras in it. "
+                    f"Received: {self.float_stage}."
+                )
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Return the recipe of a run from its folder.
+
+    Raises:
+        ValueError: The folder holds no recipe of this version.
+    """
+    file = run / "recipe.json"
+    if not file.is_file():
+        raise ValueError(f"Expected the folder of a run, found no {file}.")
+    values = json.loads(file.read_text())
+    for name in ("data_dir", "float_stage", "output"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    try:
+        return Recipe(**values | {"augment": tuple(values["augment"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no recipe of this version: {error}.") from None
 
 
 @dataclass(frozen=True)
@@ -282,6 +316,8 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
     model = None
     for stage in stages:
         folder = recipe.output / stage.name
+        if stage.name == "float" and recipe.float_stage is not None:
+            folder = recipe.float_stage
         finished = folder / "last.keras"
         if finished.is_file():
             _console.print(f"[bold]{stage.name} stage[/bold] is finished: {finished}")
@@ -292,7 +328,7 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
             if stage.activation_bits not in (None, 32):
                 _set_ranges(recipe, images, model, previous)
             if previous is not None:
-                load_weights(model, previous)
+                _start_from(previous, model)
             _fit(recipe, images, stage, model, folder)
             _save(model, finished)
         histories[stage.name] = _read_history(folder / "history.csv")
@@ -304,6 +340,20 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
     result = _result(recipe, histories)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
+
+
+def _start_from(trained: tf.keras.Model, model: tf.keras.Model) -> None:
+    """Copy the float stage's weights; of another network's, nothing but the start would tell."""
+    own = [
+        name
+        for name in load_weights(model, trained).kept
+        if not isinstance(model.get_layer(name.split("/")[0]), ActivationQuantizer)
+    ]
+    if own:
+        raise ValueError(
+            "Expected float_stage to be of the same head, stem, width and classes: "
+            f"{', '.join(own[:3])} has no weights of that shape there."
+        )
 
 
 def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:

@@ -13,7 +13,9 @@ from typing import Annotated
 
 import tyro
 
+from dlqat_tf._host import write_whole
 from dlqat_tf.export import command, parity
+from dlqat_tf.export.report import check_target
 
 
 def compare(
@@ -26,6 +28,7 @@ def compare(
     file_agreement: float = 100.0,
     accuracy: float = 0.1,
     json: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Compare Keras model, integer simulation and file on the test images of a data set.
 
@@ -39,16 +42,19 @@ def compare(
         file_agreement: The same for simulation and file; at 100 no layer may differ at all.
         accuracy: Largest difference of top-1 between Keras and file, in points.
         json: Write the report here too.
+        force: Overwrite the --json file.
     """
 
     def work() -> int:
+        if json:
+            check_target(json, force=force)
         loaded = command.load_model(model)
         shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
         report = parity(loaded, file, pixels, labels)
         report.print()
         if json:
-            json.write_text(report.to_json())
+            write_whole(json, report.to_json() + "\n")
         failures = report.failures(
             keras_agreement=keras_agreement, file_agreement=file_agreement, accuracy=accuracy
         )

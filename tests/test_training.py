@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -92,6 +93,58 @@ def test_last_stage_has_the_widths_of_the_recipe(finished):
     assert isinstance(model.get_layer("head"), dlqat_tf.GaussianMixtureHead)
     first = tf.keras.models.load_model(recipe.output / "float" / "last.keras")
     assert first.get_layer("stage2_block1_1_conv").kernel_quantizer.bits == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": 1}, "only where a quantized stage follows"),
+        ({"float_stage": Path("nowhere")}, "with last.keras in it"),
+        ({"width": 4}, "the same head, stem, width and classes: stem_conv"),
+    ],
+)
+def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
+    recipe, _ = finished
+    values = dict(float_stage=recipe.output / "float", output=tmp_path / "run") | changes
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(recipe, **values))
+
+
+def test_a_folder_without_a_recipe(tmp_path):
+    with pytest.raises(ValueError, match="folder of a run"):
+        training.read_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"augment": [], "colour": "red"}')
+    with pytest.raises(ValueError, match=r"no recipe of this version.*colour"):
+        training.read_recipe(tmp_path)
+
+
+def test_parity_sweep(finished, tmp_path, monkeypatch, capsys):
+    recipe, result = finished
+    assert training.read_recipe(recipe.output) == recipe
+    script = Path(__file__).parents[1] / "benchmarks" / "parity_sweep.py"
+    report = tmp_path / "report.json"
+    arguments = [recipe.output, "--widths", 2, 2, "--steps", 3, "--binary", "--int4"]
+    arguments += ["--output", tmp_path / "sweep", "--json", report]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    for status in ((0, 1), (2,)):  # a second report is refused
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(script), run_name="__main__")
+        assert exit_.value.code in status
+    assert "--force" in capsys.readouterr().err
+    rows = json.loads(report.read_text())["rows"]
+    assert [(row["network"], row["file"]) for row in rows] == [
+        ("W2A2", "int8"),
+        ("W2A2", "binary"),
+        ("W2A2", "int4"),
+    ]
+    assert {row["simulation_file"] for row in rows} == {100.0}
+    assert len({row["bytes"] for row in rows}) == 3
+    trained = tmp_path / "sweep" / "W2A2"
+    assert training.read_recipe(trained).images_per_epoch == 3 * 64
+    assert json.loads((trained / "result.json").read_text())["float_accuracy"] == (
+        result.float_accuracy
+    )
+    assert not (trained / "float").exists()  # the run's own is where training started
 
 
 def test_a_finished_run_is_not_trained_again(finished):

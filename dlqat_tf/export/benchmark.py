@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -232,23 +231,6 @@ def as_text(report: object) -> str:
     console = Console(file=StringIO(), width=120)
     console.print(report)
     return console.file.getvalue()
-
-
-def check_target(path: str | Path, *, force: bool) -> None:
-    """Say before the long work starts that a report cannot be written.
-
-    Raises:
-        FileExistsError: There is a file already, and ``force`` is off.
-        FileNotFoundError: The folder does not exist.
-        PermissionError: The folder cannot be written to.
-    """
-    path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f"Expected a new file, found {path}: give --force to overwrite it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Expected an existing folder, found none at {path.parent}.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"Expected a folder that can be written to, received {path.parent}.")
 
 
 def _open(

@@ -13,16 +13,20 @@ from dlqat_tf import data
 from dlqat_tf._host import write_whole
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import ExportError
+from dlqat_tf.export.report import check_target
 from dlqat_tf.export.tflite import ExportReport
 
 MENDABLE = 2  # exit status of errors that the user can mend
 
 
-def run(command: Callable[[], int | None]) -> None:
+def run(
+    command: Callable[[], int | None],
+    mendable: tuple[type[Exception], ...] = (ExportError, data.DataError, OSError),
+) -> None:
     """Run a script's work; print errors that the user can mend as one line and exit with 2."""
     try:
         sys.exit(command() or 0)
-    except (ExportError, data.DataError) as error:
+    except mendable as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MENDABLE)
 
@@ -34,6 +38,7 @@ def export(
     *,
     calibration: tuple[str | None, Path | None, int],
     json: Path | None,
+    force: bool,
     **options,
 ) -> None:
     """Export a stored model, print the report, and end the process as :func:`run` does.
@@ -44,16 +49,19 @@ def export(
         output: The file to write.
         calibration: Data set (None: no calibration), its folder, and how many of its images.
         json: Where the report goes too, or None.
+        force: Overwrite existing files.
         options: Keyword arguments of ``write``.
     """
 
     def work():
+        if json:
+            check_target(json, force=force)
         loaded = load_model(model)
         name, data_dir, count = calibration
         images = None
         if name:
             images, _ = test_images(name, data_dir, image_shape(loaded), count)
-        report = write(loaded, output, calibration=images, **options)
+        report = write(loaded, output, calibration=images, force=force, **options)
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")

@@ -56,6 +56,29 @@ class _Buffer(schema.BufferT):
         return schema.BufferEnd(builder)
 
 
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal vectors and strings once: layers of one shape have the same options and shapes.
+
+    A flatbuffer's tables refer to their vectors by offset, so that several may refer to one.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._offsets: dict[tuple, int] = {}
+
+    def CreateString(self, s, encoding="utf-8", errors="strict"):
+        return self._once((str, s), lambda: super(_SharingBuilder, self).CreateString(s))
+
+    def CreateNumpyVector(self, x):
+        key = (x.dtype.str, x.tobytes())
+        return self._once(key, lambda: super(_SharingBuilder, self).CreateNumpyVector(x))
+
+    def _once(self, key: tuple, create) -> int:
+        if key not in self._offsets:
+            self._offsets[key] = create()
+        return self._offsets[key]
+
+
 class FileBuilder:
     """Collects tensors and operations of one graph."""
 
@@ -172,7 +195,7 @@ def packed(model: schema.ModelT) -> bytes:
     """Return the flatbuffer of a model."""
     for buffer in model.buffers:
         buffer.__class__ = _Buffer  # files that were read have the generated class
-    builder = flatbuffers.Builder(1 << 20)
+    builder = _SharingBuilder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 

@@ -59,8 +59,9 @@ def to_lce(
         plane_limit: Largest number of binary convolutions for one layer.
         calibration: Images, as for ``to_tflite``, for the ranges of int8 layers that no quantizer
             follows; without them these layers run in float32.
-        snap: Save ``<stem>.snapped.keras`` beside the file: the model with the biases of the
-            file's int8 layers.
+        snap: Move biases away from rounding ties (:func:`dlqat_tf.export.snap.snap`) and save
+            ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else they
+            are the trained ones, to the nearest that int8 layers can hold.
         force: Overwrite existing files.
 
     Raises:
@@ -76,7 +77,11 @@ def to_lce(
     targets = targets_of(path, snap, force)
     network = lower(model)
     built = build(
-        network, measure(calibration, network), input_type=input_type, plane_limit=plane_limit
+        network,
+        measure(calibration, network),
+        input_type=input_type,
+        plane_limit=plane_limit,
+        clear=snap,
     )
     _check_runs(built.data, network, input_type)
     return finish(model, built, targets)
@@ -88,6 +93,7 @@ def build(
     *,
     input_type: str = "uint8",
     plane_limit: int = PLANE_LIMIT,
+    clear: bool = True,
 ) -> Built:
     """Build the file of :func:`to_lce` in memory.
 
@@ -96,12 +102,19 @@ def build(
         calibrate: As for :func:`dlqat_tf.export.plan.plan`.
         input_type: As for :func:`to_lce`.
         plane_limit: As for :func:`to_lce`.
+        clear: As for :func:`dlqat_tf.export.plan.plan`.
 
     Raises:
         ExportError: No convolution can run on binary kernels.
     """
     built = assemble(
-        _BinaryWriter, network, calibrate, input_type, int4=False, plane_limit=plane_limit
+        _BinaryWriter,
+        network,
+        calibrate,
+        input_type,
+        int4=False,
+        plane_limit=plane_limit,
+        clear=clear,
     )
     if not any(getattr(node, "kernel", "") == "planes" for node in built.planned):
         raise ExportError(

@@ -160,6 +160,7 @@ def parity(
         calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
         plane_limit=record["plane_limit"],
         int4=record["int4"],
+        clear=record["clear"],
     )
     _check_same(content, record, planned, path)
     simulation = Simulation(planned)

@@ -36,6 +36,7 @@ from dlqat_tf.export.network import (
 )
 from dlqat_tf.export.plan import (
     code_of,
+    fixed_point,
     grids,
     integer_add,
     integers,
@@ -249,10 +250,7 @@ def binary_layer(node: Convolution, grid: ActivationGrid | None) -> BinaryLayer:
 def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:
     """TFLite's built-in convolutions: a 32-bit multiplier and a shift, each rounded half up."""
     ratio = float(value.source.step) * value.scale.astype(np.float64) / float(grid.step)
-    mantissa, exponent = np.frexp(ratio)
-    multiplier = np.floor(mantissa * 2.0**31 + 0.5).astype(np.int64)
-    exponent = np.where(multiplier == 2**31, exponent + 1, exponent)
-    multiplier = np.where(multiplier == 2**31, 2**30, multiplier)
+    multiplier, exponent = fixed_point(ratio)
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     product = ((value.sums << left) * multiplier + (1 << 30)) >> 31
     return (product + ((1 << right) >> 1)) >> right

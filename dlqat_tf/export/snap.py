@@ -9,8 +9,8 @@ import tensorflow as tf
 from rich.table import Table
 
 from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import ExportError, IntegerNetwork
-from dlqat_tf.export.plan import grids, integers, is_integer, plan, target_of
+from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork
+from dlqat_tf.export.plan import plan, rounding_of
 from dlqat_tf.export.report import Report
 from dlqat_tf.quantizers import unwrapped
 
@@ -23,13 +23,13 @@ class Shift:
         layer: The convolution or dense layer.
         variable: The Keras layer that holds the bias.
         largest: Largest shift of a channel, in units of the layer's output.
-        steps: The same in steps of the activation that follows.
+        steps: The same in steps of the activation that follows; None where that is a sign.
     """
 
     layer: str
     variable: str
     largest: float
-    steps: float
+    steps: float | None
 
 
 @dataclass(frozen=True)
@@ -41,57 +41,59 @@ class SnapReport(Report):
     @property
     def largest_steps(self) -> float:
         """Largest shift in steps of the activation that follows."""
-        return max((shift.steps for shift in self.shifts), default=0.0)
+        return max((shift.steps for shift in self.shifts if shift.steps), default=0.0)
 
     def tables(self):
-        table = Table(title="Biases moved to the grid of the file", title_justify="left")
+        table = Table(title="Biases moved to those of the file", title_justify="left")
         for column in ("layer", "in", "largest shift", "in output steps"):
             table.add_column(column, justify="left" if column in ("layer", "in") else "right")
         for shift in self.shifts:
-            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", f"{shift.steps:.2g}")
+            steps = "" if shift.steps is None else f"{shift.steps:.2g}"
+            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", steps)
         return [table]
 
 
 def snap(
     model: tf.keras.Model, network: IntegerNetwork | None = None
 ) -> tuple[tf.keras.Model, SnapReport]:
-    """Return a copy of a model whose folded biases are exactly those of its int8 file.
+    """Return a copy of a model whose folded biases are exactly those of its file.
 
-    The file holds a bias as an integer multiple of input step times weight step. The copy's batch
-    norms have their beta (their moving mean, or the convolution's bias, where there is none) at the
-    nearest multiple, so the copy and the file compute the same numbers; a shift is at most half a
-    step of the accumulator. A layer that is called more than once moves where all its calls move
-    it by the same, as where they read one grid and end on one.
+    A file on int8 kernels holds a bias as an integer multiple of input step times (stretched)
+    weight step. Biases on int8 and on binary kernels are also moved where an integer sum would lie
+    so near a rounding threshold that the order of float32 additions decides its code, see
+    :func:`dlqat_tf.export.plan.clear_bias`. The copy's batch norms have their beta (their moving
+    mean, or the convolution's bias, where there is none) moved likewise, so the copy and the file
+    compute the same numbers; a shift is about half a unit of the sum of codes at most, that is of
+    input step times weight step. A layer that is called more than once moves where all its calls
+    move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.lower.lower`.
-        network: The planned network of the model, where it is at hand.
+        network: The planned network of the model, where it is at hand; else that of its int8 file.
 
     Raises:
         ExportError: The model cannot be exported, or two calls of a layer need different biases.
     """
-    network = plan(lower(model)) if network is None else network
+    lowered = lower(model)
+    network = plan(lowered) if network is None else network
     copy = tf.keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    known, readers = grids(network), network.consumers()
+    readers = network.consumers()
     shifts = []
     moves: dict[str, list] = {}  # what each call moves its layer by
     for node in network:
         sources = getattr(node, "bias_sources", ())
-        # Layers before the last one stay where they are, and so do those of float kernels.
-        for path in sources if not is_integer(node) else sources[1:]:
+        target = rounding_of(node, readers)
+        # Layers before the last one stay where they are, and so do those that nothing rounds.
+        for path in sources[1:] if target else sources:
             moves.setdefault(path, []).append(0.0)
-        if not is_integer(node) or not sources:
+        if not target or not sources:
             continue
-        source, target = known[node.inputs[0]], target_of(node, readers).grid
-        numbers = integers(node, source, target)
-        unit = numbers.scale.astype(np.float64) * float(source.step)
-        shift = numbers.bias * unit - node.bias
-        # A bias that saturates its channel whatever comes in is stored smaller than it is.
-        shift = np.where(np.abs(shift) > unit, 0.0, shift)
+        shift = node.bias - lowered[node.name].bias
         moves.setdefault(sources[0], []).append(shift)
         largest = float(np.abs(shift).max())
-        shifts.append(Shift(node.name, sources[0], largest, largest / float(target.step)))
+        steps = largest / float(target.grid.step) if isinstance(target, Activation) else None
+        shifts.append(Shift(node.name, sources[0], largest, steps))
     layers = _layers(copy)
     for path, each in moves.items():
         if not all(np.all(shift == each[0]) for shift in each):

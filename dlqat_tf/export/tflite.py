@@ -20,7 +20,7 @@ from dlqat_tf.export.network import ExportError, Input, IntegerNetwork, Weighted
 from dlqat_tf.export.plan import plan
 from dlqat_tf.export.report import Report
 from dlqat_tf.export.simulate import by_input, measured_ranges
-from dlqat_tf.export.snap import Shift, snap
+from dlqat_tf.export.snap import Shift, SnapReport, snap
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
 
 # One array; for a model of several inputs one for each, in their order or by their names.
@@ -48,7 +48,7 @@ class ExportReport(Report):
     warnings: list[str]
 
     def tables(self):
-        moved = max((shift.steps for shift in self.shifts), default=0.0)
+        moved = SnapReport(self.shifts).largest_steps
         lines = [f"biases moved by at most {moved:.2g} output steps"] if self.shifts else []
         if self.snapped:
             lines.append(f"Keras model with these biases: {self.snapped}")
@@ -84,7 +84,9 @@ def to_tflite(
         calibration: Images, uint8 or float in [0, 1], (images, height, width, channels); for a
             model of several inputs a list of such arrays, or a dictionary by input name. Needed
             only where the model says no range, as at residual adds without ``residual_bits``.
-        snap: Save ``<stem>.snapped.keras`` beside the file: the model with the file's biases.
+        snap: Move biases away from rounding ties (:func:`dlqat_tf.export.snap.snap`) and save
+            ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else they
+            are the trained ones, to the nearest that the kernels can hold.
         force: Overwrite existing files.
 
     Raises:
@@ -95,7 +97,13 @@ def to_tflite(
     check_choice("weights", weights, ("int8", "int4"))
     targets = targets_of(path, snap, force)
     network = lower(model)
-    built = build(network, measure(calibration, network), input_type=input_type, weights=weights)
+    built = build(
+        network,
+        measure(calibration, network),
+        input_type=input_type,
+        weights=weights,
+        clear=snap,
+    )
     _check_runs(built.data)
     return finish(model, built, targets)
 
@@ -116,7 +124,12 @@ class Built:
 
 
 def build(
-    network: IntegerNetwork, calibrate=None, *, input_type: str = "uint8", weights: str = "int8"
+    network: IntegerNetwork,
+    calibrate=None,
+    *,
+    input_type: str = "uint8",
+    weights: str = "int8",
+    clear: bool = True,
 ) -> Built:
     """Build the file of :func:`to_tflite` in memory.
 
@@ -125,15 +138,18 @@ def build(
         calibrate: As for :func:`dlqat_tf.export.plan.plan`.
         input_type: As for :func:`to_tflite`.
         weights: As for :func:`to_tflite`.
+        clear: As for :func:`dlqat_tf.export.plan.plan`.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained.
     """
     int4 = weights == "int4"
-    return assemble(Writer, network, calibrate, input_type, int4=int4, plane_limit=0)
+    return assemble(Writer, network, calibrate, input_type, int4=int4, plane_limit=0, clear=clear)
 
 
-def assemble(writer, network, calibrate, input_type: str, *, int4: bool, plane_limit: int) -> Built:
+def assemble(
+    writer, network, calibrate, input_type: str, *, int4: bool, plane_limit: int, clear: bool
+) -> Built:
     """Plan a network and write it in memory by a class of writer."""
     ranges: dict[str, tuple[float, float]] = {}
 
@@ -146,8 +162,11 @@ def assemble(writer, network, calibrate, input_type: str, *, int4: bool, plane_l
         calibrate=None if calibrate is None else recording,
         int4=int4,
         plane_limit=plane_limit,
+        clear=clear,
     )
-    record = dict(input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges)
+    record = dict(
+        input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges, clear=clear
+    )
     return Built(planned, writer(planned, input_type).write(record), ranges)
 
 

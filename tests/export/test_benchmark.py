@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf._host import write_whole
-from dlqat_tf.export.benchmark import REFERENCE_KERNEL, benchmark, check_target
+from dlqat_tf.export.benchmark import REFERENCE_KERNEL, benchmark
+from dlqat_tf.export.report import check_target
 
 SCRIPT = Path(__file__).parents[2] / "export" / "benchmark.py"
 

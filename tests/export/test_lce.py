@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import larq as lq
 import numpy as np
@@ -8,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlqat_tf
-from dlqat_tf.export import ExportError, parity, to_lce
+from dlqat_tf.export import ExportError, flatbuffer, parity, to_lce
 from tests.export.networks import (
     convolution,
     depthwise,
     draw_network,
     images_for,
     randomize,
+    randomize_norms,
     siamese_network,
     small_network,
 )
@@ -45,13 +47,35 @@ def test_each_weight_plane_is_stored_once(tmp_path):
     assert result.agreement["simulation_file"] == 100.0
 
 
-def test_size_is_one_bit_a_weight_and_the_ends(tmp_path):
-    model = dlqat_tf.resnet18(100, width=64, weight_bits=1, activation_bits=2, stem="imagenet")
+@pytest.mark.parametrize("weight_bits", [1, 2])
+def test_size_is_one_bit_a_weight_and_the_ends(tmp_path, weight_bits):
+    model = dlqat_tf.resnet18(100, width=64, weight_bits=weight_bits, stem="imagenet")
+    randomize_norms(model, np.random.default_rng(0))  # equal biases would be stored once
     report = to_lce(model, tmp_path / "model.tflite", snap=False)
-    weights = {layer.layer: layer.weights for layer in report.census.layers}
-    ends = weights.pop("stem_conv") + weights.pop("head")
+    hidden = 4 * 9 * 64 * 64  # the first stage's four 3x3 convolutions
+    for channels in (128, 256, 512):  # of four 3x3 and a 1x1 one, two have half the inputs
+        hidden += (9 * 3.5 + 0.5) * channels**2
+    ends = 7 * 7 * 3 * 64 + 512 * 100
     channels = 64 + 4 * 64 + 5 * (128 + 256 + 512) + 100
-    assert report.census.file_bytes < 1.05 * (sum(weights.values()) / 8 + ends + 8 * channels)
+    # Hidden weights in bits, the ends in bytes, a float32 scale and bias for each channel.
+    assert report.census.file_bytes < 1.05 * (hidden * weight_bits / 8 + ends + 8 * channels)
+
+
+def test_equal_vectors_are_written_once(tmp_path):
+    model = small_network(weight_bits=1)
+    report = to_lce(model, tmp_path / "model.tflite", snap=False)
+    content = flatbuffer.read(report.path)
+    data = Path(report.path).read_bytes()
+    options = {
+        bytes(operator.customOptions)
+        for operator in content.subgraphs[0].operators
+        if operator.customOptions is not None and len(operator.customOptions)
+    }
+    assert report.census.operators["LceBconv2d"] == 2
+    assert [data.count(each) for each in options] == [1]
+    for buffer in content.buffers:  # kernels read constants in place
+        if buffer.data is not None and len(buffer.data) > 32:
+            assert data.index(bytes(buffer.data)) % 16 == 0
 
 
 def test_convolutions_beyond_the_limit_stay_on_other_kernels(tmp_path):

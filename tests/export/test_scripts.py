@@ -1,3 +1,4 @@
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -46,7 +47,24 @@ def test_export_and_proof(monkeypatch, saved, tmp_path, script, source, capsys):
     proof = tmp_path / "proof.json"
     arguments = (snapped, output, "--data", "digits", "--images", 50, "--json", proof)
     assert run(monkeypatch, "parity.py", *arguments) == 0
-    assert proof.exists()
+    assert json.loads(proof.read_text())["images"] == 50
+
+
+def test_reports_are_kept_unless_forced(monkeypatch, saved, tmp_path, capsys):
+    output, report = tmp_path / "model.tflite", tmp_path / "report.json"
+    report.write_text("mine")
+    assert run(monkeypatch, "to_tflite.py", saved / "model.keras", output, "--json", report) == 2
+    assert "--force" in capsys.readouterr().err
+    assert not output.exists()
+    arguments = (saved / "model.keras", output, "--json", report, "--force")
+    assert run(monkeypatch, "to_tflite.py", *arguments) == 0
+    assert json.loads(report.read_text())["path"] == str(output)
+    report.write_text("mine")
+    arguments = (saved / "model.keras", output, "--data", "digits", "--images", 5, "--json", report)
+    assert run(monkeypatch, "parity.py", *arguments) == 2
+    assert report.read_text() == "mine"
+    run(monkeypatch, "parity.py", *arguments, "--force")
+    assert json.loads(report.read_text())["images"] == 5
 
 
 def test_parity_fails_where_the_file_is_of_other_weights(monkeypatch, saved, tmp_path, capsys):

@@ -1,0 +1,193 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dlqat_tf
+from dlqat_tf import CGPACT
+from dlqat_tf.export import lower, parity, to_lce
+from dlqat_tf.export.network import Activation, Convolution, Dense, Sign
+from dlqat_tf.export.plan import _least_move, clear_bias, integers, plan
+from dlqat_tf.quantizers import ActivationGrid
+from tests.export.networks import convolution, images_for, randomize, small_network
+
+layers = tf.keras.layers
+CODES = ActivationGrid(0, 3, np.float32(1))
+
+
+def dense(weights, step, bias, kernel="int8"):
+    return Dense(
+        name="dense",
+        weights=np.array(weights, np.int16),
+        step=np.float32(step),
+        bias=np.asarray(bias, np.float64),
+        bits=1,
+        kernel=kernel,
+    )
+
+
+def binary(weights, step, bias):
+    weights = np.array(weights, np.int16)[np.newaxis, np.newaxis]
+    values = dict(weights=weights, step=np.float32(step), bias=np.float64(bias), bits=1)
+    return Convolution(name="binary", kernel="planes", **values)
+
+
+def rounding(highest=3, step=1.0, lowest=0):
+    return Activation(name="act", grid=ActivationGrid(lowest, highest, np.float32(step)), bits=2)
+
+
+def test_a_bias_on_a_tie_moves_and_another_stays():
+    # Sums times 0.5 meet the thresholds 0.5, 1.5 and 2.5 at 1, 3 and 5; with 0.25 added they are
+    # half a sum away from each.
+    node = binary([[1, 1], [1, 1], [1, 1]], [0.5, 0.5], [0.0, 0.25])
+    assert clear_bias(node, CODES, rounding()).tolist() == [0.5 / 1024, 0.25]
+    assert clear_bias(node, CODES, rounding(), move=False).tolist() == [0.0, 0.25]
+
+
+def test_an_int8_bias_moves_by_its_own_unit():
+    # Codes are stretched to 127, so that the bias is in units of 0.5 / 127.
+    node = dense([[1], [1], [1]], [0.5], [0.0])
+    moved = clear_bias(node, CODES, rounding())
+    np.testing.assert_allclose(moved, [0.5 / 127], rtol=1e-6)
+    assert integers(dense([[1]] * 3, [0.5], moved), CODES, rounding().grid).bias.tolist() == [1]
+
+
+def test_int4_thresholds_lie_lower():
+    # Codes are stretched to 7, the ratio to the output step is 1/14, 4/7 * 2^-3: rounded to eighths
+    # first, 7 / 14 = 0.5 and, since 6.2 / 14 = 3.54 / 8, what is above 6.125 / 14 too, round up.
+    node = dense([[1], [1]], [0.5], [0.25], kernel="int4")
+    numbers = integers(node, CODES, rounding().grid)
+    np.testing.assert_allclose(numbers.lead, [0.875], rtol=1e-6)  # 7 - 6.125
+    assert numbers.bias.tolist() == [3]  # 0.25 * 14 - 0.875 = 2.625
+    np.testing.assert_allclose(clear_bias(node, CODES, rounding()), [3.875 / 14], rtol=1e-6)
+
+
+def test_sums_that_no_weights_reach_are_no_ties():
+    # One weight of 3 reaches 0, 3, 6 and 9. The thresholds are at 1, 3 and 5, or only at 1.
+    assert clear_bias(binary([[3]], [0.5], [0.0]), CODES, rounding()).tolist() == [0.5 / 1024]
+    assert clear_bias(binary([[3]], [0.5], [0.0]), CODES, rounding(highest=1)).tolist() == [0.0]
+    assert clear_bias(binary([[1]], [0.5], [0.0]), CODES, rounding(highest=1)) > 0
+    # Above the highest sum, 3 * 0.5, there is only the bias itself.
+    assert clear_bias(binary([[1]], [0.5], [9.0]), CODES, rounding()).tolist() == [9.0]
+
+
+def test_a_sign_has_one_threshold():
+    node = binary([[1], [-1]], [1.0], [2.0])
+    assert clear_bias(node, None, Sign(name="sign")).tolist() == [2.0 + 1 / 1024]
+    node = binary([[1], [-1]], [1.0], [0.5])
+    assert clear_bias(node, None, Sign(name="sign")).tolist() == [0.5]
+
+
+def test_signed_grids_have_thresholds_below_zero():
+    # -1.5 and -0.5 are met by sums of -3 and -1, at inputs that weights of -1 make negative.
+    node = binary([[-1], [-1]], [0.5], [0.0])
+    assert clear_bias(node, CODES, rounding(lowest=-2, highest=0)) > 0
+    assert clear_bias(node, CODES, rounding(lowest=0, highest=3)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("points", "clearance", "move"),
+    [
+        ([0.5], 0.25, 0.0),
+        ([0.0], 0.125, 0.25),  # twice the clearance
+        ([0.1], 0.125, -0.15),
+        ([0.0, 0.3], 0.4, -0.35),  # the middle of the gap from 0.3 to 1
+        ([7.0, -2.7], 0.4, -0.35),  # the same, modulo 1
+    ],
+)
+def test_least_move(points, clearance, move):
+    grain = 2.0**-10
+    assert abs(_least_move(np.array(points), 1, clearance, grain) - move) <= grain
+
+
+@given(data=st.data(), seed=st.integers(0, 10_000))
+@settings(max_examples=60)
+def test_reachable_sums_keep_clear_of_thresholds(data, seed):
+    rng = np.random.default_rng(seed)
+    bits, features = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40))
+    signed = data.draw(st.booleans())
+    target = rounding(127, 0.05, -128) if signed else rounding(2**bits - 1, 0.7)
+    grid = target.grid
+    thresholds = (np.arange(grid.lowest, grid.highest) + 0.5) * float(grid.step)
+    weights = 2 * rng.integers(0, 2**bits, (features, 1)) - (2**bits - 1)
+    step, bias = rng.uniform(0.01, 1), rng.normal()
+    make = data.draw(st.sampled_from([binary, dense]))
+    node = make(weights, [step], [bias])
+    codes, unit, grain = weights, float(node.step[0]), 2.0**-10
+    if make is dense:
+        numbers = integers(node, CODES, grid)
+        codes, unit, grain = numbers.codes.astype(int), float(numbers.scale[0]), 1.0
+        bias = int(numbers.bias[0]) * unit
+    elif data.draw(st.booleans()):  # on a tie
+        bias = thresholds[rng.integers(len(thresholds))] - unit * int(weights[0, 0])
+    after = clear_bias(make(weights, [step], [bias]), CODES, target)[0]
+
+    spacing = int(np.gcd.reduce(codes, axis=None))
+    least, most = 3 * int(np.minimum(codes, 0).sum()), 3 * int(np.maximum(codes, 0).sum())
+    points = (thresholds - bias) / unit
+    points = points[(points > least - spacing) & (points < most + spacing)]
+    if not len(points):
+        assert after == bias
+        return
+    sums = abs(points).max() + abs(bias) / unit + 3 * np.linalg.norm(codes)
+    clearance = 2.0**-24 * (math.sqrt(features) + 16) * sums
+    count = int(spacing / 2 / grain)
+    away = (points - np.arange(-count, count + 1)[:, np.newaxis] * grain) % spacing
+    best = np.minimum(away, spacing - away).min(axis=1).max()
+    reachable = np.arange(least, most + 1, spacing)
+    nearest = np.abs((thresholds - after) / unit - reachable[:, np.newaxis]).min()
+    assert nearest >= min(clearance, best - clearance / 8) * (1 - 1e-6) - 1e-9
+    assert abs(after - bias) <= unit * spacing / 2 * (1 + 1e-6)
+    again = clear_bias(make(weights, [step], [after]), CODES, target)
+    np.testing.assert_allclose(again[0], after, rtol=1e-12)
+
+
+def on_ties(quantizer) -> tf.keras.Model:
+    """Return a network whose second convolution has the sum 1 on a threshold in every channel."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((8, 8, 3))
+    x = CGPACT(2, 1.9)(convolution(inputs, 32, 3, weight_bits=8, name="first"))
+    x = quantizer(convolution(x, 16, 3, weight_bits=1, name="second"))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(x)))
+    network = lower(model)
+    node, source = network["second"], network[network["second"].inputs[0]]
+    step = float(network.consumers()["second"][0].grid.step)
+    tie = 0.5 * step - node.step * float(source.grid.step)
+    model.get_layer("second_bn").beta.assign_add(tie - node.bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    "quantizer", [CGPACT(2, 2.0), CGPACT(8, 3.0, signed=True)], ids=["2 bits", "8 bits signed"]
+)
+def test_keras_and_a_binarized_file_agree_once_no_sum_is_on_a_tie(tmp_path, quantizer):
+    model = on_ties(quantizer)
+    images = images_for(model, 32)
+    differences = {}
+    for snap in (False, True):
+        report = to_lce(model, tmp_path / f"{snap}.tflite", snap=snap)
+        compared = tf.keras.models.load_model(report.snapped) if snap else model
+        result = parity(compared, report.path, images)
+        assert result.first_diverging is None
+        differences[snap] = result.logit_difference["keras_file"]
+        # The file is that of the model before snapping, too.
+        assert parity(model, report.path, images).logit_difference["simulation_file"] < 1e-4
+    assert differences[True] < 1e-5 < 1e-4 < differences[False]
+    moved = {shift.layer: shift.largest for shift in report.shifts}
+    network = lower(model)
+    unit = network["second"].step * float(network[network["second"].inputs[0]].grid.step)
+    assert 0 < moved["second"] <= unit.max() / 2
+
+
+def test_a_plan_moves_what_one_activation_rounds_and_only_if_asked():
+    network = lower(on_ties(CGPACT(2, 2.0)))
+    bias = network["second"].bias
+    assert np.all(plan(network, plane_limit=9)["second"].bias != bias)
+    np.testing.assert_array_equal(plan(network, plane_limit=9, clear=False)["second"].bias, bias)
+    # A sum that is added in float before it is rounded meets no threshold itself.
+    added = lower(small_network(weight_bits=1, residual_bits=None))
+    np.testing.assert_array_equal(plan(added, plane_limit=9)["second"].bias, added["second"].bias)
