@@ -1,6 +1,7 @@
 """Disentangled Loss Quantization-Aware Training in Keras: low-bit networks that run on a phone."""
 
 from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
+from dlqat_tf.convert import ConversionError, ConversionReport, quantize
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
@@ -12,6 +13,8 @@ __all__ = [
     "CGPACT",
     "PACT",
     "AMSLoss",
+    "ConversionError",
+    "ConversionReport",
     "CosineHead",
     "GMLoss",
     "GaussianMixtureHead",
@@ -20,5 +23,6 @@ __all__ = [
     "SATWeights",
     "SymmetricWeights",
     "export",
+    "quantize",
     "resnet18",
 ]

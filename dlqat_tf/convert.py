@@ -1,0 +1,993 @@
+"""Bring your own model: a float Keras model in, a DL-QAT model out, weights carried over.
+
+The source is read as a list of calls, nested models flattened. From it follows where codes are
+needed, hence where quantizers stand; a second walk builds the new model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import larq as lq
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+from dlqat_tf.export.report import Report
+from dlqat_tf.heads import Head
+from dlqat_tf.models.resnet import EDGE_BITS, HEADS
+from dlqat_tf.quantizers import CGPACT, SATWeights, SymmetricWeights
+from dlqat_tf.quantizers.base import check_bits
+from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
+
+_layers = tf.keras.layers
+
+_QUANTIZED = {
+    _layers.Conv2D: lq.layers.QuantConv2D,
+    _layers.DepthwiseConv2D: lq.layers.QuantDepthwiseConv2D,
+    _layers.Dense: lq.layers.QuantDense,
+}
+_POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
+# What moves values and changes none: codes in, codes out.
+_MOVING = (
+    _layers.Concatenate,
+    _layers.Dropout,
+    _layers.Flatten,
+    _layers.MaxPool2D,
+    _layers.SpatialDropout2D,
+    _layers.ZeroPadding2D,
+)
+_WIDTHS = {"weight_bits": 1, "activation_bits": 1, "residual_bits": 2}  # and the lowest of each
+_REACH = 1.0  # largest latent weight: beyond it the slope of tanh is less than 0.42
+
+
+class ConversionError(ValueError):
+    """The model cannot be converted as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of one layer.
+
+    Attributes:
+        layer: Name in the source; ``model_layer`` where two nested models use one name.
+        was: Class in the source.
+        became: Class in the result, or "dropped".
+        weight_bits: Width of its weights, None where it has none or they stay float.
+        activation_bits: Width of the quantizer of its output, None without one.
+        note: What was inserted or moved, what stayed and why.
+    """
+
+    layer: str
+    was: str
+    became: str
+    weight_bits: int | None
+    activation_bits: int | None
+    note: str
+
+
+@dataclass(frozen=True)
+class ConversionReport(Report):
+    """What became of every layer of a model.
+
+    Attributes:
+        conversions: One entry per source layer, in the order of computation.
+        ranges: Ranges that were measured on images, by quantizer.
+        notes: What concerns the whole model.
+    """
+
+    conversions: list[Conversion]
+    ranges: dict[str, float]
+    notes: list[str]
+
+    def tables(self):
+        table = Table(title="Conversion", title_justify="left")
+        for column in ("layer", "was", "became", "weights", "outputs", "note"):
+            table.add_column(column, overflow="fold")
+        for each in self.conversions:
+            widths = (each.weight_bits, each.activation_bits)
+            shown = ("" if bits is None else str(bits) for bits in widths)
+            table.add_row(each.layer, each.was, each.became, *shown, each.note)
+        return [table, *self.notes]
+
+
+def quantize(
+    model: tf.keras.Model,
+    weight_bits: int = 1,
+    activation_bits: int = 2,
+    head: str | None = "gml",
+    overrides: dict[str, dict[str, int] | str] | None = None,
+    residual_bits: int | None = 8,
+    *,
+    images=None,
+    labels=None,
+    batch_size: int = 64,
+) -> tuple[tf.keras.Model, ConversionReport]:
+    r"""Turn a float model into a DL-QAT model that starts from its weights.
+
+    Convolutions and dense layers get SAT weights, ReLU and ReLU6 become CG-PACT, and the last dense
+    layer becomes the head that the loss asks for. A softmax after it is dropped: losses take
+    logits. Nested models are flattened, a layer that is called twice stays one layer.
+
+    Weights are carried over so that the quantized ones, Q, are the nearest up to a factor a per
+    output channel, which goes into the batch norm that follows (one is inserted where none does):
+
+    .. math:: L = \operatorname{artanh}\Big(t \frac{W}{\max|W|}\Big), \qquad
+        a = \frac{\langle W, Q \rangle}{\langle Q, Q \rangle}, \qquad
+        \mu' = \mu / a, \quad \sigma'^2 = \sigma^2 / a^2
+
+    with the maximum per output channel and :math:`t = \tanh \min(\max|W|, 1)` over the tensor; at
+    one bit a is that of BWN (Rastegari et al. 2016, arXiv 1603.05279, eq. 6).
+
+    Int8 kernels need codes wherever they read, so outputs that no ReLU rounds (linear bottlenecks,
+    residual branches, sums) get a quantizer of ``residual_bits`` where an add, a pool, a batch norm
+    of its own or a weighted layer reads them; signed, unless they cannot be negative.
+
+    Args:
+        model: Functional or Sequential model; it is not changed.
+        weight_bits: 1 to 8 for hidden layers, 32 for clamped float weights. Layers that read an
+            input, and the last ones, have 8.
+        activation_bits: 1 to 8 for hidden activations, 32 for none. What feeds the last layer has
+            8.
+        head: "linear" (cross-entropy), "cosine" (AMSLoss) or "gml" (GMLoss). None keeps the last
+            layer's form, outputs and scale, with 8-bit weights.
+        overrides: By layer name or pattern (``fnmatch``): ``"float"`` keeps the layer as it is;
+            a dict sets its ``weight_bits``, the ``activation_bits`` of the ReLU that it is or has,
+            the ``residual_bits`` of the quantizer after it. Of several that match, later ones win,
+            width by width. Nested models match as a whole too.
+        residual_bits: 2 to 8, or 32 for quantizers that do not round, or None for none of them.
+        images: Training images as the model takes them, a few hundred (a list for several inputs).
+            They set activation ranges, the statistics of batch norms, and the head.
+        labels: Classes of the images, integers (images,). For "gml" and "cosine".
+        batch_size: Images that are run at once.
+
+    Returns:
+        The model, not compiled, whose layers have the source's names, and the report. A head
+        outputs logits.
+
+    Raises:
+        ConversionError: A layer has no quantized form (the message names all of them, the reasons
+            and the overrides that keep them float), an override fits nothing, or an argument is not
+            as above.
+    """
+    widths = dict(
+        weight_bits=weight_bits, activation_bits=activation_bits, residual_bits=residual_bits
+    )
+    for name, bits in widths.items():
+        if name != "residual_bits" or bits is not None:
+            check_bits(bits, lowest=_WIDTHS[name])
+    if head is not None and head not in HEADS:
+        raise ConversionError(
+            f"Expected head to be one of {', '.join(HEADS)}, or None. Received: head={head!r}."
+        )
+    if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
+        raise ConversionError(
+            "Expected a functional or Sequential Keras model with a known input shape. Received: "
+            f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
+            "network with tf.keras.Model(inputs, outputs)."
+        )
+    data = None if images is None else _Data(model, images, labels, batch_size)
+    if data is None and labels is not None:
+        raise ConversionError("Expected images along with labels. Received: labels only.")
+    network = _Network(model, _Overrides(overrides or {}), head, widths)
+    builder = _Builder(model, network)
+    builder.carry_weights()
+    ranges = {}
+    if data is not None:
+        ranges = builder.measure(data)
+    if network.head is not None:
+        builder.fill_head(data)
+    return builder.model, builder.report(data, ranges)
+
+
+class _Data:
+    """Images, and labels where there are any, in batches."""
+
+    def __init__(self, model, images, labels, batch_size):
+        self.arrays = [np.asarray(array) for array in tf.nest.flatten(images)]
+        expected = [tuple(tensor.shape) for tensor in model.inputs]
+        received = [array.shape for array in self.arrays]
+        fits = (
+            len(expected) == len(received)
+            and all(
+                len(want) == len(have)
+                and have[0] == received[0][0] > 0
+                # A fixed batch size says nothing about how many images there are.
+                and all(w in (None, h) for w, h in zip(want[1:], have[1:], strict=True))
+                for want, have in zip(expected, received, strict=True)
+            )
+        )
+        if not fits:
+            raise ConversionError(
+                f"Expected images of shapes {expected}, equally many for each input of the model. "
+                f"Received: {received}."
+            )
+        self.labels = None if labels is None else np.asarray(labels)
+        count = received[0][0]
+        if labels is not None and (
+            self.labels.shape not in ((count,), (count, 1))
+            or not np.issubdtype(self.labels.dtype, np.integer)
+        ):
+            raise ConversionError(
+                f"Expected one integer class per image, shape ({count},). Received: "
+                f"{self.labels.dtype} of shape {self.labels.shape}."
+            )
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __iter__(self) -> Iterator[list[tf.Tensor]]:
+        for start in range(0, len(self), self.batch_size):
+            yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
+
+    def outputs(self, model: tf.keras.Model) -> np.ndarray:
+        """Return the output of a model for all images."""
+        return np.concatenate([np.asarray(model(tf.nest.flatten(batch))) for batch in self])
+
+
+class _Overrides:
+    """The user's exceptions, by layer name."""
+
+    def __init__(self, rules: dict[str, dict[str, int] | str]):
+        for pattern, rule in rules.items():
+            if rule == "float":
+                continue
+            if not isinstance(rule, dict) or not rule or not set(rule) <= set(_WIDTHS):
+                raise ConversionError(
+                    f'Expected the override of {pattern!r} to be "float" or a dict of '
+                    f"{', '.join(_WIDTHS)}. Received: {rule!r}."
+                )
+            for name, bits in rule.items():
+                check_bits(bits, lowest=_WIDTHS[name])
+        self.rules = rules
+
+    def of(self, name: str) -> dict[str, int] | str:
+        """Return what holds for a layer: later matches win, width by width."""
+        found: dict[str, int] | str = {}
+        for pattern, rule in self.rules.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                found = rule if rule == "float" or found == "float" else {**found, **rule}
+        return found
+
+    def check(self, names: Iterable[str], having: dict[str, set[str]]) -> None:
+        """Raise for rules without effect.
+
+        Args:
+            names: All layers.
+            having: By width, the layers that have it.
+        """
+        names = list(names)
+        for pattern, rule in self.rules.items():
+            matched = fnmatch.filter(names, pattern)
+            if not matched:
+                close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+                advice = f" Close names: {', '.join(map(repr, close))}." if close else ""
+                raise ConversionError(f"The override {pattern!r} matches no layer.{advice}")
+            for width in [] if rule == "float" else rule:
+                if not having[width].intersection(matched):
+                    raise ConversionError(
+                        f"The override {pattern!r} sets {width}, which none of the layers that it "
+                        f"matches has: {', '.join(matched)}."
+                    )
+
+
+_Value = tuple["_Call", int]  # an output of a call
+
+
+@dataclass(eq=False, repr=False)
+class _Call:
+    """One call of a source layer."""
+
+    layer: tf.keras.layers.Layer
+    name: str
+    role: str
+    node: object = None
+    inputs: list[_Value] = field(default_factory=list)
+    readers: list[_Call] = field(default_factory=list)
+
+    def apply(self, layer, tensors: list):
+        """Call ``layer`` as the source was called, on other tensors."""
+        by_id = defaultdict(list)
+        for source, tensor in zip(self.node.keras_inputs, tensors, strict=True):
+            by_id[str(id(source))].append(tensor)
+        arguments, keywords = self.node.map_arguments(by_id)
+        return tf.nest.flatten(layer(*arguments, **keywords))
+
+
+@dataclass(eq=False, repr=False)
+class _Place:
+    """A quantizer of activations: where it stands for which calls, and what it is."""
+
+    name: str
+    bits: int
+    signed: bool
+    ceiling: float
+
+    def make(self):
+        if self.bits == 32 and self.ceiling < math.inf:
+            return _layers.ReLU(self.ceiling, name=self.name)
+        return CGPACT(self.bits, min(8.0, self.ceiling), self.signed, name=self.name)
+
+
+def _ceiling(activation) -> float | None:
+    """Return the upper end of a ReLU, which may be infinite, or None if it is something else."""
+    if type(activation) is _layers.Activation:
+        activation = activation.activation
+    if type(activation) is _layers.ReLU:
+        plain = not activation.negative_slope and not activation.threshold
+        maximum = activation.max_value
+        return (math.inf if maximum is None else float(maximum)) if plain else None
+    if activation in (tf.keras.activations.relu, tf.nn.relu):
+        return math.inf
+    return 6.0 if activation is tf.nn.relu6 else None
+
+
+def _is_linear(activation) -> bool:
+    return activation in (None, tf.keras.activations.linear)
+
+
+def _is_softmax(activation) -> bool:
+    return activation in (tf.keras.activations.softmax, tf.nn.softmax)
+
+
+def _role(layer) -> str:
+    """Return the part that a layer plays; "unknown" where it has no quantized form."""
+    kind = type(layer)
+    if kind in _QUANTIZED:
+        return "weighted"
+    if kind in _POOLS:
+        return "pool"
+    if kind in _MOVING or (kind is _layers.Activation and _is_linear(layer.activation)):
+        return "moving"
+    if kind is _layers.ReLU or _ceiling(layer) is not None:
+        return "relu"
+    if kind is _layers.Softmax or (kind is _layers.Activation and _is_softmax(layer.activation)):
+        return "softmax"
+    names = {
+        _layers.Add: "add",
+        _layers.BatchNormalization: "norm",
+        _layers.Rescaling: "rescaling",
+    }
+    return names.get(kind, "unknown")
+
+
+class _Network:
+    """The source as a list of calls, and where its quantizers belong.
+
+    Attributes:
+        calls: In the order of computation, nested models flattened.
+        outputs: What the model returns.
+        head: The call that becomes the head, or None.
+        head_kind: Its name in ``HEADS``.
+        dropped: Calls that are left out.
+        places: The quantizer after each call that has one.
+        norms: By weighted layer, the batch norms that take its scale; empty where one is inserted.
+        ends: Weighted layers that no other weighted layer follows.
+    """
+
+    def __init__(self, model, overrides: _Overrides, head: str | None, widths: dict):
+        self.overrides = overrides
+        self.widths = widths
+        self.calls: list[_Call] = []
+        self._names: dict[tf.keras.layers.Layer, str] = {}
+        sources = []
+        for tensor in model.inputs:
+            layer = tensor.node.layer
+            self.calls.append(_Call(layer, self._name(layer, ""), "input"))
+            sources.append((self.calls[-1], 0))
+        self.inputs = [call for call, _ in sources]
+        self.outputs = self._flatten(model, sources, "")
+        self.of: dict[tf.keras.layers.Layer, list[_Call]] = defaultdict(list)
+        for call in self.calls:
+            self.of[call.layer].append(call)
+            for source, _ in call.inputs:
+                source.readers.append(call)
+        self.ends = {
+            call.layer
+            for call in self.calls
+            if type(call.layer) in _QUANTIZED and not self._weighted_after(call.layer)
+        }
+        self.head, self.head_kind, self.dropped = None, head, set()
+        if head is not None:
+            self._find_head()
+        self._settle_roles()
+        self.norms = {
+            layer: self._norms(layer)
+            for layer, calls in self.of.items()
+            if calls[0].role == "weighted"
+        }
+        self.places: dict[_Call, _Place] = {}
+        self._find_places()
+        self._check_overrides()
+
+    def first(self, call: _Call) -> bool:
+        """Return whether any call of this call's layer reads an input of the model."""
+        return any(self._from_input(each.inputs) for each in self.of[call.layer])
+
+    def weight_bits(self, call: _Call) -> int:
+        """Return the width of a weighted layer."""
+        at_end = self.first(call) or call.layer in self.ends
+        bits = self.widths["weight_bits"]
+        default = EDGE_BITS if at_end and bits != 32 else bits
+        return self._width(call, "weight_bits", default)
+
+    def keeps_scale(self, call: _Call) -> bool:
+        """Return whether no batch norm may follow: what the model returns keeps its scale."""
+        return call.layer in self.ends and not self.norms[call.layer]
+
+    def fused(self, call: _Call) -> float | None:
+        """Return the ceiling of the ReLU inside a hidden weighted layer, None without one."""
+        if call.role != "weighted" or call.layer in self.ends:
+            return None
+        return _ceiling(call.layer.activation)
+
+    # Reading the model.
+
+    def _name(self, layer, parent: str) -> str:
+        if layer not in self._names:
+            self._names[layer] = _unique(layer.name, parent, self._names.values())
+        return self._names[layer]
+
+    def _flatten(self, model, sources: list[_Value], parent: str) -> list[_Value]:
+        values = {id(tensor): value for tensor, value in zip(model.inputs, sources, strict=True)}
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    continue
+                layer, inputs = node.layer, [values[id(tensor)] for tensor in node.keras_inputs]
+                name, produced = self._name(layer, parent), tf.nest.flatten(node.outputs)
+                if hasattr(layer, "_nodes_by_depth") and self.overrides.of(name) != "float":
+                    outputs = self._flatten(layer, inputs, name)
+                else:
+                    self.calls.append(_Call(layer, name, _role(layer), node, inputs))
+                    outputs = [(self.calls[-1], i) for i in range(len(produced))]
+                for tensor, value in zip(produced, outputs, strict=True):
+                    values[id(tensor)] = value
+        return [values[id(tensor)] for tensor in model.outputs]
+
+    # Who reads whom.
+
+    def _reached(self, call: _Call, through: Iterable[str] | None = None) -> set[_Call]:
+        """Return the calls downstream, not beyond those whose role is not in ``through``."""
+        found: set[_Call] = set()
+        rest = list(call.readers)
+        while rest:
+            reader = rest.pop()
+            if reader not in found:
+                found.add(reader)
+                if through is None or reader.role in through:
+                    rest.extend(reader.readers)
+        return found
+
+    def _weighted_after(self, layer) -> bool:
+        return any(
+            type(after.layer) in _QUANTIZED or (after.role == "unknown" and after.layer.weights)
+            for call in self.of[layer]
+            for after in self._reached(call)
+        )
+
+    def _feeds_end(self, call: _Call) -> bool:
+        return any(r.layer in self.ends for r in self._reached(call, ("moving", "pool")))
+
+    def _from_input(self, inputs: list[_Value]) -> bool:
+        return any(
+            source.role == "input"
+            or (source.role in ("moving", "rescaling") and self._from_input(source.inputs))
+            for source, _ in inputs
+        )
+
+    def _never_negative(self, call: _Call) -> bool:
+        if call.role in ("moving", "pool", "add"):
+            return all(self._never_negative(source) for source, _ in call.inputs)
+        return call.role == "relu" or self.fused(call) is not None
+
+    def _norms(self, layer) -> list[tf.keras.layers.Layer]:
+        """Return the batch norms that alone read a weighted layer, and nothing else."""
+        found = []
+        for call in self.of[layer]:
+            alone = len(call.readers) == 1 and (call, 0) not in self.outputs
+            if not alone or call.readers[0].role != "norm" or not _is_linear(layer.activation):
+                return []
+            found.append(call.readers[0].layer)
+        every = [call for norm in found for call in self.of[norm]]
+        return found if all(call.inputs[0][0].layer is layer for call in every) else []
+
+    # Head, problems, quantizers.
+
+    def _find_head(self) -> None:
+        if len(self.outputs) != 1:
+            raise ConversionError(
+                f"Expected a model with one output, the class scores. Received: "
+                f"{len(self.outputs)}. Pass head=None to keep them as they are."
+            )
+        call, dropped = self.outputs[0][0], set()
+        while call.role == "softmax" or (
+            call.role == "moving" and type(call.layer) is _layers.Activation
+        ):
+            dropped.add(call)
+            call = call.inputs[0][0]
+        if self.overrides.of(call.name) == "float":
+            return
+        layer = call.layer
+        if (
+            type(layer) is not _layers.Dense
+            or len(self.of[layer]) > 1
+            or len(call.node.outputs.shape) != 2
+            or not (_is_linear(layer.activation) or _is_softmax(layer.activation))
+        ):
+            raise ConversionError(
+                "Expected a model that ends in a Dense layer of class scores, with or without a "
+                f"softmax, for head={self.head_kind!r} to replace. Received: a model that ends in "
+                f"{call.name!r} ({type(layer).__name__}). Pass head=None to keep its output."
+            )
+        self.head, self.dropped = call, dropped
+
+    def _reason(self, call: _Call) -> str | None:
+        """Return why a layer has no quantized form, None where it has one."""
+        layer, kind = call.layer, type(call.layer)
+        shape = layer.get_output_shape_at(0) if call.node else None
+        if call.role == "unknown":
+            if isinstance(layer, tf.keras.Model):
+                return "subclassed models have no list of layers"
+            if kind in _QUANTIZED.values() or isinstance(layer, (Head, lq.quantizers.Quantizer)):
+                return "it is quantized already"
+            return f"{kind.__name__} layers have no quantized form here"
+        if getattr(layer, "data_format", "channels_last") != "channels_last":
+            return "its data_format is not channels_last"
+        if call.role == "weighted" and not _is_linear(layer.activation):
+            if self.fused(call) is None and layer not in self.ends:
+                name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+                return f"its activation is {name!r}; ReLU and ReLU6 have quantizers"
+        if call.role == "relu" and _ceiling(layer) is None:
+            return "it has a slope or a threshold; ReLU and ReLU6 have quantizers"
+        if call.role == "softmax" and call.readers and call not in self.dropped:
+            return "a softmax that is not the end of the model has no quantized form here"
+        if call.role == "rescaling" and not self._from_input(call.inputs):
+            return "it rescales something else than an input"
+        if call.role == "norm" or kind is _layers.Concatenate:
+            axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
+            if axis not in (-1, len(shape) - 1):
+                return f"its axis is {axis}, not the channels"
+        return None
+
+    def _settle_roles(self) -> None:
+        """Give what stays float the role "kept", or say what cannot be converted."""
+        problems: dict[str, str] = {}
+        for call in self.calls:
+            reason = self._reason(call)
+            is_kept = self.overrides.of(call.name) == "float" and call not in self.dropped
+            if is_kept and (reason or call.role in ("weighted", "relu", "add")):
+                call.role = "kept"
+            elif reason:
+                problems[call.name] = f"{call.name!r} ({type(call.layer).__name__}): {reason}"
+        if problems:
+            skipping = ", ".join(f'{name!r}: "float"' for name in problems)
+            raise ConversionError(
+                f"{len(problems)} of {len(self.of)} layers cannot be quantized.\n- "
+                + "\n- ".join(problems.values())
+                + f"\nTo keep them as they are, in float: overrides={{{skipping}}}."
+            )
+
+    def _find_places(self) -> None:
+        groups: dict[tuple, list[_Call]] = defaultdict(list)
+        for call in self.calls:
+            if call is self.head or call in self.dropped:
+                continue
+            if call.role == "relu":
+                # One per place, and the same where the same shared layer comes before.
+                groups["activation_bits", call.layer, call.inputs[0][0].layer].append(call)
+            elif self.fused(call) is not None:
+                groups["activation_bits", call.layer].append(call)
+            elif call.role in ("weighted", "norm", "add", "pool", "kept") and self._wanted(call):
+                groups["residual_bits", call.layer].append(call)
+        taken = set(self._names.values())
+        for (width, *_), calls in groups.items():
+            call = calls[0]
+            default = self.widths[width]
+            if any(map(self._feeds_end, calls)) and default not in (None, 32):
+                default = EDGE_BITS
+            bits = self._width(call, width, default)
+            if bits is None:
+                continue
+            name = call.name
+            if width == "residual_bits":
+                name, ceiling = f"{name}_residual", math.inf
+            elif call.role == "relu":
+                ceiling = _ceiling(call.layer)
+            else:
+                name, ceiling = f"{name}_act", self.fused(call)
+            is_new = call.role == "relu" and not any(name == p.name for p in self.places.values())
+            name = name if is_new else _unique(name, "", taken)
+            taken.add(name)
+            signed = width == "residual_bits" and not all(map(self._never_negative, calls))
+            place = _Place(name, bits, signed, ceiling)
+            self.places.update(dict.fromkeys(calls, place))
+
+    def _wanted(self, call: _Call, origin: _Call | None = None) -> bool:
+        """Return whether anything reads the output of ``origin``, through ``call``, as codes."""
+        origin = origin or call
+        return any(self._wants_codes(reader, call, origin) for reader in call.readers)
+
+    def _wants_codes(self, reader: _Call, call: _Call, origin: _Call) -> bool:
+        if reader.role == "moving":
+            return self._wanted(reader, origin)
+        if reader.role == "weighted":
+            # What follows the last quantizer runs in float.
+            return not (origin.role == "pool" and reader.layer in self.ends)
+        if reader.role == "norm":
+            folds = type(call.layer) in _QUANTIZED or call.role == "norm"
+            return not (folds and len(call.readers) == 1)
+        return reader.role in ("add", "pool")
+
+    def _width(self, call: _Call, width: str, default: int | None) -> int | None:
+        rule = self.overrides.of(call.name)
+        return default if rule == "float" else rule.get(width, default)
+
+    def _check_overrides(self) -> None:
+        having: dict[str, set[str]] = {width: set() for width in _WIDTHS}
+        for call in self.calls:
+            if call.role == "weighted":
+                having["weight_bits"].add(call.name)
+            if call in self.places:
+                is_relu = call.role == "relu" or self.fused(call) is not None
+                having["activation_bits" if is_relu else "residual_bits"].add(call.name)
+        self.overrides.check(self._names.values(), having)
+
+
+def _unique(name: str, parent: str, taken: Iterable[str]) -> str:
+    """Return a name that is not taken, with that of the parent before it where there is one."""
+    if name in taken and parent:
+        name = f"{parent}_{name}"
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate
+
+
+class _Builder:
+    """Makes the new model, and gives it the source's weights.
+
+    Attributes:
+        model: The result.
+    """
+
+    def __init__(self, model, network: _Network):
+        self._source = model
+        self._network = network
+        self._made: dict[object, tf.keras.layers.Layer] = {}
+        self._taken = {call.name for call in network.calls}
+        self._taken |= {place.name for place in network.places.values()}
+        self._absorbing = {norm for norms in network.norms.values() for norm in norms}
+        self._notes: dict[tf.keras.layers.Layer, list[str]] = defaultdict(list)
+        inputs = tf.nest.map_structure(
+            lambda tensor: tf.keras.Input(
+                tensor.shape[1:], tensor.shape[0], tensor.node.layer.name, tensor.dtype
+            ),
+            model.input,
+        )
+        values = {
+            (call, 0): tensor
+            for call, tensor in zip(network.inputs, tf.nest.flatten(inputs), strict=True)
+        }
+        for call in network.calls:
+            if call.role != "input":
+                outputs = self._outputs(call, [values[value] for value in call.inputs])
+                values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
+        outputs = tf.nest.pack_sequence_as(model.output, [values[v] for v in network.outputs])
+        self.model = tf.keras.Model(inputs, outputs, name=model.name)
+
+    def _outputs(self, call: _Call, inputs: list) -> list:
+        network = self._network
+        if call in network.dropped:
+            return inputs
+        if call is network.head:
+            return [self._once(call.layer, lambda: self._head(call))(inputs[0])]
+        if call.role == "weighted":
+            outputs = [self._once(call.layer, lambda: self._weighted(call))(inputs[0])]
+            if not network.keeps_scale(call) and not network.norms[call.layer]:
+                outputs = [self._once((call.layer, "norm"), lambda: self._norm(call))(outputs[0])]
+        elif call.role == "relu":
+            outputs = inputs
+        else:
+            layer = self._once(call.layer, lambda: self._copy(call))
+            outputs = call.apply(layer, inputs)
+            if call.role != "norm":
+                layer.set_weights(call.layer.get_weights())
+        place = network.places.get(call)
+        if place is not None:
+            outputs = [self._once(place, place.make)(x) for x in outputs]
+        return outputs
+
+    def _once(self, key, make):
+        """Return the layer that stands for ``key``, made when first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _copy(self, call: _Call):
+        config = {**call.layer.get_config(), "name": call.name}
+        if call.layer in self._absorbing:
+            config |= {"scale": True, "center": True}
+        return type(call.layer).from_config(config)
+
+    def _head(self, call: _Call):
+        return HEADS[self._network.head_kind](
+            call.layer.units,
+            self._network.weight_bits(call),
+            kernel_regularizer=call.layer.kernel_regularizer,
+            trainable=call.layer.trainable,
+            name=call.name,
+        )
+
+    def _weighted(self, call: _Call):
+        config = {**call.layer.get_config(), "name": call.name}
+        bits = self._network.weight_bits(call)
+        if self._network.keeps_scale(call):
+            quantizer = SymmetricWeights(bits)
+        else:
+            quantizer = SATWeights(bits)
+            config |= {"activation": None, "use_bias": False}
+        return _QUANTIZED[type(call.layer)].from_config(
+            {**config, _weight_names(call.layer)[1]: quantizer}
+        )
+
+    def _norm(self, call: _Call):
+        name = _unique(f"{call.name}_bn", "", self._taken)
+        self._taken.add(name)
+        return _layers.BatchNormalization(
+            momentum=0.9,
+            epsilon=1e-5,
+            trainable=call.layer.trainable,
+            dtype=call.layer.dtype_policy,
+            name=name,
+        )
+
+    def carry_weights(self) -> None:
+        """Give every layer but the head the source's weights."""
+        for layer, (call, *_) in self._network.of.items():
+            if call.role == "norm" and layer not in self._absorbing:
+                _set_norm(self._made[layer], layer, 1.0, 0.0)
+            if call.role != "weighted" or call is self._network.head:
+                continue
+            made = self._made[layer]
+            if self._network.keeps_scale(call):
+                made.set_weights(layer.get_weights())
+                continue
+            variable, quantizer = _weight_names(layer)
+            kernel = np.float64(getattr(layer, variable))
+            # A depthwise kernel's last two axes are the output channels.
+            axes = tuple(range(kernel.ndim - (2 if "depthwise" in variable else 1)))
+            latents = _latents(kernel, axes)
+            getattr(made, variable).assign(latents)
+            quantized = np.float64(getattr(made, quantizer)(latents))
+            scale = np.ravel(_projection(kernel, quantized, axes))
+            bias = np.float64(layer.bias) if layer.use_bias else 0.0
+            for norm in self._network.norms[layer]:
+                _set_norm(self._made[norm], norm, scale, bias)
+            if not self._network.norms[layer]:
+                # Whatever the statistics, this norm computes scale * x + bias.
+                norm = self._made[layer, "norm"]
+                norm.gamma.assign(scale * np.sqrt(1 + norm.epsilon))
+                norm.beta.assign(np.broadcast_to(bias, scale.shape))
+
+    def measure(self, data: _Data) -> dict[str, float]:
+        """Set ranges and the statistics of batch norms on images; return the ranges."""
+        ranges = self._set_ranges(data)
+        self._measure_norms(data)
+        return ranges
+
+    def _set_ranges(self, data: _Data) -> dict[str, float]:
+        """Start each range where it loses least on what the source computes there."""
+        network = self._network
+        rounding = {place: made for place, made in self._made.items() if isinstance(made, CGPACT)}
+        rounding = {place: made for place, made in rounding.items() if made.bits != 32}
+        seen: dict[_Place, list[np.ndarray]] = {place: [] for place in rounding}
+        generator = np.random.default_rng(0)
+        for batch in data:
+            share = SAMPLE * len(batch[0]) // len(data)
+            for call, outputs in _float_outputs(network, batch):
+                place = network.places.get(call)
+                if place in seen:
+                    seen[place] += [subsample(x.numpy(), share, generator) for x in outputs]
+        return {
+            made.name: set_range(made, subsample(np.concatenate(seen[place]), SAMPLE, generator))
+            for place, made in rounding.items()
+        }
+
+    def _measure_norms(self, data: _Data) -> None:
+        """Give inserted norms the statistics of their inputs, and keep what they compute."""
+        norms = [made for key, made in self._made.items() if isinstance(key, tuple)]
+        if not norms:
+            return
+        inputs = [[node.keras_inputs[0] for node in norm.inbound_nodes] for norm in norms]
+        watched = tf.keras.Model(self.model.inputs, inputs)
+        sums = [[0.0, 0.0, 0] for _ in norms]
+        for batch in data:
+            for total, each in zip(sums, watched(batch), strict=True):
+                for values in tf.nest.flatten(each):
+                    values = np.float64(values).reshape(-1, values.shape[-1])
+                    total[0] += values.sum(axis=0)
+                    total[1] += np.square(values).sum(axis=0)
+                    total[2] += len(values)
+        for norm, (first, second, count) in zip(norms, sums, strict=True):
+            mean = first / count
+            _set_norm(norm, norm, 1.0, 0.0, mean, np.maximum(second / count - mean**2, 0.0))
+
+    def fill_head(self, data: _Data | None) -> None:
+        """Give the head its weights, from the classifier and from features of the images."""
+        network = self._network
+        source, made = network.head.layer, self._made[network.head.layer]
+        kernel = np.float64(source.kernel)
+        bias = np.float64(source.bias) if source.use_bias else np.zeros(kernel.shape[1])
+        if network.head_kind == "linear":
+            made.kernel.assign(_latents(kernel, (0, 1)))
+            quantized = np.float64(made.kernel_quantizer(made.kernel))
+            made.bias.assign(bias / _projection(kernel, quantized, (0, 1)).item())
+            return
+        columns = _mixture_means(kernel, bias) if network.head_kind == "gml" else kernel
+        labels = None if data is None else data.labels
+        features = None
+        if data is not None and (labels is not None or network.head_kind == "cosine"):
+            features = data.outputs(tf.keras.Model(self.model.inputs, made.input))
+        if features is not None and labels is None:
+            labels = data.outputs(self._source).argmax(axis=-1)
+        if features is not None:
+            features = np.float64(features)
+            labels = np.ravel(labels)
+            if labels.min() < 0 or labels.max() >= source.units:
+                raise ConversionError(
+                    f"Expected labels from 0 to {source.units - 1}. Received: "
+                    f"{labels.min()} to {labels.max()}."
+                )
+            if network.head_kind == "cosine":
+                norms = np.linalg.norm(features, axis=1, keepdims=True)
+                features = features / np.maximum(norms, 1e-12)
+            for k in np.unique(labels):
+                columns[:, k] = features[labels == k].mean(axis=0)
+        if network.head_kind == "cosine":
+            # Cosines do not see the length of a column, but the clamp does.
+            columns = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)
+            columns = _latents(columns, (0, 1))
+        made.kernel.assign(columns)
+
+    def report(self, data: _Data | None, ranges: dict[str, float]) -> ConversionReport:
+        """Return what became of each layer."""
+        network = self._network
+        notes = []
+        if data is None:
+            notes.append(
+                "Without images: activation ranges are initial guesses, inserted batch norms have "
+                "mean 0 and variance 1. Pass images, or expect the first steps to find both."
+            )
+        conversions = [
+            self._conversion(layer, calls)
+            for layer, calls in network.of.items()
+            if calls[0].role != "input"
+        ]
+        return ConversionReport(conversions, ranges, notes)
+
+    def _conversion(self, layer, calls: list[_Call]) -> Conversion:
+        network, call = self._network, calls[0]
+        places = list(dict.fromkeys(network.places[c] for c in calls if c in network.places))
+        made = self._made.get(layer)
+        notes = []
+        weight_bits = None
+        if call.role == "weighted":
+            weight_bits = network.weight_bits(call)
+            if network.first(call):
+                notes.append("reads an input")
+            if layer in network.ends:
+                notes.append("last layer")
+            if call is network.head:
+                if _is_softmax(layer.activation):
+                    notes.append("its softmax is dropped: losses take logits")
+            elif (layer, "norm") in self._made:
+                notes.append(f"{self._made[layer, 'norm'].name} inserted for its scale and bias")
+            elif not network.keeps_scale(call):
+                names = ", ".join(norm.name for norm in network.norms[layer])
+                notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
+        elif call.role == "kept":
+            notes.append("stays float: override")
+        elif call.role == "rescaling" and np.any(layer.offset):
+            notes.append("int8 files cannot hold its offset")
+        if call in network.dropped:
+            notes.append("losses take logits")
+        if call.role == "relu":
+            made = self._made[places[0]]
+            notes += [f"also {place.name}" for place in places[1:]]
+        else:
+            notes += [f"outputs rounded by {place.name}" for place in places]
+        if not layer.trainable:
+            notes.append("frozen")
+        return Conversion(
+            layer=call.name,
+            was=type(layer).__name__,
+            became="dropped" if call in network.dropped else type(made).__name__,
+            weight_bits=weight_bits,
+            activation_bits=places[0].bits if places else None,
+            note="; ".join(notes),
+        )
+
+
+def _weight_names(layer) -> tuple[str, str]:
+    """Return the names of a layer's kernel and of its quantizer."""
+    part = "depthwise" if isinstance(layer, _layers.DepthwiseConv2D) else "kernel"
+    return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
+
+
+def _float_outputs(network: _Network, batch: list) -> Iterator[tuple[_Call, list]]:
+    """Run the source on a batch, call by call; outputs are freed after their last reader."""
+    values = {(call, 0): tensor for call, tensor in zip(network.inputs, batch, strict=True)}
+    waiting = {call: len(call.readers) for call in network.calls}
+    for call in network.calls:
+        if call.role == "input":
+            continue
+        outputs = call.apply(call.layer, [values[value] for value in call.inputs])
+        yield call, outputs
+        values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
+        for source, i in call.inputs:
+            waiting[source] -= 1
+            if not waiting[source]:
+                values.pop((source, i), None)
+
+
+def _latents(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the latents that the SAT clamp turns into ``kernel`` over its maximum on ``axes``."""
+    largest = np.abs(kernel).max(axis=axes, keepdims=True)
+    reach = np.tanh(min(largest.max(), _REACH))
+    return np.arctanh(kernel / np.where(largest > 0, largest, 1.0) * reach).astype(np.float32)
+
+
+def _projection(kernel: np.ndarray, quantized: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the factors that bring ``quantized`` nearest to ``kernel``, one beyond ``axes``."""
+    norms = np.square(quantized).sum(axis=axes)
+    return (kernel * quantized).sum(axis=axes) / np.where(norms > 0, norms, 1.0)
+
+
+def _set_norm(made, source, scale, bias, mean=None, variance=None) -> None:
+    """Let a batch norm compute of x what ``source`` computes of ``scale * x + bias``.
+
+    Args:
+        made: Norm to set, with gamma and beta where the source has them.
+        source: Norm to read.
+        scale: Zero or more, per channel; where it is zero gamma is.
+        bias: Per channel.
+        mean: Statistics of x to use, by default those that the source's are of x.
+        variance: The same.
+    """
+    source_mean, source_variance = map(np.float64, (source.moving_mean, source.moving_variance))
+    gain = np.float64(source.gamma) if source.scale else 1.0
+    gain = gain / np.sqrt(source_variance + source.epsilon)
+    offset = (np.float64(source.beta) if source.center else 0.0) - source_mean * gain
+    alive = np.broadcast_to(scale, gain.shape) > 0
+    if mean is None:
+        divisor = np.where(alive, scale, 1.0)
+        mean = np.where(alive, (source_mean - bias) / divisor, 0.0)
+        variance = np.where(alive, source_variance / divisor**2, 1.0)
+    made.moving_mean.assign(mean)
+    made.moving_variance.assign(variance)
+    gain, offset = gain * scale, offset + gain * bias
+    if made.scale:
+        made.gamma.assign(gain * np.sqrt(variance + made.epsilon))
+    if made.center:
+        made.beta.assign(offset + gain * mean)
+
+
+def _mixture_means(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    r"""Return means whose Gaussian mixture has the posterior of a softmax classifier.
+
+    Scores :math:`f \cdot \mu_k - |\mu_k|^2 / 2` with :math:`\mu_k = w_k + c` differ from those of the
+    classifier by a constant where :math:`w_k \cdot c + b_k + |w_k|^2 / 2` is the same for all
+    classes: a linear system for c, which has a solution where the columns are independent.
+    """
+    target = bias + np.square(kernel).sum(axis=0) / 2
+    centred = kernel - kernel.mean(axis=1, keepdims=True)
+    shift = np.linalg.lstsq(centred.T, target.mean() - target, rcond=None)[0]
+    return kernel + shift[:, None]
