@@ -177,12 +177,10 @@ def quantize(
     network = _Network(model, _Overrides(overrides or {}), head, widths)
     builder = _Builder(model, network)
     builder.carry_weights()
-    ranges = {}
-    if data is not None:
-        ranges = builder.measure(data)
+    measured = None if data is None else builder.measure(data)
     if network.head is not None:
-        builder.fill_head(data)
-    return builder.model, builder.report(data, ranges)
+        builder.fill_head(measured, None if data is None else data.labels)
+    return builder.model, builder.report(measured)
 
 
 class _Data:
@@ -225,10 +223,6 @@ class _Data:
     def __iter__(self) -> Iterator[list[tf.Tensor]]:
         for start in range(0, len(self), self.batch_size):
             yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
-
-    def outputs(self, model: tf.keras.Model) -> np.ndarray:
-        """Return the output of a model for all images."""
-        return np.concatenate([np.asarray(model(tf.nest.flatten(batch))) for batch in self])
 
 
 class _Overrides:
@@ -540,10 +534,11 @@ class _Network:
             return f"{kind.__name__} layers have no quantized form here"
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             return "its data_format is not channels_last"
-        if call.role == "weighted" and not _is_linear(layer.activation):
-            if self.fused(call) is None and layer not in self.ends:
-                name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-                return f"its activation is {name!r}; ReLU and ReLU6 have quantizers"
+        activation = getattr(layer, "activation", None)
+        is_hidden = call.role == "weighted" and layer not in self.ends
+        if is_hidden and self.fused(call) is None and not _is_linear(activation):
+            name = getattr(activation, "__name__", type(activation).__name__)
+            return f"its activation is {name!r}; ReLU and ReLU6 have quantizers"
         if call.role == "relu" and _ceiling(layer) is None:
             return "it has a slope or a threshold; ReLU and ReLU6 have quantizers"
         if call.role == "softmax" and call.readers and call not in self.dropped:
@@ -659,7 +654,7 @@ class _Builder:
     """
 
     def __init__(self, model, network: _Network):
-        self._source = model
+        self._factors: dict[tf.keras.layers.Layer, tuple[np.ndarray, np.ndarray]] = {}
         self._network = network
         self._made: dict[object, tf.keras.layers.Layer] = {}
         self._taken = {call.name for call in network.calls}
@@ -678,32 +673,35 @@ class _Builder:
         }
         for call in network.calls:
             if call.role != "input":
-                outputs = self._outputs(call, [values[value] for value in call.inputs])
+                outputs = self._run(call, [values[value] for value in call.inputs])
                 values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
         outputs = tf.nest.pack_sequence_as(model.output, [values[v] for v in network.outputs])
         self.model = tf.keras.Model(inputs, outputs, name=model.name)
 
-    def _outputs(self, call: _Call, inputs: list) -> list:
-        network = self._network
-        if call in network.dropped:
-            return inputs
+    def _run(self, call: _Call, tensors: list) -> list:
+        """Compute what stands for a call."""
+        for layer in self._steps(call):
+            tensors = self._step(call, layer, tensors)
+        return tensors
+
+    def _step(self, call: _Call, layer, tensors: list) -> list:
+        if layer is self._made.get(call.layer):
+            return call.apply(layer, tensors)
+        return [layer(tensor) for tensor in tensors]
+
+    def _steps(self, call: _Call) -> list[tf.keras.layers.Layer]:
+        """Return the layers that stand for a call, one after the other."""
+        network, steps = self._network, []
         if call is network.head:
-            return [self._once(call.layer, lambda: self._head(call))(inputs[0])]
-        if call.role == "weighted":
-            outputs = [self._once(call.layer, lambda: self._weighted(call))(inputs[0])]
+            steps.append(self._once(call.layer, lambda: self._head(call)))
+        elif call.role == "weighted":
+            steps.append(self._once(call.layer, lambda: self._weighted(call)))
             if not network.keeps_scale(call) and not network.norms[call.layer]:
-                outputs = [self._once((call.layer, "norm"), lambda: self._norm(call))(outputs[0])]
-        elif call.role == "relu":
-            outputs = inputs
-        else:
-            layer = self._once(call.layer, lambda: self._copy(call))
-            outputs = call.apply(layer, inputs)
-            if call.role != "norm":
-                layer.set_weights(call.layer.get_weights())
+                steps.append(self._once((call.layer, "norm"), lambda: self._norm(call)))
+        elif call.role != "relu" and call not in network.dropped:
+            steps.append(self._once(call.layer, lambda: self._copy(call)))
         place = network.places.get(call)
-        if place is not None:
-            outputs = [self._once(place, place.make)(x) for x in outputs]
-        return outputs
+        return steps if place is None else [*steps, self._once(place, place.make)]
 
     def _once(self, key, make):
         """Return the layer that stands for ``key``, made when first asked for."""
@@ -752,12 +750,10 @@ class _Builder:
     def carry_weights(self) -> None:
         """Give every layer but the head the source's weights."""
         for layer, (call, *_) in self._network.of.items():
-            if call.role == "norm" and layer not in self._absorbing:
-                _set_norm(self._made[layer], layer, 1.0, 0.0)
-            if call.role != "weighted" or call is self._network.head:
+            made = self._made.get(layer)
+            if made is None or layer in self._absorbing or call is self._network.head:
                 continue
-            made = self._made[layer]
-            if self._network.keeps_scale(call):
+            if call.role != "weighted" or self._network.keeps_scale(call):
                 made.set_weights(layer.get_weights())
                 continue
             variable, quantizer = _weight_names(layer)
@@ -768,100 +764,146 @@ class _Builder:
             getattr(made, variable).assign(latents)
             quantized = np.float64(getattr(made, quantizer)(latents))
             scale = np.ravel(_projection(kernel, quantized, axes))
-            bias = np.float64(layer.bias) if layer.use_bias else 0.0
+            bias = np.float64(layer.bias) if layer.use_bias else np.zeros_like(scale)
+            self._factors[layer] = scale, bias
             for norm in self._network.norms[layer]:
                 _set_norm(self._made[norm], norm, scale, bias)
             if not self._network.norms[layer]:
                 # Whatever the statistics, this norm computes scale * x + bias.
                 norm = self._made[layer, "norm"]
                 norm.gamma.assign(scale * np.sqrt(1 + norm.epsilon))
-                norm.beta.assign(np.broadcast_to(bias, scale.shape))
+                norm.beta.assign(bias)
 
-    def measure(self, data: _Data) -> dict[str, float]:
-        """Set ranges and the statistics of batch norms on images; return the ranges."""
-        ranges = self._set_ranges(data)
-        self._measure_norms(data)
-        return ranges
+    def measure(self, data: _Data) -> _Measured:
+        """Set ranges and the statistics of batch norms on images.
 
-    def _set_ranges(self, data: _Data) -> dict[str, float]:
-        """Start each range where it loses least on what the source computes there."""
+        Ranges start where they lose least on what the source computes. Statistics move by what
+        quantization moves them, from the source's to those of the new model, on these images: with
+        8 bits that is next to nothing, with few it is what keeps the network alive.
+        """
+        rounding = {
+            place: made
+            for place, made in self._made.items()
+            if isinstance(made, CGPACT) and made.bits != 32
+        }
+        measured = self._run_source(data, rounding)
+        for place, made in rounding.items():
+            measured.ranges[made.name] = set_range(made, np.concatenate(measured.samples[place]))
+        measured.features = self._run_result(data, measured.moments)
+        return measured
+
+    def _run_source(self, data: _Data, rounding) -> _Measured:
+        """Run the source on the images, batch by batch."""
         network = self._network
-        rounding = {place: made for place, made in self._made.items() if isinstance(made, CGPACT)}
-        rounding = {place: made for place, made in rounding.items() if made.bits != 32}
-        seen: dict[_Place, list[np.ndarray]] = {place: [] for place in rounding}
+        measured = _Measured({place: [] for place in rounding})
         generator = np.random.default_rng(0)
         for batch in data:
-            share = SAMPLE * len(batch[0]) // len(data)
-            for call, outputs in _float_outputs(network, batch):
+            share = -(-SAMPLE * len(batch[0]) // len(data))
+            values = dict(zip(((call, 0) for call in network.inputs), batch, strict=True))
+            for call in network.calls:
+                if call.role == "input":
+                    continue
+                inputs = _take(values, call)
+                outputs = call.apply(call.layer, inputs)
+                values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
                 place = network.places.get(call)
-                if place in seen:
-                    seen[place] += [subsample(x.numpy(), share, generator) for x in outputs]
-        return {
-            made.name: set_range(made, subsample(np.concatenate(seen[place]), SAMPLE, generator))
-            for place, made in rounding.items()
-        }
+                if place in rounding:
+                    measured.samples[place] += [
+                        subsample(x.numpy(), share, generator) for x in outputs
+                    ]
+                if call is network.head:
+                    measured.predictions += list(np.argmax(outputs[0], axis=-1))
+                if call is not network.of[call.layer][0]:
+                    continue
+                if call.role == "norm":
+                    measured.moments[call.layer].add(inputs[0])
+                elif (call.layer, "norm") in self._made:
+                    measured.moments[call.layer].add(self._linear_output(call, inputs))
+        return measured
 
-    def _measure_norms(self, data: _Data) -> None:
-        """Give inserted norms the statistics of their inputs, and keep what they compute."""
-        norms = [made for key, made in self._made.items() if isinstance(key, tuple)]
-        if not norms:
-            return
-        inputs = [[node.keras_inputs[0] for node in norm.inbound_nodes] for norm in norms]
-        watched = tf.keras.Model(self.model.inputs, inputs)
-        sums = [[0.0, 0.0, 0] for _ in norms]
-        for batch in data:
-            for total, each in zip(sums, watched(batch), strict=True):
-                for values in tf.nest.flatten(each):
-                    values = np.float64(values).reshape(-1, values.shape[-1])
-                    total[0] += values.sum(axis=0)
-                    total[1] += np.square(values).sum(axis=0)
-                    total[2] += len(values)
-        for norm, (first, second, count) in zip(norms, sums, strict=True):
-            mean = first / count
-            _set_norm(norm, norm, 1.0, 0.0, mean, np.maximum(second / count - mean**2, 0.0))
+    def _linear_output(self, call: _Call, inputs: list) -> tf.Tensor:
+        """Return what a weighted layer of the source computes before its activation."""
+        layer = call.layer
 
-    def fill_head(self, data: _Data | None) -> None:
+        def make():
+            linear = type(layer).from_config({**layer.get_config(), "activation": None})
+            linear.build(inputs[0].shape)
+            linear.set_weights(layer.get_weights())
+            return linear
+
+        return self._once((layer, "linear"), make)(inputs[0])
+
+    def _run_result(self, data: _Data, moments: dict) -> np.ndarray | None:
+        """Run the new model layer by layer, correct its batch norms, and return the features."""
+        network = self._network
+        batches = list(zip(*data, strict=True))  # by input of the model
+        values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
+        for call in network.calls:
+            if call.role == "input":
+                continue
+            inputs = _take(values, call)
+            if call is network.head:
+                return np.concatenate(inputs[0])
+            batches = list(zip(*inputs, strict=True))
+            for layer in self._steps(call):
+                if call.layer in moments and isinstance(layer, _layers.BatchNormalization):
+                    self._correct(call, layer, moments.pop(call.layer), batches)
+                batches = [self._step(call, layer, list(tensors)) for tensors in batches]
+            outputs = zip(*batches, strict=True)
+            values |= {(call, i): list(each) for i, each in enumerate(outputs)}
+        return None
+
+    def _correct(self, call: _Call, norm, source: _Moments, batches: list) -> None:
+        """Move a norm's statistics by what quantization moved those of its inputs."""
+        of = call.layer if call.role == "weighted" else call.inputs[0][0].layer
+        is_scaled = call.role == "weighted" or call.layer in self._absorbing
+        scale, bias = self._factors[of] if is_scaled else (np.ones(()), np.zeros(()))
+        divisor = np.where(scale > 0, scale, 1.0)
+        mean, variance = (source.mean - bias) / divisor, source.variance / divisor**2
+        if call.role == "weighted":  # inserted: it has no statistics yet
+            _set_norm(norm, norm, 1.0, 0.0, mean, variance)
+        result = _Moments()
+        for tensors in batches:
+            result.add(tensors[0])
+        alive = (scale > 0) & (variance > 0) & (result.variance > 0)
+        shift = np.where(alive, result.mean - mean, 0.0)
+        norm.moving_mean.assign_add(shift)
+        ratio = np.where(alive, result.variance / np.where(alive, variance, 1.0), 1.0)
+        norm.moving_variance.assign(np.float64(norm.moving_variance) * ratio)
+
+    def fill_head(self, measured: _Measured | None, labels: np.ndarray | None) -> None:
         """Give the head its weights, from the classifier and from features of the images."""
         network = self._network
         source, made = network.head.layer, self._made[network.head.layer]
         kernel = np.float64(source.kernel)
-        bias = np.float64(source.bias) if source.use_bias else np.zeros(kernel.shape[1])
+        bias = np.float64(source.bias) if source.use_bias else np.zeros(source.units)
         if network.head_kind == "linear":
             made.kernel.assign(_latents(kernel, (0, 1)))
             quantized = np.float64(made.kernel_quantizer(made.kernel))
-            made.bias.assign(bias / _projection(kernel, quantized, (0, 1)).item())
+            made.bias.assign(bias / _projection(kernel, quantized, (0, 1)))
             return
-        columns = _mixture_means(kernel, bias) if network.head_kind == "gml" else kernel
-        labels = None if data is None else data.labels
-        features = None
-        if data is not None and (labels is not None or network.head_kind == "cosine"):
-            features = data.outputs(tf.keras.Model(self.model.inputs, made.input))
-        if features is not None and labels is None:
-            labels = data.outputs(self._source).argmax(axis=-1)
-        if features is not None:
-            features = np.float64(features)
-            labels = np.ravel(labels)
+        is_cosine = network.head_kind == "cosine"
+        columns = kernel if is_cosine else _mixture_means(kernel, bias)
+        if measured is not None and (labels is not None or is_cosine):
+            features = np.float64(measured.features)
+            labels = np.ravel(measured.predictions if labels is None else labels)
             if labels.min() < 0 or labels.max() >= source.units:
                 raise ConversionError(
                     f"Expected labels from 0 to {source.units - 1}. Received: "
                     f"{labels.min()} to {labels.max()}."
                 )
-            if network.head_kind == "cosine":
-                norms = np.linalg.norm(features, axis=1, keepdims=True)
-                features = features / np.maximum(norms, 1e-12)
-            for k in np.unique(labels):
-                columns[:, k] = features[labels == k].mean(axis=0)
-        if network.head_kind == "cosine":
-            # Cosines do not see the length of a column, but the clamp does.
-            columns = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-12)
-            columns = _latents(columns, (0, 1))
-        made.kernel.assign(columns)
+            if is_cosine:
+                features = _unit(features, axis=1)
+            for label in np.unique(labels):
+                columns[:, label] = features[labels == label].mean(axis=0)
+        # Cosines do not see the length of a class vector, but the clamp of all of them does.
+        made.kernel.assign(_latents(_unit(columns, axis=0), (0, 1)) if is_cosine else columns)
 
-    def report(self, data: _Data | None, ranges: dict[str, float]) -> ConversionReport:
+    def report(self, measured: _Measured | None) -> ConversionReport:
         """Return what became of each layer."""
         network = self._network
         notes = []
-        if data is None:
+        if measured is None:
             notes.append(
                 "Without images: activation ranges are initial guesses, inserted batch norms have "
                 "mean 0 and variance 1. Pass images, or expect the first steps to find both."
@@ -871,7 +913,7 @@ class _Builder:
             for layer, calls in network.of.items()
             if calls[0].role != "input"
         ]
-        return ConversionReport(conversions, ranges, notes)
+        return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
 
     def _conversion(self, layer, calls: list[_Call]) -> Conversion:
         network, call = self._network, calls[0]
@@ -922,20 +964,59 @@ def _weight_names(layer) -> tuple[str, str]:
     return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
 
 
-def _float_outputs(network: _Network, batch: list) -> Iterator[tuple[_Call, list]]:
-    """Run the source on a batch, call by call; outputs are freed after their last reader."""
-    values = {(call, 0): tensor for call, tensor in zip(network.inputs, batch, strict=True)}
-    waiting = {call: len(call.readers) for call in network.calls}
-    for call in network.calls:
-        if call.role == "input":
-            continue
-        outputs = call.apply(call.layer, [values[value] for value in call.inputs])
-        yield call, outputs
-        values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
-        for source, i in call.inputs:
-            waiting[source] -= 1
-            if not waiting[source]:
-                values.pop((source, i), None)
+class _Moments:
+    """Mean and variance per channel of values that come in batches."""
+
+    def __init__(self):
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: tf.Tensor) -> None:
+        values = np.float64(values).reshape(-1, values.shape[-1])
+        self._count += len(values)
+        self._sum = self._sum + values.sum(axis=0)
+        self._squares = self._squares + np.square(values).sum(axis=0)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._sum / self._count
+
+    @property
+    def variance(self) -> np.ndarray:
+        return np.maximum(self._squares / self._count - self.mean**2, 0.0)
+
+
+@dataclass
+class _Measured:
+    """What was seen on images.
+
+    Attributes:
+        samples: Values of the source where each quantizer will stand.
+        moments: Of the inputs of the source's batch norms, and where one is inserted.
+        predictions: Classes by the source's classifier.
+        ranges: By quantizer.
+        features: What the new head reads.
+    """
+
+    samples: dict[_Place, list[np.ndarray]]
+    moments: dict[tf.keras.layers.Layer, _Moments] = field(
+        default_factory=lambda: defaultdict(_Moments)
+    )
+    predictions: list[int] = field(default_factory=list)
+    ranges: dict[str, float] = field(default_factory=dict)
+    features: np.ndarray | None = None
+
+
+def _take(values: dict[_Value, object], call: _Call) -> list:
+    """Return the inputs of a call, and forget those that no later one reads."""
+    inputs = [values[value] for value in call.inputs]
+    for source, i in call.inputs:
+        if source.readers[-1] is call:
+            values.pop((source, i), None)
+    return inputs
+
+
+def _unit(vectors: np.ndarray, axis: int) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=axis, keepdims=True), 1e-12)
 
 
 def _latents(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -983,9 +1064,10 @@ def _set_norm(made, source, scale, bias, mean=None, variance=None) -> None:
 def _mixture_means(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     r"""Return means whose Gaussian mixture has the posterior of a softmax classifier.
 
-    Scores :math:`f \cdot \mu_k - |\mu_k|^2 / 2` with :math:`\mu_k = w_k + c` differ from those of the
-    classifier by a constant where :math:`w_k \cdot c + b_k + |w_k|^2 / 2` is the same for all
-    classes: a linear system for c, which has a solution where the columns are independent.
+    Scores :math:`f \cdot \mu_k - |\mu_k|^2 / 2` with :math:`\mu_k = w_k + c` differ from those of
+    the classifier by a constant where :math:`w_k \cdot c + b_k + |w_k|^2 / 2` is the same for all
+    classes: a linear system for c, solved exactly where the columns are independent, and in the
+    sense of least squares elsewhere.
     """
     target = bias + np.square(kernel).sum(axis=0) / 2
     centred = kernel - kernel.mean(axis=1, keepdims=True)
