@@ -142,7 +142,8 @@ def quantize(
             width by width. Nested models match as a whole too.
         residual_bits: 2 to 8, or 32 for quantizers that do not round, or None for none of them.
         images: Training images as the model takes them, a few hundred (a list for several inputs).
-            They set activation ranges, the statistics of batch norms, and the head.
+            They set activation ranges, the statistics of batch norms, and the head. The outputs of
+            a layer are held for all of them at once.
         labels: Classes of the images, integers (images,). For "gml" and "cosine".
         batch_size: Images that are run at once.
 
@@ -154,6 +155,7 @@ def quantize(
         ConversionError: A layer has no quantized form (the message names all of them, the reasons
             and the overrides that keep them float), an override fits nothing, or an argument is not
             as above.
+        ValueError: A width is out of range.
     """
     widths = dict(
         weight_bits=weight_bits, activation_bits=activation_bits, residual_bits=residual_bits
@@ -175,6 +177,8 @@ def quantize(
     if data is None and labels is not None:
         raise ConversionError("Expected images along with labels. Received: labels only.")
     network = _Network(model, _Overrides(overrides or {}), head, widths)
+    if data is not None and network.head is not None:
+        data.check_labels(network.head.layer.units)
     builder = _Builder(model, network)
     builder.carry_weights()
     measured = None if data is None else builder.measure(data)
@@ -205,17 +209,30 @@ class _Data:
                 f"Expected images of shapes {expected}, equally many for each input of the model. "
                 f"Received: {received}."
             )
-        self.labels = None if labels is None else np.asarray(labels)
         count = received[0][0]
-        if labels is not None and (
-            self.labels.shape not in ((count,), (count, 1))
-            or not np.issubdtype(self.labels.dtype, np.integer)
-        ):
+        self.labels = None if labels is None else np.asarray(labels)
+        if labels is not None:
+            is_integer = np.issubdtype(self.labels.dtype, np.integer)
+            if self.labels.shape not in ((count,), (count, 1)) or not is_integer:
+                raise ConversionError(
+                    f"Expected one integer class per image, shape ({count},). Received: "
+                    f"{self.labels.dtype} of shape {self.labels.shape}."
+                )
+            self.labels = self.labels.ravel()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConversionError(
-                f"Expected one integer class per image, shape ({count},). Received: "
-                f"{self.labels.dtype} of shape {self.labels.shape}."
+                f"Expected batch_size to be a positive integer. Received: {batch_size!r}."
             )
         self.batch_size = batch_size
+
+    def check_labels(self, classes: int) -> None:
+        """Raise for a label that is none of the classes."""
+        if self.labels is None or 0 <= self.labels.min() <= self.labels.max() < classes:
+            return
+        raise ConversionError(
+            f"Expected labels from 0 to {classes - 1}. Received: {self.labels.min()} to "
+            f"{self.labels.max()}."
+        )
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -557,7 +574,8 @@ class _Network:
         for call in self.calls:
             reason = self._reason(call)
             is_kept = self.overrides.of(call.name) == "float" and call not in self.dropped
-            if is_kept and (reason or call.role in ("weighted", "relu", "add")):
+            is_output = call.role == "relu" and not call.readers
+            if is_output or (is_kept and (reason or call.role in ("weighted", "relu", "add"))):
                 call.role = "kept"
             elif reason:
                 problems[call.name] = f"{call.name!r} ({type(call.layer).__name__}): {reason}"
@@ -660,7 +678,6 @@ class _Builder:
         self._taken = {call.name for call in network.calls}
         self._taken |= {place.name for place in network.places.values()}
         self._absorbing = {norm for norms in network.norms.values() for norm in norms}
-        self._notes: dict[tf.keras.layers.Layer, list[str]] = defaultdict(list)
         inputs = tf.nest.map_structure(
             lambda tensor: tf.keras.Input(
                 tensor.shape[1:], tensor.shape[0], tensor.node.layer.name, tensor.dtype
@@ -673,18 +690,15 @@ class _Builder:
         }
         for call in network.calls:
             if call.role != "input":
-                outputs = self._run(call, [values[value] for value in call.inputs])
-                values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
+                tensors = [values[value] for value in call.inputs]
+                for layer in self._steps(call):
+                    tensors = self._step(call, layer, tensors)
+                values |= {(call, i): tensor for i, tensor in enumerate(tensors)}
         outputs = tf.nest.pack_sequence_as(model.output, [values[v] for v in network.outputs])
         self.model = tf.keras.Model(inputs, outputs, name=model.name)
 
-    def _run(self, call: _Call, tensors: list) -> list:
-        """Compute what stands for a call."""
-        for layer in self._steps(call):
-            tensors = self._step(call, layer, tensors)
-        return tensors
-
     def _step(self, call: _Call, layer, tensors: list) -> list:
+        """Apply one of the layers that stand for a call, in a graph or eagerly."""
         if layer is self._made.get(call.layer):
             return call.apply(layer, tensors)
         return [layer(tensor) for tensor in tensors]
@@ -710,10 +724,17 @@ class _Builder:
         return self._made[key]
 
     def _copy(self, call: _Call):
-        config = {**call.layer.get_config(), "name": call.name}
-        if call.layer in self._absorbing:
-            config |= {"scale": True, "center": True}
-        return type(call.layer).from_config(config)
+        layer = call.layer
+        try:
+            config = {**layer.get_config(), "name": call.name}
+            if layer in self._absorbing:
+                config |= {"scale": True, "center": True}
+            return type(layer).from_config(config)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise ConversionError(
+                f"Layer {call.name!r} ({type(layer).__name__}) cannot be copied: {error} Give its "
+                "class a get_config that returns the arguments of its __init__."
+            ) from error
 
     def _head(self, call: _Call):
         return HEADS[self._network.head_kind](
@@ -886,12 +907,7 @@ class _Builder:
         columns = kernel if is_cosine else _mixture_means(kernel, bias)
         if measured is not None and (labels is not None or is_cosine):
             features = np.float64(measured.features)
-            labels = np.ravel(measured.predictions if labels is None else labels)
-            if labels.min() < 0 or labels.max() >= source.units:
-                raise ConversionError(
-                    f"Expected labels from 0 to {source.units - 1}. Received: "
-                    f"{labels.min()} to {labels.max()}."
-                )
+            labels = np.asarray(measured.predictions if labels is None else labels)
             if is_cosine:
                 features = _unit(features, axis=1)
             for label in np.unique(labels):
@@ -933,10 +949,11 @@ class _Builder:
             elif (layer, "norm") in self._made:
                 notes.append(f"{self._made[layer, 'norm'].name} inserted for its scale and bias")
             elif not network.keeps_scale(call):
-                names = ", ".join(norm.name for norm in network.norms[layer])
+                names = ", ".join(self._made[norm].name for norm in network.norms[layer])
                 notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
         elif call.role == "kept":
-            notes.append("stays float: override")
+            is_override = network.overrides.of(call.name) == "float"
+            notes.append(f"stays float: {'override' if is_override else 'it is the output'}")
         elif call.role == "rescaling" and np.any(layer.offset):
             notes.append("int8 files cannot hold its offset")
         if call in network.dropped:
