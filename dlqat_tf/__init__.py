@@ -2,6 +2,7 @@
 
 from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
 from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.tfmot)
+from dlqat_tf.convert import ConversionError, ConversionReport, quantize
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
@@ -15,6 +16,8 @@ __all__ = [
     "CGPACT",
     "PACT",
     "AMSLoss",
+    "ConversionError",
+    "ConversionReport",
     "CosineHead",
     "GMLoss",
     "GaussianMixtureHead",
@@ -24,6 +27,7 @@ __all__ = [
     "SymmetricWeights",
     "export",
     "load_weights",
+    "quantize",
     "resnet18",
     "summary",
     "tfmot",

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
 
-_SAMPLE = 200_000  # values per layer: the optimum moves by less than a percent with more
+SAMPLE = 200_000  # values per layer: the optimum moves by less than a percent with more
 _CANDIDATES = np.linspace(0.02, 1.0, 99, dtype=np.float32)
 
 
@@ -68,11 +68,20 @@ def calibrate(
     inputs = [reference.get_layer(layer.name).input for layer in layers]
     activations = tf.keras.Model(reference.input, inputs)(images, training=not trained)
     generator = np.random.default_rng(0)
-    ranges = {}
-    for layer, values in zip(layers, tf.nest.flatten(activations), strict=True):
-        values = values.numpy().ravel()
-        if values.size > _SAMPLE:
-            values = generator.choice(values, _SAMPLE, replace=False)
-        ranges[layer.name] = max(optimal_range(values, layer.lowest, layer.highest), ALPHA_MINIMUM)
-        layer.alpha.assign(ranges[layer.name])
-    return ranges
+    return {
+        layer.name: set_range(layer, subsample(values.numpy(), SAMPLE, generator))
+        for layer, values in zip(layers, tf.nest.flatten(activations), strict=True)
+    }
+
+
+def subsample(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Return at most ``count`` of the values, flat."""
+    values = np.ravel(values)
+    return generator.choice(values, count, replace=False) if values.size > count else values
+
+
+def set_range(layer: CGPACT, values: np.ndarray) -> float:
+    """Set the range of one quantizer by what it is to round, and return it."""
+    alpha = max(optimal_range(values, layer.lowest, layer.highest), ALPHA_MINIMUM)
+    layer.alpha.assign(alpha)
+    return alpha
