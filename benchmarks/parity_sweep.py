@@ -26,6 +26,8 @@ from dlqat_tf._host import write_whole
 from dlqat_tf.export import command
 from dlqat_tf.export.lce import PLANE_LIMIT
 from dlqat_tf.export.report import Report, check_target
+from dlqat_tf.recipe import Recipe, read_recipe
+from dlqat_tf.results import environment
 
 import tensorflow as tf  # isort: skip
 
@@ -126,7 +128,7 @@ def sweep(
     def work() -> int:
         if json:
             check_target(json, force=force)
-        recipe = training.read_recipe(run)
+        recipe = read_recipe(run)
         recipe = dataclasses.replace(
             recipe,
             float_stage=run / "float",
@@ -157,7 +159,7 @@ def sweep(
                 row = _row(model, path, kind, plane_limit, images, labels, result.accuracy)
                 rows.append(row)
                 SweepReport([row], len(images), steps, {}).print()
-        report = SweepReport(rows, len(images), steps, training.environment())
+        report = SweepReport(rows, len(images), steps, environment())
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")
@@ -166,7 +168,7 @@ def sweep(
     command.run(work, (OSError, ValueError, training.TrainingDiverged))
 
 
-def _epochs(recipe: training.Recipe, data_dir: Path | None, steps: int) -> dict[str, int]:
+def _epochs(recipe: Recipe, data_dir: Path | None, steps: int) -> dict[str, int]:
     """Return the recipe's fields that make at least ``steps`` steps."""
     images = data.load(
         recipe.dataset,

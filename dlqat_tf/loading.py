@@ -90,9 +90,10 @@ def load_weights(model: tf.keras.Model, source: tf.keras.Model | str | Path) -> 
             taken.add(counterpart)
             values[name] = there[counterpart]
     if not values:
+        first = next((f" {name} is kept, since {reason}." for name, reason in kept.items()), "")
         raise ValueError(
             f"Expected {described} to have weights of {model.name!r}. Received: "
-            f"{_some(there)}; the model has {_some(here)}. Layers match by name."
+            f"{_some(there)}; the model has {_some(here)}.{first}"
         )
     for name, value in values.items():
         here[name].assign(value)

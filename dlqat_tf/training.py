@@ -1,224 +1,37 @@
-"""From a recipe to a trained network: two stages, checkpoints, resume, and a result to cite."""
+"""From a recipe to a trained network: two stages, checkpoints and resume."""
 
 from __future__ import annotations
 
-import argparse
-import csv
 import dataclasses
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tensorflow as tf
-import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from dlqat_tf import data as datasets
-from dlqat_tf._host import cpu_name, write_whole
+from dlqat_tf._host import write_whole
 from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import calibrate
+from dlqat_tf.recipe import Recipe
+from dlqat_tf.results import TrainingResult, draw_curves, read_history, summarise
 
 _CALIBRATION_IMAGES = 512
-_VERSIONS = ("tensorflow", "tf_keras", "larq", "numpy", "keras-cv", "tensorflow-datasets")
 _console = Console()
 
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite; the message names the last good checkpoint."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that determines a training run; a plain value that a grid can vary."""
-
-    dataset: Literal["digits", "cifar10", "cifar100", "imagenet2012", "folder"] = "cifar100"
-    """Where the images come from; "folder" is any image folder with train/ and val/."""
-    data_dir: Path | None = None
-    """Folder of the dataset; for tensorflow-datasets its data_dir."""
-    image_size: int | None = None
-    """Height and width in pixels, for imagenet2012 and folder (224 by default)."""
-    train_size: int | None = None
-    """Train on a stratified subset of this many images; all by default."""
-    images_per_epoch: int | None = None
-    """Call it an epoch after this many images; all of them by default. The order goes on."""
-    augment: tuple[Literal["crop", "flip", "randaugment", "cutmix", "mixup"], ...] = (
-        "crop",
-        "flip",
-    )
-    """Training augmentations."""
-
-    head: Literal["linear", "cosine", "gml"] = "gml"
-    """Classifier and its loss: linear with cross-entropy, cosine with AMS, gml with GML."""
-    weight_bits: int | None = 1
-    """Bits of the hidden weights, 1 to 8; 32 is clamped float, None plain float."""
-    activation_bits: int | None = 2
-    """Bits of the hidden activations, 1 to 8; 32 or None is a ReLU."""
-    residual_bits: int | None = 8
-    """Bits of both inputs of a residual add, which int8 kernels need; None adds in float."""
-    stem: Literal["cifar", "imagenet"] = "cifar"
-    """3x3 convolution, or 7x7 with stride 2 and max-pooling."""
-    width: int = 64
-    """Channels of the first stage."""
-    final_gain: float = 1.0
-    """Initial batch-norm gain of the last stage's branch ends."""
-
-    gml_alpha: float = 0.7
-    """GML's margin factor."""
-    likelihood_weight: float = 0.0
-    """GML's likelihood term."""
-    ams_margin: float = 0.35
-    """AMS's margin, in cosine."""
-    ams_scale: float = 30.0
-    """AMS's scale of the cosines."""
-    margin_warmup_epochs: float = 0.0
-    """Epochs over which the margin grows from 0, in each stage that starts from random weights."""
-
-    stages: Literal[1, 2] = 2
-    """2: train clamped float weights first, then quantize; 1: quantized from scratch."""
-    float_stage: Path | None = None
-    """Start from this finished float stage, the float/ folder of a run; by default train one."""
-    float_epochs: int = 150
-    """Epochs of the float stage."""
-    epochs: int = 150
-    """Epochs of the quantized stage."""
-    batch_size: int = 768
-    """Images per optimizer step."""
-    learning_rate: float = 0.2
-    """Peak learning rate for a batch of reference_batch; scaled linearly with batch_size."""
-    reference_batch: int = 768
-    """Batch size that learning_rate is meant for."""
-    quantized_learning_rate: float | None = None
-    """Peak learning rate of a quantized stage that follows a float one; by default the same."""
-    lr_warmup_epochs: float = 1.0
-    """Epochs of linear learning-rate warm-up; then cosine to zero, per step."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    weight_decay: float = 4e-5
-    """Coefficient of w in the gradient, for convolution and head kernels only."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Keras policy; quantizers, heads and losses stay in float32."""
-    seed: int = 0
-    """Seed of initial weights, order, augmentation and subset."""
-
-    budget: Literal["paper", "short", "smoke"] = "paper"
-    """Start from the paper's settings, from about an hour's, or from a minute's on two cores."""
-    output: Path = Path("runs/run")
-    """Folder of the run; the same command continues what it finds there."""
-    restart: bool = False
-    """Delete what is in the output folder instead of continuing."""
-
-    def peak_learning_rate(self, *, starts_random: bool = True) -> float:
-        """Return the learning rate after warm-up, scaled to this recipe's batch size.
-
-        Args:
-            starts_random: Whether the stage starts from random weights, not from the float stage.
-        """
-        rate = self.learning_rate
-        if not starts_random and self.quantized_learning_rate is not None:
-            rate = self.quantized_learning_rate
-        return rate * self.batch_size / self.reference_batch
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether the last stage rounds anything."""
-        return not {self.weight_bits, self.activation_bits} <= {None, 32}
-
-    def validate(self) -> None:
-        """Raise ValueError for a value that would fail only after the long work has begun."""
-        if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
-            raise ValueError(
-                f"Expected images_per_epoch of at least one batch ({self.batch_size}). "
-                f"Received: {self.images_per_epoch}."
-            )
-        for name in ("float_epochs", "epochs", "batch_size", "reference_batch", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1. Received: {getattr(self, name)}.")
-        for name in ("learning_rate", "momentum", "weight_decay", "lr_warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"Expected {name} to be finite and not negative. "
-                    f"Received: {getattr(self, name)}."
-                )
-        if self.quantized_learning_rate is not None and not (
-            0 <= self.quantized_learning_rate < math.inf
-        ):
-            raise ValueError(
-                "Expected quantized_learning_rate to be finite and not negative. "
-                f"Received: {self.quantized_learning_rate}."
-            )
-        if self.float_stage is not None:
-            if self.stages == 1 or not self.is_quantized:
-                raise ValueError(
-                    "Expected float_stage only where a quantized stage follows it (stages=2). "
-                    f"Received: stages={self.stages}, weight_bits={self.weight_bits}, "
-                    f"activation_bits={self.activation_bits}."
-                )
-            if not (self.float_stage / "last.keras").is_file():
-                raise ValueError(
-                    "Expected float_stage to be the float/ folder of a run, with last.keras in it. "
-                    f"Received: {self.float_stage}."
-                )
-
-
-def read_recipe(run: Path) -> Recipe:
-    """Return the recipe of a run from its folder.
-
-    Raises:
-        ValueError: The folder holds no recipe of this version.
-    """
-    file = run / "recipe.json"
-    if not file.is_file():
-        raise ValueError(f"Expected the folder of a run, found no {file}.")
-    values = json.loads(file.read_text())
-    for name in ("data_dir", "float_stage", "output"):
-        if values.get(name) is not None:
-            values[name] = Path(values[name])
-    try:
-        return Recipe(**values | {"augment": tuple(values["augment"])})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no recipe of this version: {error}.") from None
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run ended with; also in ``result.json``.
-
-    Attributes:
-        accuracy: Test top-1 after the last epoch, 0 to 1: the headline.
-        best_accuracy: Best test top-1 of any epoch of the last stage; selected on the test set.
-        float_accuracy: Test top-1 after the last epoch of the float stage, None without one.
-        stages: Per stage: name, epochs, final and best accuracy, seconds.
-        recipe: The recipe, as plain values.
-        seconds: Training and evaluation time of all stages, also of interrupted runs.
-        environment: Versions, commit, device and command.
-    """
-
-    accuracy: float
-    best_accuracy: float
-    float_accuracy: float | None
-    stages: list[dict]
-    recipe: dict
-    seconds: float
-    environment: dict
-
-    def to_json(self) -> str:
-        """Return the result as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
 
 
 def run(recipe: Recipe) -> TrainingResult:
@@ -331,29 +144,27 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
                 _start_from(previous, model)
             _fit(recipe, images, stage, model, folder)
             _save(model, finished)
-        histories[stage.name] = _read_history(folder / "history.csv")
+        histories[stage.name] = read_history(folder / "history.csv")
     _save(model, recipe.output / "model.keras")
     best = recipe.output / stages[-1].name / "best.keras"
     if best.is_file():
         (recipe.output / "best.keras").write_bytes(best.read_bytes())
-    _draw_curves(histories, recipe.output / "curves.png")
-    result = _result(recipe, histories)
+    draw_curves(histories, recipe.output / "curves.png")
+    result = summarise(recipe, histories)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
 
 
 def _start_from(trained: tf.keras.Model, model: tf.keras.Model) -> None:
     """Copy the float stage's weights; of another network's, nothing but the start would tell."""
-    own = [
-        name
-        for name in load_weights(model, trained).kept
-        if not isinstance(model.get_layer(name.split("/")[0]), ActivationQuantizer)
-    ]
-    if own:
-        raise ValueError(
-            "Expected float_stage to be of the same head, stem, width and classes: "
-            f"{', '.join(own[:3])} has no weights of that shape there."
-        )
+    expected = "Expected float_stage to be of the same head, stem, width and classes"
+    try:
+        kept = load_weights(model, trained).kept
+    except ValueError as error:
+        raise ValueError(f"{expected}. {error}") from None
+    for name, reason in kept.items():
+        if not isinstance(model.get_layer(name.split("/")[0]), ActivationQuantizer):
+            raise ValueError(f"{expected}. {name} is kept, since {reason}.")
 
 
 def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
@@ -405,7 +216,7 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
             mode="max",
             save_best_only=True,
             initial_value_threshold=max(
-                (row["val_accuracy"] for row in _read_history(history)[:done]), default=None
+                (row["val_accuracy"] for row in read_history(history)[:done]), default=None
             ),
         ),
         # Last: an epoch counts as done when everything about it is on disk.
@@ -498,24 +309,12 @@ def _completed_epochs(backup: Path) -> int:
     )
 
 
-def _read_history(path: Path) -> list[dict[str, float]]:
-    """Return one row per epoch; the last one where a kill made an epoch run twice."""
-    if not path.is_file():
-        return []
-    rows = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if all(row.values()):  # a kill can also cut a line short
-                rows[row["epoch"]] = {name: float(value) for name, value in row.items()}
-    return sorted(rows.values(), key=lambda row: row["epoch"])
-
-
 def _claim_output(recipe: Recipe) -> None:
     """Create the output folder, or make sure that it holds this recipe's unfinished run."""
     file = recipe.output / "recipe.json"
     if recipe.restart and file.is_file():
         shutil.rmtree(recipe.output)
-    mine = _plain(recipe)
+    mine = recipe.plain()
     if file.is_file():
         theirs = json.loads(file.read_text())
         location = ("output", "restart", "data_dir", "budget")
@@ -539,187 +338,8 @@ def _claim_output(recipe: Recipe) -> None:
         write_whole(file, json.dumps(mine, indent=2) + "\n")
 
 
-def _plain(recipe: Recipe) -> dict:
-    """Return the recipe as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
-
-
 def _save(model: tf.keras.Model, path: Path) -> None:
     """Save so that a kill leaves the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}")
     model.save(temporary, save_format="keras")
     os.replace(temporary, path)
-
-
-def _result(recipe: Recipe, histories: dict[str, list[dict]]) -> TrainingResult:
-    stages = [
-        {
-            "name": name,
-            "epochs": len(rows),
-            "final_accuracy": rows[-1]["val_accuracy"],
-            "best_accuracy": max(row["val_accuracy"] for row in rows),
-            "seconds": sum(row["seconds"] for row in rows),
-        }
-        for name, rows in histories.items()
-    ]
-    floats = [stage["final_accuracy"] for stage in stages if stage["name"] == "float"]
-    return TrainingResult(
-        accuracy=stages[-1]["final_accuracy"],
-        best_accuracy=stages[-1]["best_accuracy"],
-        float_accuracy=floats[0] if floats else None,
-        stages=stages,
-        recipe=_plain(recipe),
-        seconds=sum(stage["seconds"] for stage in stages),
-        environment=environment(),
-    )
-
-
-def environment() -> dict:
-    """Return what a reader needs to place a figure: command, versions, commit and device."""
-    return {
-        "command": " ".join(sys.argv),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _VERSIONS},
-        "commit": _commit(),
-        "device": _device(),
-    }
-
-
-def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "."],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None  # installed from a wheel, or no git
-    return commit + ("-modified" if changed else "")
-
-
-def _device() -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
-        return ", ".join(str(name) for name in names)
-    return f"{cpu_name()}, {os.cpu_count()} logical cores"
-
-
-def _draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, metric, label in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "top-1 accuracy"), strict=True
-    ):
-        first = 1
-        for color, (name, rows) in zip(("tab:blue", "tab:orange"), histories.items(), strict=False):
-            epochs = range(first, first + len(rows))
-            for prefix, style, where in (("", "--", "train"), ("val_", "-", "test")):
-                values = [row[prefix + metric] for row in rows]
-                axes.plot(epochs, values, style, color=color, marker=".", label=f"{name}, {where}")
-            first += len(rows)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.axes[1].set_ylim(bottom=0)
-    figure.axes[1].legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
-SMOKE = {
-    "float_epochs": 1,
-    "epochs": 1,
-    "images_per_epoch": 2560,
-    "batch_size": 128,
-    "stem": "imagenet",
-    "width": 16,
-}
-"""What ``--budget smoke`` changes: enough to see that everything runs, not to learn."""
-
-CIFAR_SHORT = {
-    "float_epochs": 10,
-    "epochs": 5,
-    "batch_size": 128,
-    "learning_rate": 0.05,
-    "quantized_learning_rate": 0.02,
-    "reference_batch": 128,
-    "stem": "imagenet",
-}
-"""What ``--budget short`` changes on CIFAR: about an hour on two cores."""
-
-IMAGENET_SHORT = {
-    "float_epochs": 2,
-    "epochs": 2,
-    "images_per_epoch": 6400,
-    "batch_size": 64,
-    "learning_rate": 0.05,
-    "reference_batch": 64,
-}
-"""What ``--budget short`` changes on ImageNet: about an hour on two cores, and the evaluations."""
-
-
-def main(
-    paper: Recipe, *, short: dict, description: str, arguments: list[str] | None = None
-) -> TrainingResult:
-    """Run a recipe script: parse its command line, train, print the result.
-
-    Args:
-        paper: The recipe with the paper's settings, the defaults of every flag.
-        short: The fields that ``--budget short`` changes.
-        description: The script's docstring, shown by ``--help``.
-        arguments: Command line without the program's name; ``sys.argv`` by default.
-
-    Returns:
-        The result of the run. What a user can mend ends the process with one sentence and status 2,
-        a diverged training with status 1.
-    """
-    # The budget chooses the defaults of the other flags, so it is read before them.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--budget", choices=("paper", "short", "smoke"), default="paper")
-    budget = first.parse_known_args(arguments)[0].budget
-    changes = {"paper": {}, "short": short, "smoke": SMOKE}[budget]
-    defaults = dataclasses.replace(paper, budget=budget, **changes)
-    if budget != "paper":
-        defaults = dataclasses.replace(
-            defaults, output=paper.output.with_name(f"{paper.output.name}_{budget}")
-        )
-    recipe = tyro.cli(Recipe, default=defaults, description=description, args=arguments)
-    shortened = ", ".join(f"{name}={value}" for name, value in changes.items())
-    if shortened:
-        _console.print(f"--budget {budget} shortens the paper's run: {shortened}")
-    try:
-        result = run(recipe)
-    except ValueError as error:
-        _console.print(f"[red]{escape(str(error))}[/red]")
-        raise SystemExit(2) from None
-    except TrainingDiverged as error:
-        _console.print(f"[red]{escape(str(error))}[/red]")
-        raise SystemExit(1) from None
-    _print(recipe, result)
-    return result
-
-
-def _print(recipe: Recipe, result: TrainingResult) -> None:
-    table = Table(title=f"{recipe.dataset}, {recipe.head}, test top-1")
-    for heading in ("stage", "epochs", "last epoch", "best epoch", "minutes"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage in result.stages:
-        name = stage["name"]
-        if name == "quantized":
-            name = f"W{recipe.weight_bits}A{recipe.activation_bits}"
-        table.add_row(
-            name,
-            str(stage["epochs"]),
-            f"{stage['final_accuracy']:.2%}",
-            f"{stage['best_accuracy']:.2%}",
-            f"{stage['seconds'] / 60:.1f}",
-        )
-    _console.print(table)
-    _console.print(f"{recipe.output / 'model.keras'}, {recipe.output / 'result.json'}")

@@ -25,7 +25,8 @@ What mattered, in the same setting:
 
 from pathlib import Path
 
-from dlqat_tf.training import CIFAR_SHORT, Recipe, main
+from dlqat_tf.command_line import CIFAR_SHORT, main
+from dlqat_tf.recipe import Recipe
 
 PAPER = Recipe(
     dataset="cifar100",

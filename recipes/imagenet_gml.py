@@ -17,7 +17,8 @@ images to train on, 500 to test), shortened to width 16 and one epoch of 20 step
 
 from pathlib import Path
 
-from dlqat_tf.training import IMAGENET_SHORT, Recipe, main
+from dlqat_tf.command_line import IMAGENET_SHORT, main
+from dlqat_tf.recipe import Recipe
 
 PAPER = Recipe(
     dataset="imagenet2012",

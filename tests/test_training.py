@@ -13,7 +13,9 @@ import pytest
 
 import dlqat_tf
 from dlqat_tf import data, training
-from dlqat_tf.training import Recipe, TrainingDiverged, run
+from dlqat_tf.recipe import Recipe, read_recipe
+from dlqat_tf.results import read_history
+from dlqat_tf.training import TrainingDiverged, run
 
 import tensorflow as tf  # isort: skip
 
@@ -100,7 +102,11 @@ def test_last_stage_has_the_widths_of_the_recipe(finished):
     [
         ({"stages": 1}, "only where a quantized stage follows"),
         ({"float_stage": Path("nowhere")}, "with last.keras in it"),
-        ({"width": 4}, "the same head, stem, width and classes: stem_conv"),
+        (
+            {"width": 4},
+            r"same head, stem, width and classes.*stem_conv/kernel.*\(3, 3, 1, 4\) here",
+        ),
+        ({"head": "linear"}, "same head, stem, width and classes.*head/bias is kept"),
     ],
 )
 def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
@@ -110,17 +116,9 @@ def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
         run(dataclasses.replace(recipe, **values))
 
 
-def test_a_folder_without_a_recipe(tmp_path):
-    with pytest.raises(ValueError, match="folder of a run"):
-        training.read_recipe(tmp_path)
-    (tmp_path / "recipe.json").write_text('{"augment": [], "colour": "red"}')
-    with pytest.raises(ValueError, match=r"no recipe of this version.*colour"):
-        training.read_recipe(tmp_path)
-
-
 def test_parity_sweep(finished, tmp_path, monkeypatch, capsys):
     recipe, result = finished
-    assert training.read_recipe(recipe.output) == recipe
+    assert read_recipe(recipe.output) == recipe
     script = Path(__file__).parents[1] / "benchmarks" / "parity_sweep.py"
     report = tmp_path / "report.json"
     arguments = [recipe.output, "--widths", 2, 2, "--steps", 3, "--binary", "--int4"]
@@ -140,7 +138,7 @@ def test_parity_sweep(finished, tmp_path, monkeypatch, capsys):
     assert {row["simulation_file"] for row in rows} == {100.0}
     assert len({row["bytes"] for row in rows}) == 3
     trained = tmp_path / "sweep" / "W2A2"
-    assert training.read_recipe(trained).images_per_epoch == 3 * 64
+    assert read_recipe(trained).images_per_epoch == 3 * 64
     assert json.loads((trained / "result.json").read_text())["float_accuracy"] == (
         result.float_accuracy
     )
@@ -200,7 +198,7 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     time.sleep(0.5)  # 179 steps of the next epoch take seconds
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert len(training._read_history(history)) == 1
+    assert len(read_history(history)) == 1
     assert not (tmp_path / "killed" / "model.keras").exists()
 
     assert start("killed").wait() == 0
@@ -211,7 +209,7 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     ]
     assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
     histories = [
-        [row["loss"] for row in training._read_history(tmp_path / name / "quantized/history.csv")]
+        [row["loss"] for row in read_history(tmp_path / name / "quantized/history.csv")]
         for name in ("killed", "whole")
     ]
     assert histories[0] == histories[1]
@@ -345,42 +343,3 @@ def test_bad_settings_fail_before_anything_is_written(tmp_path, change, message)
     with pytest.raises(ValueError, match=message):
         run(dataclasses.replace(TINY, output=output, **change))
     assert not output.exists()
-
-
-def recipe_files():
-    return sorted((Path(__file__).parents[1] / "recipes").glob("*_*.py"))
-
-
-@pytest.mark.parametrize("path", recipe_files(), ids=lambda path: path.stem)
-def test_recipe_help(path):
-    shown = subprocess.run(
-        [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    assert "--weight-bits" in shown
-    assert "--budget" in shown
-
-
-def test_budget_changes_defaults_and_flags_win(tmp_path, capsys):
-    result = training.main(
-        dataclasses.replace(TINY, output=tmp_path / "run"),
-        short={},
-        description="digits",
-        arguments=["--budget", "smoke", "--width", "4", "--stages", "1", "--batch-size", "32"],
-    )
-    assert result.recipe["width"] == 4
-    assert result.recipe["batch_size"] == 32
-    assert result.recipe["epochs"] == 1  # from the budget
-    assert (tmp_path / "run_smoke" / "model.keras").is_file()
-    assert "--budget smoke shortens" in capsys.readouterr().out
-
-
-def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        training.main(
-            dataclasses.replace(TINY, output=tmp_path / "run"),
-            short={},
-            description="digits",
-            arguments=["--weight-bits", "9"],
-        )
-    assert ended.value.code == 2
-    assert "Expected bits to be an integer from 1 to 8" in capsys.readouterr().out

@@ -1,0 +1,166 @@
+"""A recipe: everything that determines a training run, as a plain value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a training run; a plain value that a grid can vary."""
+
+    dataset: Literal["digits", "cifar10", "cifar100", "imagenet2012", "folder"] = "cifar100"
+    """Where the images come from; "folder" is any image folder with train/ and val/."""
+    data_dir: Path | None = None
+    """Folder of the dataset; for tensorflow-datasets its data_dir."""
+    image_size: int | None = None
+    """Height and width in pixels, for imagenet2012 and folder (224 by default)."""
+    train_size: int | None = None
+    """Train on a stratified subset of this many images; all by default."""
+    images_per_epoch: int | None = None
+    """Call it an epoch after this many images; all of them by default. The order goes on."""
+    augment: tuple[Literal["crop", "flip", "randaugment", "cutmix", "mixup"], ...] = (
+        "crop",
+        "flip",
+    )
+    """Training augmentations."""
+
+    head: Literal["linear", "cosine", "gml"] = "gml"
+    """Classifier and its loss: linear with cross-entropy, cosine with AMS, gml with GML."""
+    weight_bits: int | None = 1
+    """Bits of the hidden weights, 1 to 8; 32 is clamped float, None plain float."""
+    activation_bits: int | None = 2
+    """Bits of the hidden activations, 1 to 8; 32 or None is a ReLU."""
+    residual_bits: int | None = 8
+    """Bits of both inputs of a residual add, which int8 kernels need; None adds in float."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """3x3 convolution, or 7x7 with stride 2 and max-pooling."""
+    width: int = 64
+    """Channels of the first stage."""
+    final_gain: float = 1.0
+    """Initial batch-norm gain of the last stage's branch ends."""
+
+    gml_alpha: float = 0.7
+    """GML's margin factor."""
+    likelihood_weight: float = 0.0
+    """GML's likelihood term."""
+    ams_margin: float = 0.35
+    """AMS's margin, in cosine."""
+    ams_scale: float = 30.0
+    """AMS's scale of the cosines."""
+    margin_warmup_epochs: float = 0.0
+    """Epochs over which the margin grows from 0, in each stage that starts from random weights."""
+
+    stages: Literal[1, 2] = 2
+    """2: train clamped float weights first, then quantize; 1: quantized from scratch."""
+    float_stage: Path | None = None
+    """Start from this finished float stage, the float/ folder of a run; by default train one."""
+    float_epochs: int = 150
+    """Epochs of the float stage."""
+    epochs: int = 150
+    """Epochs of the quantized stage."""
+    batch_size: int = 768
+    """Images per optimizer step."""
+    learning_rate: float = 0.2
+    """Peak learning rate for a batch of reference_batch; scaled linearly with batch_size."""
+    reference_batch: int = 768
+    """Batch size that learning_rate is meant for."""
+    quantized_learning_rate: float | None = None
+    """Peak learning rate of a quantized stage that follows a float one; by default the same."""
+    lr_warmup_epochs: float = 1.0
+    """Epochs of linear learning-rate warm-up; then cosine to zero, per step."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 4e-5
+    """Coefficient of w in the gradient, for convolution and head kernels only."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Keras policy; quantizers, heads and losses stay in float32."""
+    seed: int = 0
+    """Seed of initial weights, order, augmentation and subset."""
+
+    budget: Literal["paper", "short", "smoke"] = "paper"
+    """Start from the paper's settings, from about an hour's, or from a minute's on two cores."""
+    output: Path = Path("runs/run")
+    """Folder of the run; the same command continues what it finds there."""
+    restart: bool = False
+    """Delete what is in the output folder instead of continuing."""
+
+    def plain(self) -> dict:
+        """Return the settings as JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    def peak_learning_rate(self, *, starts_random: bool = True) -> float:
+        """Return the learning rate after warm-up, scaled to this recipe's batch size.
+
+        Args:
+            starts_random: Whether the stage starts from random weights, not from the float stage.
+        """
+        rate = self.learning_rate
+        if not starts_random and self.quantized_learning_rate is not None:
+            rate = self.quantized_learning_rate
+        return rate * self.batch_size / self.reference_batch
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the last stage rounds anything."""
+        return not {self.weight_bits, self.activation_bits} <= {None, 32}
+
+    def validate(self) -> None:
+        """Raise ValueError for a value that would fail only after the long work has begun."""
+        if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
+            raise ValueError(
+                f"Expected images_per_epoch of at least one batch ({self.batch_size}). "
+                f"Received: {self.images_per_epoch}."
+            )
+        for name in ("float_epochs", "epochs", "batch_size", "reference_batch", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected {name} of at least 1. Received: {getattr(self, name)}.")
+        for name in ("learning_rate", "momentum", "weight_decay", "lr_warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"Expected {name} to be finite and not negative. "
+                    f"Received: {getattr(self, name)}."
+                )
+        if self.quantized_learning_rate is not None and not (
+            0 <= self.quantized_learning_rate < math.inf
+        ):
+            raise ValueError(
+                "Expected quantized_learning_rate to be finite and not negative. "
+                f"Received: {self.quantized_learning_rate}."
+            )
+        if self.float_stage is not None:
+            if self.stages == 1 or not self.is_quantized:
+                raise ValueError(
+                    "Expected float_stage only where a quantized stage follows it (stages=2). "
+                    f"Received: stages={self.stages}, weight_bits={self.weight_bits}, "
+                    f"activation_bits={self.activation_bits}."
+                )
+            if not (self.float_stage / "last.keras").is_file():
+                raise ValueError(
+                    "Expected float_stage to be the float/ folder of a run, with last.keras in it. "
+                    f"Received: {self.float_stage}."
+                )
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Return the recipe of a run from its folder.
+
+    Raises:
+        ValueError: The folder holds no recipe of this version.
+    """
+    file = run / "recipe.json"
+    if not file.is_file():
+        raise ValueError(f"Expected the folder of a run, found no {file}.")
+    values = json.loads(file.read_text())
+    for name in ("data_dir", "float_stage", "output"):
+        if values.get(name) is not None:
+            values[name] = Path(values[name])
+    try:
+        return Recipe(**values | {"augment": tuple(values["augment"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no recipe of this version: {error}.") from None
