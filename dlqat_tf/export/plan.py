@@ -37,7 +37,6 @@ from dlqat_tf.quantizers import ActivationGrid
 
 _INT8 = 127  # the highest code of int8 weights, whose grid is symmetric
 _NEGLIGIBLE = 2.0**-10  # of an output step
-_GRAIN = 2.0**-10  # of an accumulator unit: how finely a float bias is placed
 _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
 
 
@@ -88,7 +87,7 @@ def plan(
             0 for stock kernels only.
         int4: Store hidden weights of up to 3 bits as int4.
         clear: Move biases that put sums within float32 error of a rounding threshold, see
-            :func:`clear_bias`; else they are as trained, up to what the kernel can hold.
+            :func:`stored_bias`; else they are as trained, up to what the kernel can hold.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
@@ -440,7 +439,7 @@ def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
     for node in network:
         target = rounding_of(node, readers)
         if target:
-            bias = clear_bias(node, known[node.inputs[0]], target, move=clear)
+            bias = stored_bias(node, known[node.inputs[0]], target, clear=clear)
             node = replace(node, bias=bias)
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))
@@ -454,19 +453,21 @@ def rounding_of(node: Node, readers: dict[str, list[Node]]) -> Activation | Sign
     return reading[0] if sums and rounded else None
 
 
-def clear_bias(
-    node: Weighted, source: ActivationGrid | None, target: Activation | Sign, *, move: bool = True
+def stored_bias(
+    node: Weighted, source: ActivationGrid | None, target: Activation | Sign, *, clear: bool = True
 ) -> np.ndarray:
     r"""Return the bias that a file stores for a node whose integer sums are rounded next.
 
     A channel's output is :math:`u A + b` with the accumulator :math:`A`, a sum of products of
-    integer codes, and :math:`u` the product of the two steps. Where it hits a threshold
-    :math:`t_k = (k + 1/2) s` of the rounding that follows (0 of a sign), the order of Keras's
-    float32 sums decides the code, for all pixels with that sum. In accumulator units the reachable
-    sums are multiples of :math:`g`, the greatest common divisor of the channel's weight codes, so
-    what counts is the distance of the nearest :math:`(t_k - b) / u` to a multiple of :math:`g`.
+    integer codes, and :math:`u` the product of the two steps. It lies on a threshold
+    :math:`t_k = (k + 1/2) s` of the rounding that follows (0 of a sign) where :math:`b / u` equals
+    :math:`t_k / u - A`. Reachable sums are multiples of :math:`g`, the greatest common divisor of
+    the channel's weight codes. So on the circle of biases modulo :math:`g` (in units of u) the
+    thresholds :math:`t_k / u` are the places to avoid: at one of them the order of Keras's float32
+    additions decides a code, for all pixels with that sum; and between two neighbours among them
+    the bias can move without changing any code.
 
-    It must be at least the error of the float32 computation,
+    The distance to keep is the error of the float32 computation,
 
     .. math:: c = 2^{-24} (\sqrt n + 16)
         \bigl(\max_k |t_k - b| / u + |b| / u + \max |a| \, \lVert w \rVert_2 \bigr)
@@ -474,38 +475,37 @@ def clear_bias(
     An addition errs by at most :math:`2^{-24}` of its result, and the partial sums of a sum that
     ends at a threshold stay near the way there, :math:`(t_k - b) / u`, give or take a random walk
     of n steps :math:`w \max |a|`. n such errors add up like :math:`\sqrt n` (Higham and Mary, SIAM
-    J. Sci. Comput. 41, 2019, Theorem 2.4; their worst case, n, needs errors of one sign). About 16
-    more are those of inputs, weights and products, of the batch norm, of its gain and its shifted
-    beta, and of the division by the output step. Sums of random codes by TensorFlow's convolution,
-    n from 128 to 4608 and 1 to 8 bits, erred by a third to a seventh of c at most.
+    J. Sci. Comput. 41, 2019; the worst case, n, needs errors of one sign). About 16 more are those
+    of inputs, weights and products, of the batch norm, of its gain and its shifted beta, and of
+    the division by the output step. The largest error of TensorFlow's convolutions of random codes,
+    n from 128 to 4608 and 1 to 8 bits, was a seventh to a quarter of c.
 
-    Where the distance is smaller the bias moves by the least amount that gives 2 c, so that
-    rounding the moved bias to float32 calls for no second move, or into the middle of the widest
-    gap between thresholds where no place has that much. The move is at most :math:`u g / 2`; biases
-    are placed at multiples of :math:`u` for int8 weights (whose codes are stretched, so that g is
-    large), else of u / 1024.
+    A float bias (binary kernels) that keeps this distance stays. All others go to the place with
+    9/8 of it (so that rounding to float32 calls for no second move) that crosses the fewest
+    thresholds, the nearest one of these; on integer kernels places are multiples of the bias unit.
+    Where there is no such place it is the one with the largest distance, again of those that cross
+    the fewest thresholds: none at all, on binary kernels. No move exceeds :math:`u g / 2`.
 
     Args:
         node: Convolution or dense layer on an integer or on binary kernels.
         source: Grid of its input, None for signs.
         target: What rounds its output.
-        move: Whether to move at all beyond the nearest bias that the kernel can hold.
+        clear: Whether to keep that distance; else it is the bias as trained, on integer kernels the
+            nearest that they can hold.
 
     Returns:
         float64 (output channels,), in units of the output.
     """
+    codes, lead = node.weights, 0.0
+    unit = node.step.astype(np.float64) * (float(source.step) if source else 1.0)
     if is_integer(node):
         numbers = integers(node, source, target.grid)
-        codes, grain = numbers.codes, 1.0
+        codes, lead = numbers.codes, numbers.lead
         unit = numbers.scale.astype(np.float64) * float(source.step)
-        bias = numbers.bias + numbers.lead
-        # A bias that saturates its channel whatever comes in is stored smaller than it is.
-        kept = np.abs(bias * unit - node.bias) > unit
-    else:
-        codes, grain = node.weights, _GRAIN
-        unit = node.step.astype(np.float64) * (float(source.step) if source else 1.0)
-        bias = node.bias / unit
-        kept = np.ones(len(bias), bool)
+    bias = node.bias / unit
+    moves = numbers.bias + lead - bias if is_integer(node) else np.zeros_like(bias)
+    # A bias that saturates its channel whatever comes in is stored smaller than it is.
+    moves = np.where(np.abs(moves) > 1, 0.0, moves)
     lowest, highest = (source.lowest, source.highest) if source else (-1, 1)
     codes = codes.astype(np.int64).reshape(-1, len(bias))
     least = np.minimum(codes * lowest, codes * highest).sum(axis=0)
@@ -516,38 +516,47 @@ def clear_bias(
     if isinstance(target, Activation):
         grid = target.grid
         thresholds = (np.arange(grid.lowest, grid.highest) + 0.5) * float(grid.step)
-    moves = np.zeros(len(bias))
-    for i in range(len(bias) if move else 0):
+    for i in range(len(bias) if clear else 0):
         points = thresholds / unit[i] - bias[i]
         points = points[(points > least[i] - spacing[i]) & (points < most[i] + spacing[i])]
         if len(points):
             sums = np.abs(points).max() + walk[i]
             clearance = _ROUNDOFF * (math.sqrt(len(codes)) + 16) * sums
-            moves[i] = _least_move(points, int(spacing[i]), clearance, grain)
-    return np.where(kept & (moves == 0), node.bias, (bias + moves) * unit)
+            first = moves[i] if is_integer(node) else None
+            moves[i] = _clear_move(points, int(spacing[i]), clearance, first)
+    return np.where(moves == 0, node.bias, (bias + moves) * unit)
 
 
-def _least_move(points: np.ndarray, spacing: int, clearance: float, grain: float) -> float:
-    """Return how far to move a lattice of multiples of ``spacing`` away from ``points``.
+def _clear_move(points: np.ndarray, circle: int, clearance: float, first: float | None) -> float:
+    """Return how far to move away from the nearest point on a circle.
 
     Args:
-        points: Where the lattice should not be.
-        spacing: Distance of the lattice's points.
-        clearance: Wanted distance between the lattice and the points.
-        grain: The move is a multiple of it.
+        points: What to keep clear of, as seen from here.
+        circle: Length of the circle.
+        clearance: Wanted distance.
+        first: The move may be this or a whole number away from it; None: any.
     """
-    count = int(spacing / 2 / grain)
-    steps = np.arange(1, count + 1)
-    moves = np.append(0, np.stack([steps, -steps], axis=1).ravel()) * grain  # nearest first
-    circle = np.sort(points % spacing)
-    circle = np.concatenate([circle[-1:] - spacing, circle, circle[:1] + spacing])
-    places = moves % spacing
-    after = np.searchsorted(circle, places, side="right")
-    distances = np.minimum(places - circle[after - 1], circle[after] - places)
-    best = distances.max()
-    if distances[0] >= min(clearance, best - clearance / 8):
+    wanted = clearance * 9 / 8
+    around = np.add.outer(np.arange(-2, 2) * circle, np.sort(points % circle)).ravel()
+    if first is None:
+        low, high = around[:-1], around[1:]
+        margin = np.minimum(wanted, (high - low) / 2)
+        moves = np.append(0.0, np.clip(0.0, low + margin, high - margin))
+    else:
+        moves = first + np.arange(-circle // 2, circle // 2 + 1)
+    moves = moves[np.abs(moves) <= circle / 2]
+    after = np.searchsorted(around, moves)
+    distances = np.minimum(moves - around[after - 1], around[after] - moves)
+    if first is None and distances[0] >= clearance:
         return 0.0
-    return moves[np.argmax(distances >= min(2 * clearance, best))]
+    crossed = np.abs(after - np.searchsorted(around, 0.0))
+    enough = np.minimum(distances, wanted)
+    # By the distance up to what is wanted, the thresholds crossed, the way; where nothing has the
+    # distance, crossing comes first.
+    keys = (np.abs(moves), crossed, -enough)
+    if enough.max() < wanted:
+        keys = (np.abs(moves), -enough, crossed)
+    return float(moves[np.lexsort(keys)[0]])
 
 
 def _flat_channels(node: Weighted) -> tuple[int, ...]:

@@ -59,13 +59,14 @@ def snap(
     """Return a copy of a model whose folded biases are exactly those of its file.
 
     A file on int8 kernels holds a bias as an integer multiple of input step times (stretched)
-    weight step. Biases on int8 and on binary kernels are also moved where an integer sum would lie
-    so near a rounding threshold that the order of float32 additions decides its code, see
-    :func:`dlqat_tf.export.plan.clear_bias`. The copy's batch norms have their beta (their moving
+    weight step. Biases on int8 and on binary kernels also keep clear of values at which an integer
+    sum is so near a rounding threshold that the order of float32 additions decides its code; of the
+    places that are left each takes one that changes the fewest codes, see
+    :func:`dlqat_tf.export.plan.stored_bias`. The copy's batch norms have their beta (their moving
     mean, or the convolution's bias, where there is none) moved likewise, so the copy and the file
-    compute the same numbers; a shift is about half a unit of the sum of codes at most, that is of
-    input step times weight step. A layer that is called more than once moves where all its calls
-    move it by the same, as where they read one grid and end on one.
+    compute the same numbers; a shift is at most half a unit of the sum of codes, that is of input
+    step times weight step. A layer that is called more than once moves where all its calls move it
+    by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.lower.lower`.

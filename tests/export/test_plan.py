@@ -10,7 +10,7 @@ import dlqat_tf
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, parity, to_lce
 from dlqat_tf.export.network import Activation, Convolution, Dense, Sign
-from dlqat_tf.export.plan import _least_move, clear_bias, integers, plan
+from dlqat_tf.export.plan import _clear_move, integers, plan, stored_bias
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import convolution, images_for, randomize, small_network
 
@@ -43,64 +43,80 @@ def test_a_bias_on_a_tie_moves_and_another_stays():
     # Sums times 0.5 meet the thresholds 0.5, 1.5 and 2.5 at 1, 3 and 5; with 0.25 added they are
     # half a sum away from each.
     node = binary([[1, 1], [1, 1], [1, 1]], [0.5, 0.5], [0.0, 0.25])
-    assert clear_bias(node, CODES, rounding()).tolist() == [0.5 / 1024, 0.25]
-    assert clear_bias(node, CODES, rounding(), move=False).tolist() == [0.0, 0.25]
+    clearance = 2.0**-24 * (math.sqrt(3) + 16) * (5 + 0 + 3 * math.sqrt(3))
+    moved, kept = stored_bias(node, CODES, rounding())
+    assert moved == pytest.approx(-0.5 * clearance * 9 / 8)
+    assert kept == 0.25
+    assert stored_bias(node, CODES, rounding(), clear=False).tolist() == [0.0, 0.25]
 
 
 def test_an_int8_bias_moves_by_its_own_unit():
     # Codes are stretched to 127, so that the bias is in units of 0.5 / 127.
     node = dense([[1], [1], [1]], [0.5], [0.0])
-    moved = clear_bias(node, CODES, rounding())
-    np.testing.assert_allclose(moved, [0.5 / 127], rtol=1e-6)
-    assert integers(dense([[1]] * 3, [0.5], moved), CODES, rounding().grid).bias.tolist() == [1]
+    moved = stored_bias(node, CODES, rounding())
+    np.testing.assert_allclose(moved, [-0.5 / 127], rtol=1e-6)
+    assert integers(dense([[1]] * 3, [0.5], moved), CODES, rounding().grid).bias.tolist() == [-1]
+
+
+def test_an_int8_bias_goes_where_it_changes_no_code():
+    # In units of 0.5 / 127, thresholds are at multiples of 127 and the bias at 126.6: 127 is
+    # nearest, on a tie, and 128 would change the code of one sum in two.
+    node = dense([[1], [1], [1]], [0.5], [126.6 * 0.5 / 127])
+    unit = 0.5 / 127
+    cleared = stored_bias(node, CODES, rounding()) / unit
+    nearest = stored_bias(node, CODES, rounding(), clear=False) / unit
+    np.testing.assert_allclose([cleared, nearest], [[126], [127]], rtol=1e-6)
 
 
 def test_int4_thresholds_lie_lower():
     # Codes are stretched to 7, the ratio to the output step is 1/14, 4/7 * 2^-3: rounded to eighths
-    # first, 7 / 14 = 0.5 and, since 6.2 / 14 = 3.54 / 8, what is above 6.125 / 14 too, round up.
+    # first, what is above 6.125 / 14 = 3.5 / 8 becomes a half and rounds up.
     node = dense([[1], [1]], [0.5], [0.25], kernel="int4")
     numbers = integers(node, CODES, rounding().grid)
     np.testing.assert_allclose(numbers.lead, [0.875], rtol=1e-6)  # 7 - 6.125
     assert numbers.bias.tolist() == [3]  # 0.25 * 14 - 0.875 = 2.625
-    np.testing.assert_allclose(clear_bias(node, CODES, rounding()), [3.875 / 14], rtol=1e-6)
+    np.testing.assert_allclose(stored_bias(node, CODES, rounding()), [3.875 / 14], rtol=1e-6)
 
 
 def test_sums_that_no_weights_reach_are_no_ties():
     # One weight of 3 reaches 0, 3, 6 and 9. The thresholds are at 1, 3 and 5, or only at 1.
-    assert clear_bias(binary([[3]], [0.5], [0.0]), CODES, rounding()).tolist() == [0.5 / 1024]
-    assert clear_bias(binary([[3]], [0.5], [0.0]), CODES, rounding(highest=1)).tolist() == [0.0]
-    assert clear_bias(binary([[1]], [0.5], [0.0]), CODES, rounding(highest=1)) > 0
+    assert stored_bias(binary([[3]], [0.5], [0.0]), CODES, rounding()) != 0
+    assert stored_bias(binary([[3]], [0.5], [0.0]), CODES, rounding(highest=1)).tolist() == [0.0]
+    assert stored_bias(binary([[1]], [0.5], [0.0]), CODES, rounding(highest=1)) != 0
     # Above the highest sum, 3 * 0.5, there is only the bias itself.
-    assert clear_bias(binary([[1]], [0.5], [9.0]), CODES, rounding()).tolist() == [9.0]
+    assert stored_bias(binary([[1]], [0.5], [9.0]), CODES, rounding()).tolist() == [9.0]
 
 
 def test_a_sign_has_one_threshold():
     node = binary([[1], [-1]], [1.0], [2.0])
-    assert clear_bias(node, None, Sign(name="sign")).tolist() == [2.0 + 1 / 1024]
+    assert 2 - 1e-5 < stored_bias(node, None, Sign(name="sign")) < 2
     node = binary([[1], [-1]], [1.0], [0.5])
-    assert clear_bias(node, None, Sign(name="sign")).tolist() == [0.5]
+    assert stored_bias(node, None, Sign(name="sign")).tolist() == [0.5]
 
 
 def test_signed_grids_have_thresholds_below_zero():
     # -1.5 and -0.5 are met by sums of -3 and -1, at inputs that weights of -1 make negative.
     node = binary([[-1], [-1]], [0.5], [0.0])
-    assert clear_bias(node, CODES, rounding(lowest=-2, highest=0)) > 0
-    assert clear_bias(node, CODES, rounding(lowest=0, highest=3)).tolist() == [0.0]
+    assert stored_bias(node, CODES, rounding(lowest=-2, highest=0)) != 0
+    assert stored_bias(node, CODES, rounding(lowest=0, highest=3)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
-    ("points", "clearance", "move"),
+    ("points", "circle", "clearance", "first", "move"),
     [
-        ([0.5], 0.25, 0.0),
-        ([0.0], 0.125, 0.25),  # twice the clearance
-        ([0.1], 0.125, -0.15),
-        ([0.0, 0.3], 0.4, -0.35),  # the middle of the gap from 0.3 to 1
-        ([7.0, -2.7], 0.4, -0.35),  # the same, modulo 1
+        ([0.5], 1, 0.24, None, 0.0),
+        ([0.1], 1, 0.08, None, 0.0),
+        ([0.05], 1, 0.08, None, -0.04),  # 9/8 of the clearance
+        ([7.05], 1, 0.08, None, -0.04),  # the same, a circle further
+        ([-0.04, 0.06], 1, 0.08, None, -0.13),  # over the nearer one
+        ([-0.1, 0.3], 1, 0.5, None, 0.1),  # no place has it: between the two
+        ([-0.1, 0.2], 10, 0.4, 0.3, -0.7),  # whole numbers away from 0.3
+        ([-0.1, 0.2], 1, 0.4, 0.3, 0.3),
     ],
 )
-def test_least_move(points, clearance, move):
-    grain = 2.0**-10
-    assert abs(_least_move(np.array(points), 1, clearance, grain) - move) <= grain
+def test_clear_move(points, circle, clearance, first, move):
+    moved = _clear_move(np.array(points), circle, clearance, first)
+    assert moved == pytest.approx(move, abs=1e-9)
 
 
 @given(data=st.data(), seed=st.integers(0, 10_000))
@@ -115,34 +131,41 @@ def test_reachable_sums_keep_clear_of_thresholds(data, seed):
     weights = 2 * rng.integers(0, 2**bits, (features, 1)) - (2**bits - 1)
     step, bias = rng.uniform(0.01, 1), rng.normal()
     make = data.draw(st.sampled_from([binary, dense]))
-    node = make(weights, [step], [bias])
-    codes, unit, grain = weights, float(node.step[0]), 2.0**-10
+    codes, unit = weights, float(np.float32(step))
     if make is dense:
-        numbers = integers(node, CODES, grid)
-        codes, unit, grain = numbers.codes.astype(int), float(numbers.scale[0]), 1.0
-        bias = int(numbers.bias[0]) * unit
-    elif data.draw(st.booleans()):  # on a tie
-        bias = thresholds[rng.integers(len(thresholds))] - unit * int(weights[0, 0])
-    after = clear_bias(make(weights, [step], [bias]), CODES, target)[0]
+        numbers = integers(make(weights, [step], [bias]), CODES, grid)
+        codes, unit = numbers.codes.astype(int), float(numbers.scale[0])
+    if data.draw(st.booleans()):  # on a tie
+        bias = thresholds[rng.integers(len(thresholds))] - unit * int(codes[0, 0])
+    after = stored_bias(make(weights, [step], [bias]), CODES, target)[0]
+    again = stored_bias(make(weights, [step], [after]), CODES, target)[0]
+    assert again == pytest.approx(after, rel=1e-12)
 
     spacing = int(np.gcd.reduce(codes, axis=None))
     least, most = 3 * int(np.minimum(codes, 0).sum()), 3 * int(np.maximum(codes, 0).sum())
     points = (thresholds - bias) / unit
     points = points[(points > least - spacing) & (points < most + spacing)]
     if not len(points):
-        assert after == bias
+        assert after == pytest.approx(bias, abs=unit / 2 if make is dense else 0)
         return
+    assert abs(after - bias) <= unit * spacing / 2 * (1 + 1e-6)
     sums = abs(points).max() + abs(bias) / unit + 3 * np.linalg.norm(codes)
     clearance = 2.0**-24 * (math.sqrt(features) + 16) * sums
-    count = int(spacing / 2 / grain)
-    away = (points - np.arange(-count, count + 1)[:, np.newaxis] * grain) % spacing
-    best = np.minimum(away, spacing - away).min(axis=1).max()
-    reachable = np.arange(least, most + 1, spacing)
-    nearest = np.abs((thresholds - after) / unit - reachable[:, np.newaxis]).min()
-    assert nearest >= min(clearance, best - clearance / 8) * (1 - 1e-6) - 1e-9
-    assert abs(after - bias) <= unit * spacing / 2 * (1 + 1e-6)
-    again = clear_bias(make(weights, [step], [after]), CODES, target)
-    np.testing.assert_allclose(again[0], after, rtol=1e-12)
+    around = np.sort(points % spacing)
+    around = np.append(around, around[0] + spacing)
+    best = np.diff(around).max() / 2
+    if make is dense:  # biases are whole numbers
+        away = (points + bias / unit - np.arange(spacing)[:, np.newaxis]) % spacing
+        best = np.minimum(away, spacing - away).min(axis=1).max()
+    reachable = np.arange(least, most + 1, spacing)[:, np.newaxis]
+    nearest = np.abs((thresholds - after) / unit - reachable).min()
+    if best >= 9 / 8 * clearance:
+        assert nearest >= clearance
+    elif make is binary:  # no sum changes its code, and none comes nearer to a threshold
+        margin = np.abs((thresholds - bias) / unit - reachable)
+        assert nearest >= margin.min() - 1e-9
+        signs = [np.sign((thresholds - each) / unit - reachable) for each in (bias, after)]
+        assert np.all((signs[0] == signs[1]) | (margin < 1e-9))
 
 
 def on_ties(quantizer) -> tf.keras.Model:

@@ -111,6 +111,6 @@ def test_snapping_keeps_the_integers_and_moves_keras_to_them():
     expected = snapped(images.astype(np.float32) / np.float32(255)).numpy()
     np.testing.assert_allclose(Simulation(again).logits(images), expected, rtol=1e-4, atol=1e-4)
     assert {shift.layer for shift in report.shifts} == {"first", "second"}
-    assert 0 < report.largest_steps < 0.1
+    assert 0 < report.largest_steps < 0.5
     # Snapping what is snapped moves nothing but float32 rounding.
     assert snap(snapped)[1].largest_steps < 1e-5
