@@ -133,6 +133,7 @@ def sweep(
             recipe,
             float_stage=run / "float",
             lr_warmup_epochs=0.1,
+            restart=False,
             data_dir=data_dir or recipe.data_dir,
             **_epochs(recipe, data_dir or recipe.data_dir, steps),
         )
@@ -158,7 +159,7 @@ def sweep(
                 path = output / name / f"{kind}.tflite"
                 row = _row(model, path, kind, plane_limit, images, labels, result.accuracy)
                 rows.append(row)
-                SweepReport([row], len(images), steps, {}).print()
+                print(f"{name} {kind}: Keras and file agree on {row.keras_file:.2f} %", flush=True)
         report = SweepReport(rows, len(images), steps, environment())
         report.print()
         if json:

@@ -140,10 +140,11 @@ class Recipe:
                     f"Received: stages={self.stages}, weight_bits={self.weight_bits}, "
                     f"activation_bits={self.activation_bits}."
                 )
-            if not (self.float_stage / "last.keras").is_file():
+            files = (self.float_stage / name for name in ("last.keras", "history.csv"))
+            if not all(file.is_file() for file in files):
                 raise ValueError(
-                    "Expected float_stage to be the float/ folder of a run, with last.keras in it. "
-                    f"Received: {self.float_stage}."
+                    "Expected float_stage to be the float/ folder of a run, with last.keras and "
+                    f"history.csv in it. Received: {self.float_stage}."
                 )
 
 

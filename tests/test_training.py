@@ -101,7 +101,7 @@ def test_last_stage_has_the_widths_of_the_recipe(finished):
     ("changes", "message"),
     [
         ({"stages": 1}, "only where a quantized stage follows"),
-        ({"float_stage": Path("nowhere")}, "with last.keras in it"),
+        ({"float_stage": Path("nowhere")}, "with last.keras and history.csv in it"),
         (
             {"width": 4},
             r"same head, stem, width and classes.*stem_conv/kernel.*\(3, 3, 1, 4\) here",

@@ -38,6 +38,7 @@ from dlqat_tf.quantizers import ActivationGrid
 _INT8 = 127  # the highest code of int8 weights, whose grid is symmetric
 _NEGLIGIBLE = 2.0**-10  # of an output step
 _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
+_SHARES = (1.0, 0.5, 0.25, 0.125)  # of the wanted distance, down to what float32 biases need
 
 
 def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
@@ -480,11 +481,12 @@ def stored_bias(
     the division by the output step. The largest error of TensorFlow's convolutions of random codes,
     n from 128 to 4608 and 1 to 8 bits, was a seventh to a quarter of c.
 
-    A float bias (binary kernels) that keeps this distance stays. All others go to the place with
-    9/8 of it (so that rounding to float32 calls for no second move) that crosses the fewest
-    thresholds, the nearest one of these; on integer kernels places are multiples of the bias unit.
-    Where there is no such place it is the one with the largest distance, again of those that cross
-    the fewest thresholds: none at all, on binary kernels. No move exceeds :math:`u g / 2`.
+    A float bias (binary kernels) that keeps this distance stays. Else it moves between the two
+    thresholds around it, changing no code, to a distance of 9/8 c (so that rounding to float32
+    calls for no second move) or to the middle where they are too near. A bias on integer kernels is
+    a multiple of its unit, so that it can rarely stay: it goes to the place at a distance of 9/8 c
+    that crosses the fewest thresholds (of a half, a quarter or an eighth of that distance where
+    there is none, and to the nearest at last). No move exceeds :math:`u g / 2`.
 
     Args:
         node: Convolution or dense layer on an integer or on binary kernels.
@@ -534,29 +536,26 @@ def _clear_move(points: np.ndarray, circle: int, clearance: float, first: float 
         points: What to keep clear of, as seen from here.
         circle: Length of the circle.
         clearance: Wanted distance.
-        first: The move may be this or a whole number away from it; None: any.
+        first: The move may be this or a whole number away from it; None: any that crosses no point.
     """
     wanted = clearance * 9 / 8
     around = np.add.outer(np.arange(-2, 2) * circle, np.sort(points % circle)).ravel()
+    here = np.searchsorted(around, 0.0)
     if first is None:
-        low, high = around[:-1], around[1:]
-        margin = np.minimum(wanted, (high - low) / 2)
-        moves = np.append(0.0, np.clip(0.0, low + margin, high - margin))
-    else:
-        moves = first + np.arange(-circle // 2, circle // 2 + 1)
+        low, high = around[here - 1], around[here]
+        margin = min(wanted, (high - low) / 2)
+        stays = min(-low, high) >= clearance
+        return 0.0 if stays else float(np.clip(0.0, low + margin, high - margin))
+    moves = first + np.arange(-circle // 2, circle // 2 + 1)
     moves = moves[np.abs(moves) <= circle / 2]
     after = np.searchsorted(around, moves)
     distances = np.minimum(moves - around[after - 1], around[after] - moves)
-    if first is None and distances[0] >= clearance:
-        return 0.0
-    crossed = np.abs(after - np.searchsorted(around, 0.0))
-    enough = np.minimum(distances, wanted)
-    # By the distance up to what is wanted, the thresholds crossed, the way; where nothing has the
-    # distance, crossing comes first.
-    keys = (np.abs(moves), crossed, -enough)
-    if enough.max() < wanted:
-        keys = (np.abs(moves), -enough, crossed)
-    return float(moves[np.lexsort(keys)[0]])
+    crossed = np.abs(after - here)
+    for share in _SHARES:
+        reached = distances >= share * wanted
+        if np.any(reached):
+            return float(moves[np.lexsort((np.abs(moves), crossed, ~reached))[0]])
+    return first
 
 
 def _flat_channels(node: Weighted) -> tuple[int, ...]:

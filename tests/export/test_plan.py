@@ -108,10 +108,11 @@ def test_signed_grids_have_thresholds_below_zero():
         ([0.1], 1, 0.08, None, 0.0),
         ([0.05], 1, 0.08, None, -0.04),  # 9/8 of the clearance
         ([7.05], 1, 0.08, None, -0.04),  # the same, a circle further
-        ([-0.04, 0.06], 1, 0.08, None, -0.13),  # over the nearer one
-        ([-0.1, 0.3], 1, 0.5, None, 0.1),  # no place has it: between the two
+        ([-0.1, 0.3], 1, 0.5, None, 0.1),  # the middle
         ([-0.1, 0.2], 10, 0.4, 0.3, -0.7),  # whole numbers away from 0.3
-        ([-0.1, 0.2], 1, 0.4, 0.3, 0.3),
+        ([-0.1, 0.2, -0.8], 10, 0.4, 0.3, 1.3),
+        ([-0.1, 0.2, 0.5], 3, 1.4, 0.3, 1.3),  # 0.8 to the next point: half of it
+        ([0.1, 0.3], 1, 0.4, 0.3, 0.3),  # the only place: a tie
     ],
 )
 def test_clear_move(points, circle, clearance, first, move):
@@ -159,13 +160,15 @@ def test_reachable_sums_keep_clear_of_thresholds(data, seed):
         best = np.minimum(away, spacing - away).min(axis=1).max()
     reachable = np.arange(least, most + 1, spacing)[:, np.newaxis]
     nearest = np.abs((thresholds - after) / unit - reachable).min()
-    if best >= 9 / 8 * clearance:
-        assert nearest >= clearance
-    elif make is binary:  # no sum changes its code, and none comes nearer to a threshold
-        margin = np.abs((thresholds - bias) / unit - reachable)
-        assert nearest >= margin.min() - 1e-9
-        signs = [np.sign((thresholds - each) / unit - reachable) for each in (bias, after)]
-        assert np.all((signs[0] == signs[1]) | (margin < 1e-9))
+    if make is dense:
+        halves = (9 / 8 * clearance / 2**i for i in range(4))
+        assert nearest >= next((each for each in halves if each <= best), 0) - 1e-9
+        return
+    before, moved = ((thresholds - each) / unit - reachable for each in (bias, after))
+    gap = np.diff(around)[np.searchsorted(around, 1e-9) - 1]
+    assert nearest >= min(clearance, gap / 2, around[0] + spacing - around[-2]) - 1e-9
+    assert nearest >= np.abs(before).min() - 1e-9
+    assert np.all((np.sign(before) == np.sign(moved)) | (np.abs(before) < 1e-9))  # the same codes
 
 
 def on_ties(quantizer) -> tf.keras.Model:
