@@ -317,11 +317,11 @@ class _Walk:
         """Add the layers of a (nested) model and return its outputs."""
         return follow(model, sources, lambda call, inputs: self.layer(call, inputs, prefix))
 
-    def layer(self, call, inputs: list[_Tensor], prefix: str) -> _Tensor:
-        """Add one call of one layer and return its output."""
+    def layer(self, call, inputs: list[_Tensor], prefix: str) -> list[_Tensor]:
+        """Add one call of one layer and return what stands for each of its outputs."""
         layer, name = call.layer, prefix + call.layer.name
         if isinstance(layer, tf.keras.Model) and hasattr(layer, "_nodes_by_depth"):
-            return self.model(layer, inputs, name + "/")[0]
+            return self.model(layer, inputs, name + "/")
         self._calls[name] += 1
         again = self._calls[name] > 1
         shapes = [
@@ -352,7 +352,7 @@ class _Walk:
                 bytes=dict.fromkeys(("float32", "declared"), 0) if again else _sizes(layer),
             )
         )
-        return output
+        return [output] * (len(shapes) - 1)
 
     def peak(self, bits: int | None) -> int:
         """Return the peak of the activations in bytes, at ``bits`` a value or at their widths."""
