@@ -392,7 +392,7 @@ class Network:
             elif self.fused(call) is not None:
                 groups["activation_bits", call.layer].append(call)
             elif call.role in ("weighted", "norm", "add", "pool", "kept") and self._wanted(call):
-                groups["residual_bits", call.layer].append(call)
+                groups["residual_bits", self._meeting(call.layer)].append(call)
         taken = set(self._names.values())
         for (width, *_), calls in groups.items():
             call = calls[0]
@@ -415,6 +415,15 @@ class Network:
             signed = width == "residual_bits" and not all(map(self._never_negative, calls))
             place = Place(name, bits, signed, ceiling)
             self.places.update(dict.fromkeys(calls, place))
+
+    def _meeting(self, layer) -> tf.keras.layers.Layer:
+        """Return the last Concatenate that a layer's outputs come to, or the layer itself.
+
+        What comes together goes on one grid: files would round it once more to bring it there.
+        """
+        readers = self._reached(self.of[layer][0], ("moving",))
+        meetings = [reader for reader in readers if type(reader.layer) is _layers.Concatenate]
+        return max(meetings, key=self.calls.index).layer if meetings else layer
 
     def _wanted(self, call: Call, origin: Call | None = None) -> bool:
         """Return whether anything reads the output of ``origin``, through ``call``, as codes."""

@@ -88,6 +88,35 @@ def two_inputs():
     return Model([left, right], layers.Dense(3, name="scores")(x))
 
 
+def siamese():
+    """One tower for two images, its features side by side before a hidden dense layer."""
+    inputs = [tf.keras.Input((8, 8, 1), name=name) for name in ("left", "right")]
+    tower = tf.keras.Sequential(name="tower")
+    for name, filters in (("stem", 8), ("body", 16)):
+        tower.add(layers.Conv2D(filters, 3, padding="same", name=name))
+        tower.add(layers.BatchNormalization(momentum=0.9, name=f"{name}_bn"))
+        tower.add(layers.ReLU(name=f"{name}_relu"))
+    pools = [layers.GlobalAveragePooling2D(name=f"pool{i}") for i in range(2)]
+    features = [pool(tower(image)) for pool, image in zip(pools, inputs, strict=True)]
+    x = layers.Dense(16, activation="relu", name="hidden")(
+        layers.Concatenate(name="both")(features)
+    )
+    return Model(inputs, layers.Dense(4, name="scores")(x))
+
+
+def transfer():
+    """A network without its top, nested in a new classifier."""
+    inputs = tf.keras.Input((8, 8, 1), name="images")
+    x = layers.ReLU(name="stem_relu")(conv_norm(inputs, 8, 3, name="stem"))
+    y = layers.ReLU(name="inner_relu")(conv_norm(x, 8, 3, name="inner"))
+    x = layers.ReLU(name="sum_relu")(layers.Add(name="sum")([x, conv_norm(y, 8, 3, name="outer")]))
+    base = Model(inputs, x, name="base")
+    pool = layers.GlobalAveragePooling2D(name="features")
+    return tf.keras.Sequential(
+        [base, pool, layers.Dense(4, activation="softmax", name="scores")], name="transfer"
+    )
+
+
 def predictions(model, images):
     return model.predict(images, verbose=0).argmax(1)
 

@@ -6,7 +6,16 @@ import tensorflow as tf
 from dlqat_tf import CGPACT, ConversionError, SATWeights, quantize
 from dlqat_tf.export import lower
 from dlqat_tf.export.plan import plan
-from tests.convert.networks import FLOAT, classifier, conv_norm, mobile, quantizer_of, residual, vgg
+from tests.convert.networks import (
+    FLOAT,
+    classifier,
+    conv_norm,
+    mobile,
+    quantizer_of,
+    residual,
+    siamese,
+    vgg,
+)
 
 layers = tf.keras.layers
 Model = tf.keras.Model
@@ -223,8 +232,17 @@ def test_pre_activation_and_float_branches():
         "add0_residual",
         "add1_residual",
     }
-    assert model.get_layer("pool_residual").signed is False
+    # The sum and the pool come together.
+    assert len(model.get_layer("add1_residual").inbound_nodes) == 2
     plan(lower(model))  # every layer has an integer kernel
+
+
+def test_what_a_concatenation_brings_together_has_one_quantizer():
+    model, report = quantize(siamese(), residual_bits=5, overrides={"pool0": dict(residual_bits=7)})
+    places = [q for q in model.layers if q.name.endswith("residual")]
+    assert [(q.name, q.bits, len(q.inbound_nodes)) for q in places] == [("pool0_residual", 7, 2)]
+    rows = {row.layer: row.note for row in report.conversions}
+    assert rows["pool0"] == rows["pool1"] == "outputs rounded by pool0_residual"
 
 
 def test_nested_models_called_by_name_with_several_outputs():

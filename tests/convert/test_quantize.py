@@ -22,6 +22,8 @@ from tests.convert.networks import (
     mobile,
     predictions,
     residual,
+    siamese,
+    transfer,
     two_inputs,
     vgg,
 )
@@ -66,14 +68,38 @@ def test_low_bits_train_save_export_and_match(trained, digits, tmp_path):
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(model.predict(test, verbose=0), loaded.predict(test, verbose=0))
 
-    exported = to_tflite(loaded, tmp_path / "model.tflite")
-    snapped = tf.keras.models.load_model(exported.snapped)
-    result = parity(snapped, exported.path, test[:128], test_labels[:128])
-    assert result.failures() == []
     assert json.loads(report.to_json())["conversions"][0]["weight_bits"] == 8
+    for export in (to_tflite, to_lce):
+        exported = export(loaded, tmp_path / f"{export.__name__}.tflite")
+        snapped = tf.keras.models.load_model(exported.snapped)
+        assert parity(snapped, exported.path, test[:128], test_labels[:128]).failures() == []
+    assert exported.census.operators["LceBconv2d"] >= 2
 
-    binary = to_lce(loaded, tmp_path / "lce.tflite")
-    assert binary.census.operators["LceBconv2d"] >= 2
+
+@pytest.mark.parametrize(("make", "calls"), [(siamese, 2), (transfer, 1)])
+def test_nested_models_from_float_to_files(make, calls, tmp_path):
+    source = make()
+    generator = np.random.default_rng(0)
+    pixels = [generator.integers(0, 256, (128, 8, 8, 1)).astype(np.uint8) for _ in source.inputs]
+    images = [each / np.float32(255) for each in pixels]
+    # Which quarter of the (last) image is brightest.
+    labels = images[-1].reshape(-1, 2, 4, 2, 4).mean((2, 4)).reshape(-1, 4).argmax(1)
+    model, _ = quantize(source, 1, 2, "gml", images=images, labels=labels)
+    model.compile(tf.keras.optimizers.Adam(5e-3), dlqat_tf.GMLoss(alpha=0.1))
+    loss = model.fit(images, labels, epochs=4, verbose=0).history["loss"]
+    assert loss[-1] < loss[0]
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    for export in (to_tflite, to_lce):
+        exported = export(loaded, tmp_path / f"{export.__name__}.tflite")
+        result = parity(tf.keras.models.load_model(exported.snapped), exported.path, pixels)
+        assert set(result.agreement.values()) == {100.0}
+        assert result.first_diverging is None
+        # No code differs anywhere: what is left are the roundings of the last float layer.
+        assert max(result.logit_difference.values()) < 1e-4
+        shifts = [each.largest for each in exported.shifts if each.variable == "stem_bn"]
+        assert len(shifts) == calls
+        assert len(set(shifts)) == 1
 
 
 @pytest.mark.parametrize("make", [mobile, residual, vgg])
