@@ -315,6 +315,31 @@ def test_sequential_models_and_linear_bottlenecks():
     }
 
 
+def test_what_batch_norms_of_their_own_and_the_last_layer_read():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="first")(inputs)
+    y = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn1")(x))
+    x = layers.Add(name="sum")([x, layers.Conv2D(4, 3, padding="same", name="second")(y)])
+    x = layers.BatchNormalization(name="bn2")(x)
+    x = layers.Dense(3, name="last")(layers.Flatten(name="flat")(x))
+    model = applied(tf.keras.Model(inputs, x), residual_bits=5)
+    assert {name: bits for name, bits in widths(model).items() if name.endswith("output")} == {
+        "first_output": -5,
+        "relu_output": 2,
+        "second_output": -5,
+        "sum_output": -5,
+        "bn2_output": -8,
+    }
+
+
+def test_only_what_is_annotated_must_have_a_form():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Activation(tf.nn.relu6, name="odd")(layers.Conv2D(4, 3, name="first")(inputs))
+    x = annotate(layers.Dense(3, name="last"))(layers.Flatten()(x))
+    model = tfmot.quantization.keras.quantize_apply(tf.keras.Model(inputs, x), SATScheme(1, 1))
+    assert widths(model) == {"first": 32, "last": 8}
+
+
 def test_heads_and_own_quantizers_pass_unchanged():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="first")(inputs)

@@ -49,7 +49,8 @@ def quantize(
 
     Int8 kernels need codes wherever they read, so outputs that no ReLU rounds (linear bottlenecks,
     residual branches, sums) get a quantizer of ``residual_bits`` where an add, a pool, a batch norm
-    of its own or a weighted layer reads them; signed, unless they cannot be negative.
+    of its own or a weighted layer reads them; signed, unless they cannot be negative. Those that
+    a concatenation brings together share one, since it takes codes of one grid.
 
     Args:
         model: Functional or Sequential model; it is not changed.

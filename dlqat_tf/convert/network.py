@@ -15,7 +15,7 @@ import tensorflow as tf
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.export.lower import follow, tensors_of, unique
 from dlqat_tf.heads import Head
-from dlqat_tf.models.resnet import EDGE_BITS
+from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.quantizers import CGPACT
 from dlqat_tf.quantizers.base import check_bits
 
@@ -26,9 +26,9 @@ QUANTIZED = {
     _layers.DepthwiseConv2D: lq.layers.QuantDepthwiseConv2D,
     _layers.Dense: lq.layers.QuantDense,
 }
-_POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
+POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
 # What moves values and changes none: codes in, codes out.
-_MOVING = (
+MOVING = (
     _layers.Concatenate,
     _layers.Dropout,
     _layers.Flatten,
@@ -145,14 +145,20 @@ def is_softmax(activation) -> bool:
     return activation in (tf.keras.activations.softmax, tf.nn.softmax)
 
 
+def _is_weighted(layer) -> bool:
+    return type(layer) in (*QUANTIZED, *QUANTIZED.values()) or isinstance(layer, Head)
+
+
 def _role(layer) -> str:
     """Return the part that a layer plays; "unknown" where it has no quantized form."""
     kind = type(layer)
-    if kind in QUANTIZED:
+    if _is_weighted(layer):
         return "weighted"
-    if kind in _POOLS:
+    if isinstance(layer, lq.quantizers.Quantizer):
+        return "quantizer"
+    if kind in POOLS:
         return "pool"
-    if kind in _MOVING or (kind is _layers.Activation and _is_linear(layer.activation)):
+    if kind in MOVING or (kind is _layers.Activation and _is_linear(layer.activation)):
         return "moving"
     if kind is _layers.ReLU or _ceiling(layer) is not None:
         return "relu"
@@ -178,9 +184,25 @@ class Network:
         places: The quantizer after each call that has one.
         norms: By weighted layer, the batch norms that take its scale; empty where one is inserted.
         ends: Weighted layers that no other weighted layer follows.
+
+    Args:
+        model: The source.
+        overrides: The user's exceptions.
+        head: Name of the head that the last layer becomes, or None.
+        widths: Of hidden layers, as in ``quantize``.
+        partial: Whether layers without a quantized form, or quantized already, may stand between
+            others; else they are errors.
     """
 
-    def __init__(self, model, overrides: Overrides, head: str | None, widths: dict):
+    def __init__(
+        self,
+        model,
+        overrides: Overrides,
+        head: str | None,
+        widths: dict[str, int | None],
+        *,
+        partial: bool = False,
+    ):
         self.overrides = overrides
         self.widths = widths
         self.calls: list[Call] = []
@@ -200,12 +222,13 @@ class Network:
         self.ends = {
             call.layer
             for call in self.calls
-            if type(call.layer) in QUANTIZED and not self._weighted_after(call.layer)
+            if _is_weighted(call.layer) and not self._weighted_after(call.layer)
         }
         self.head, self.head_kind, self.dropped = None, head, set()
         if head is not None:
             self._find_head()
-        self._settle_roles()
+        if not partial:
+            self._settle_roles()
         self.norms = {
             layer: self._norms(layer)
             for layer, calls in self.of.items()
@@ -223,8 +246,7 @@ class Network:
         """Return the width of a weighted layer."""
         at_end = self.first(call) or call.layer in self.ends
         bits = self.widths["weight_bits"]
-        default = EDGE_BITS if at_end and bits != 32 else bits
-        return self._width(call, "weight_bits", default)
+        return self._width(call, "weight_bits", edge_bits(bits) if at_end else bits)
 
     def keeps_scale(self, call: Call) -> bool:
         """Return whether no batch norm may follow: what the model returns keeps its scale."""
@@ -234,7 +256,12 @@ class Network:
         """Return the ceiling of the ReLU inside a hidden weighted layer, None without one."""
         if call.role != "weighted" or call.layer in self.ends:
             return None
-        return _ceiling(call.layer.activation)
+        return _ceiling(getattr(call.layer, "activation", None))
+
+    def width_of(self, call: Call) -> str:
+        """Return the name of the width that the quantizer of a call's output has."""
+        is_relu = call.role == "relu" or self.fused(call) is not None
+        return "activation_bits" if is_relu else "residual_bits"
 
     # Reading the model.
 
@@ -272,7 +299,7 @@ class Network:
 
     def _weighted_after(self, layer) -> bool:
         return any(
-            type(after.layer) in QUANTIZED or (after.role == "unknown" and after.layer.weights)
+            _is_weighted(after.layer) or (after.role == "unknown" and after.layer.weights)
             for call in self.of[layer]
             for after in self._reached(call)
         )
@@ -337,11 +364,11 @@ class Network:
         """Return why a layer has no quantized form, None where it has one."""
         layer, kind = call.layer, type(call.layer)
         shape = layer.get_output_shape_at(0) if call.node else None
+        if call.role == "quantizer" or (call.role == "weighted" and kind not in QUANTIZED):
+            return "it is quantized already"
         if call.role == "unknown":
             if isinstance(layer, tf.keras.Model):
                 return "subclassed models have no list of layers"
-            if kind in QUANTIZED.values() or isinstance(layer, (Head, lq.quantizers.Quantizer)):
-                return "it is quantized already"
             return f"{kind.__name__} layers have no quantized form here"
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             return "its data_format is not channels_last"
@@ -397,8 +424,8 @@ class Network:
         for (width, *_), calls in groups.items():
             call = calls[0]
             default = self.widths[width]
-            if any(map(self._feeds_end, calls)) and default not in (None, 32):
-                default = EDGE_BITS
+            if any(map(self._feeds_end, calls)):
+                default = edge_bits(default)
             bits = self._width(call, width, default)
             if bits is None:
                 continue
@@ -437,7 +464,7 @@ class Network:
             # What follows the last quantizer runs in float.
             return not (origin.role == "pool" and reader.layer in self.ends)
         if reader.role == "norm":
-            folds = type(call.layer) in QUANTIZED or call.role == "norm"
+            folds = _is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)
         return reader.role in ("add", "pool")
 
@@ -451,6 +478,5 @@ class Network:
             if call.role == "weighted":
                 having["weight_bits"].add(call.name)
             if call in self.places:
-                is_relu = call.role == "relu" or self.fused(call) is not None
-                having["activation_bits" if is_relu else "residual_bits"].add(call.name)
+                having[self.width_of(call)].add(call.name)
         self.overrides.check(self._names.values(), having)
