@@ -16,6 +16,7 @@ from dlqat_tf.export.census import count, peak
 from dlqat_tf.export.lower import check_graph, follow, lower
 from dlqat_tf.export.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.report import Report
+from dlqat_tf.quantizers import Unwrapped, unwrapped
 
 _PIXEL_BITS = 8
 _FLOAT_BITS = 32
@@ -80,12 +81,12 @@ class LayerSummary:
     Attributes:
         layer: Name; that of a layer in a nested model follows the model's name and a slash, that of
             a later call ends in its number.
-        kind: Class of the layer.
+        kind: Class of the layer, that of a wrapped layer where it is in a wrapper of TF-MOT.
         output_shape: Shape of its (first) output without the batch.
         weight_bits: Widths of its kernels; empty without any.
         input_bits: Width of what it reads, its ``input_quantizer`` applied; None for the input.
         output_bits: Width of what it gives.
-        parameters: Number of its variables' values; 0 for a later call.
+        parameters: Number of its variables' values, counters left out; 0 for a later call.
         macs: Multiply-accumulates of each kernel.
         bytes: Size of the parameters in float32 and at their declared widths ("declared"), and in
             each file that of the weights alone, where it has some of this layer: batch norms and
@@ -270,7 +271,7 @@ def summary(model: tf.keras.Model) -> SummaryReport:
     report = SummaryReport(
         model=model.name,
         layers=walk.layers,
-        parameters=model.count_params(),
+        parameters=sum(layer.parameters for layer in walk.layers),
         trainable_parameters=sum(w.shape.num_elements() for w in model.trainable_weights),
         macs=_by_width(walk.layers),
         bit_operations=sum(macs.bit_operations for layer in walk.layers for macs in layer.macs),
@@ -306,10 +307,9 @@ class _Walk:
         shape = tuple(tensor.shape[1:])
         bits = _PIXEL_BITS if len(shape) == 3 else _FLOAT_BITS
         layer = tensor.node.layer
+        sizes = dict.fromkeys(("float32", "declared"), 0)
         self.layers.append(
-            LayerSummary(
-                layer.name, type(layer).__name__, shape, (), None, bits, 0, (), _sizes(layer)
-            )
+            LayerSummary(layer.name, type(layer).__name__, shape, (), None, bits, 0, (), sizes)
         )
         return _Tensor(int(np.prod(shape)), bits)
 
@@ -317,42 +317,45 @@ class _Walk:
         """Add the layers of a (nested) model and return its outputs."""
         return follow(model, sources, lambda call, inputs: self.layer(call, inputs, prefix))
 
-    def layer(self, call, inputs: list[_Tensor], prefix: str) -> _Tensor:
-        """Add one call of one layer and return its output."""
+    def layer(self, call, inputs: list[_Tensor], prefix: str) -> list[_Tensor]:
+        """Add one call of one layer and return what stands for each of its outputs."""
         layer, name = call.layer, prefix + call.layer.name
         if isinstance(layer, tf.keras.Model) and hasattr(layer, "_nodes_by_depth"):
-            return self.model(layer, inputs, name + "/")[0]
+            return self.model(layer, inputs, name + "/")
         self._calls[name] += 1
         again = self._calls[name] > 1
         shapes = [
             tuple(tensor.shape[1:])
             for tensor in (tf.nest.flatten(call.input_tensors)[0], *tf.nest.flatten(call.outputs))
         ]
+        parts = _parts(layer)
         bits = max(tensor.bits for tensor in inputs)
-        if getattr(layer, "input_quantizer", None) is not None:
-            bits = _precision(layer.input_quantizer)
+        if getattr(parts.layer, "input_quantizer", None) is not None:
+            bits = _precision(parts.layer.input_quantizer)
         output = _Tensor(
-            sum(int(np.prod(shape)) for shape in shapes[1:]), _output_bits(layer, bits)
+            sum(int(np.prod(shape)) for shape in shapes[1:]), _output_bits(parts, bits)
         )
-        self._steps.append((inputs, output, isinstance(layer, _IN_PLACE)))
-        kernels = [weight for weight in layer.weights if weight.shape.rank > 1]
-        macs = _macs(layer, *shapes[:2], bits)
-        if kernels and not macs:
-            self.notes.append(f"MACs of {name!r} ({type(layer).__name__}) are not counted")
+        self._steps.append((inputs, output, isinstance(parts.layer, _IN_PLACE)))
+        weights = _weights(layer, parts)
+        widths = {width for weight, width in weights if weight.shape.rank > 1}
+        macs = _macs(parts, *shapes[:2], bits)
+        kind = type(parts.layer).__name__
+        if widths and not macs:
+            self.notes.append(f"MACs of {name!r} ({kind}) are not counted")
         self.layers.append(
             LayerSummary(
                 layer=f"{name}_{self._calls[name]}" if again else name,
-                kind=type(layer).__name__,
+                kind=kind,
                 output_shape=shapes[1],
-                weight_bits=tuple(sorted({_precision(kernel) for kernel in kernels})),
+                weight_bits=tuple(sorted(widths)),
                 input_bits=bits,
                 output_bits=output.bits,
-                parameters=0 if again else layer.count_params(),
+                parameters=0 if again else sum(w.shape.num_elements() for w, _ in weights),
                 macs=macs,
-                bytes=dict.fromkeys(("float32", "declared"), 0) if again else _sizes(layer),
+                bytes=_sizes([] if again else weights),
             )
         )
-        return output
+        return [output] * (len(shapes) - 1)
 
     def peak(self, bits: int | None) -> int:
         """Return the peak of the activations in bytes, at ``bits`` a value or at their widths."""
@@ -379,23 +382,48 @@ def _precision(quantized) -> int:
     return precision if isinstance(precision, int) else _FLOAT_BITS
 
 
-def _output_bits(layer, bits: int) -> int:
-    if isinstance(layer, lq.quantizers.Quantizer):
-        return _precision(layer)
-    if isinstance(layer, _MOVING):
+def _parts(layer) -> Unwrapped:
+    """Return a layer without its wrapper, or as it is where no export reads that."""
+    try:
+        return unwrapped(layer)
+    except ValueError:
+        return Unwrapped(layer, None, None)
+
+
+def _weights(layer, parts: Unwrapped) -> list[tuple[tf.Variable, int]]:
+    """Return a layer's variables and their widths, without those that count steps."""
+    return [
+        (weight, _weight_bits(weight, parts))
+        for weight in layer.weights
+        if weight.dtype.is_floating
+    ]
+
+
+def _weight_bits(weight, parts: Unwrapped) -> int:
+    is_quantized = weight is parts.kernel and parts.kernel_quantizer is not None
+    return _precision(parts.kernel_quantizer if is_quantized else weight)
+
+
+def _output_bits(parts: Unwrapped, bits: int) -> int:
+    if parts.output_quantizer is not None:
+        return _precision(parts.output_quantizer)
+    if isinstance(parts.layer, lq.quantizers.Quantizer):
+        return _precision(parts.layer)
+    if isinstance(parts.layer, _MOVING):
         return bits
-    return _precision(getattr(layer, "activation", None))
+    return _precision(getattr(parts.layer, "activation", None))
 
 
-def _sizes(layer) -> dict[str, int]:
-    counts = [(weight.shape.num_elements(), _precision(weight)) for weight in layer.weights]
+def _sizes(weights: list[tuple[tf.Variable, int]]) -> dict[str, int]:
+    counts = [(weight.shape.num_elements(), bits) for weight, bits in weights]
     return {
         "float32": sum(4 * count for count, _ in counts),
         "declared": sum(-(-count * bits // 8) for count, bits in counts),
     }
 
 
-def _macs(layer, input_shape, output_shape, bits: int) -> tuple[Macs, ...]:
+def _macs(parts: Unwrapped, input_shape, output_shape, bits: int) -> tuple[Macs, ...]:
+    layer = parts.layer
     first = getattr(layer, "data_format", "channels_last") == "channels_first"
     inside, outside = (
         int(np.prod(shape[1:] if first else shape[:-1])) for shape in (input_shape, output_shape)
@@ -405,16 +433,14 @@ def _macs(layer, input_shape, output_shape, bits: int) -> tuple[Macs, ...]:
             kernels = [(layer.depthwise_kernel, outside, bits)]
             kernels += [(layer.pointwise_kernel, outside, _FLOAT_BITS)]
         case _ if isinstance(layer, _TRANSPOSED):
-            kernels = [(layer.kernel, inside, bits)]
-        case _ if isinstance(layer, _DEPTHWISE):
-            kernels = [(layer.depthwise_kernel, outside, bits)]
-        case _ if isinstance(layer, (*_CONVOLUTIONS, _layers.Dense)):
-            kernels = [(layer.kernel, outside, bits)]
+            kernels = [(parts.kernel, inside, bits)]
+        case _ if isinstance(layer, (*_CONVOLUTIONS, *_DEPTHWISE, _layers.Dense)):
+            kernels = [(parts.kernel, outside, bits)]
         case _:
             kernels = []
     found = []
     for kernel, positions, activation_bits in kernels:
-        number, weight_bits = kernel.shape.num_elements() * positions, _precision(kernel)
+        number, weight_bits = kernel.shape.num_elements() * positions, _weight_bits(kernel, parts)
         found.append(
             Macs(weight_bits, activation_bits, number, number * weight_bits * activation_bits)
         )

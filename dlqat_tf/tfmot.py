@@ -19,8 +19,8 @@ import larq as lq
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
+from dlqat_tf.convert.network import MOVING, POOLS, WIDTHS, Call, Network, Overrides
 from dlqat_tf.heads import Head
-from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.quantizers import CGPACT, SATWeights, Unwrapped, unwrapped
 
 _api = tfmot.quantization.keras
@@ -35,16 +35,6 @@ _KERNELS = {
 }
 # Their outputs are off the grid, and need a quantizer where a sum or a convolution reads them.
 _LINEAR = (_layers.BatchNormalization, _layers.Add)
-_AVERAGES = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
-# Values on a grid stay on it.
-_MOVES = (
-    _layers.MaxPool2D,
-    _layers.Flatten,
-    _layers.Concatenate,
-    _layers.ZeroPadding2D,
-    _layers.Dropout,
-    _layers.SpatialDropout2D,
-)
 # They bring their own quantizers, or stand at the ends of a model.
 _UNTOUCHED = (
     Head,
@@ -56,7 +46,6 @@ _UNTOUCHED = (
     _layers.Rescaling,
     _layers.Softmax,
 )
-_WEIGHTED = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense, Head)
 
 
 class _Quantizer(_api.quantizers.Quantizer):
@@ -209,13 +198,15 @@ class SATScheme(_api.QuantizeScheme):
 
     Applies to every annotated layer without a configuration of its own:
 
-    - convolutions and dense layers: ``weight_bits``, the first and the last one 8 bits, the last
-      one scale-adjusted where it is dense. A head of this package is a last layer that brings its
-      own quantizer.
+    - convolutions and dense layers: ``weight_bits``, those that read an input and the last one 8
+      bits, the last one scale-adjusted where it is dense. A head of this package is a last layer
+      that brings its own quantizer.
     - ReLUs, as layers or as activations of others: ``activation_bits``, 8 where the last layer
       reads them.
-    - what a sum or a convolution reads and no ReLU rectified (the branches of a residual add,
-      linear bottlenecks, hidden average pools): a signed quantizer of ``residual_bits``.
+    - what a sum, a pool, a batch norm of its own or a weighted layer reads and no ReLU rectified
+      (the branches of a residual add, linear bottlenecks, hidden average pools): a signed quantizer
+      of ``residual_bits``, 8 where the last layer reads it. These are the places where
+      :func:`dlqat_tf.quantize` puts quantizers.
     - all others stay as they are. Images are not rounded: they are pixels / 255 already. Batch
       norm stays in training; export folds it.
 
@@ -260,11 +251,14 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
         self._configs: dict[str, SATQuantizeConfig] = {}
 
     def apply(self, model, layer_quantize_map):
-        graph = _Graph(model)
-        configs = {layer.name: self._config(layer, graph) for layer in graph.layers}
+        widths = {name: self._settings[name] for name in WIDTHS}
+        network = Network(model, Overrides({}), None, widths, partial=True)
+        configs = {
+            layer.name: self._config(calls[0], network) for layer, calls in network.of.items()
+        }
         self._configs = {name: config for name, config in configs.items() if config}
         kept = {}
-        for layer in graph.layers:
+        for layer in network.of:
             if layer.name not in layer_quantize_map:
                 continue
             entry = layer_quantize_map[layer.name]
@@ -280,71 +274,19 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
     def get_quantize_config(self, layer):
         return self._configs[layer.name]
 
-    def _config(self, layer, graph: _Graph) -> SATQuantizeConfig | None:
+    def _config(self, call: Call, network: Network) -> SATQuantizeConfig | None:
         """Return the configuration of a layer, or None where nothing of it is quantized."""
-        changes: dict = {"residual_bits": None}
+        layer, place = call.layer, network.places.get(call)
         weighted = type(layer) in _KERNELS
-        if weighted and (graph.is_first(layer) or graph.is_last(layer)):
-            changes["weight_bits"] = edge_bits(self._settings["weight_bits"])
-            changes["scale_adjust"] = graph.is_last(layer) and type(layer) is _layers.Dense
-        averages = type(layer) in _AVERAGES
-        readers = graph.readers_of(layer, _MOVES if averages else (*_MOVES, *_AVERAGES))
-        rectified = _is_rectified(layer)
-        if rectified and any(graph.is_last(reader) for reader in readers):
-            changes["activation_bits"] = edge_bits(self._settings["activation_bits"])
-        elif not rectified and (weighted or averages or type(layer) in _LINEAR):
-            # Averaged features stay float where only the last layer reads them.
-            read = any(
-                isinstance(reader, (_layers.Add, *_WEIGHTED))
-                and not (averages and graph.is_last(reader))
-                for reader in readers
-            )
-            if read:
-                changes["residual_bits"] = self._settings["residual_bits"]
-        if not weighted and not rectified and changes["residual_bits"] is None:
+        changes: dict = {"residual_bits": None}
+        if weighted:
+            changes["weight_bits"] = network.weight_bits(call)
+            changes["scale_adjust"] = layer in network.ends and type(layer) is _layers.Dense
+        if place is not None:
+            changes[network.width_of(call)] = place.bits
+        if not weighted and place is None:
             return None
         return SATQuantizeConfig(**{**self._settings, **changes})
-
-
-class _Graph:
-    """Who reads whom in a functional or Sequential model."""
-
-    def __init__(self, model):
-        self.layers: list = []
-        self._readers: dict[str, list] = {}
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                if node.layer.name not in self._readers:
-                    self.layers.append(node.layer)
-                    self._readers[node.layer.name] = []
-                for source in tf.nest.flatten(node.inbound_layers):
-                    self._readers[source.name].append(node.layer)
-        self._below: set[str] = set()  # a weighted layer comes after them
-        for layer in reversed(self.layers):
-            if any(
-                isinstance(reader, _WEIGHTED) or reader.name in self._below
-                for reader in self._readers[layer.name]
-            ):
-                self._below.add(layer.name)
-        self._above: set[str] = set()  # a weighted layer comes before them
-        for layer in self.layers:
-            if isinstance(layer, _WEIGHTED) or layer.name in self._above:
-                self._above.update(reader.name for reader in self._readers[layer.name])
-
-    def is_first(self, layer) -> bool:
-        """Return whether this is a weighted layer with none before it."""
-        return isinstance(layer, _WEIGHTED) and layer.name not in self._above
-
-    def is_last(self, layer) -> bool:
-        """Return whether this is a weighted layer with none after it."""
-        return isinstance(layer, _WEIGHTED) and layer.name not in self._below
-
-    def readers_of(self, layer, through: tuple[type, ...]) -> list:
-        """Return the layers that read a layer's output, directly or through some kinds of layer."""
-        found = []
-        for reader in self._readers[layer.name]:
-            found += self.readers_of(reader, through) if type(reader) in through else [reader]
-        return found
 
 
 def _is_rectified(layer) -> bool:
@@ -375,13 +317,13 @@ def _check_quantizable(layer, signed: bool) -> None:
         if not fine:
             name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
             raise _refusal(layer, f"its activation is {name!r}")
-    elif not (signed and kind in (*_LINEAR, *_AVERAGES)):
+    elif not (signed and kind in (*_LINEAR, *POOLS)):
         raise _refusal(layer, "SAT has no form of it")
 
 
 def _check_untouched(layer) -> None:
     """Raise unless an annotated layer without a configuration may stay as it is."""
-    fine = isinstance(layer, _UNTOUCHED) or type(layer) in (*_MOVES, *_LINEAR, *_AVERAGES)
+    fine = isinstance(layer, _UNTOUCHED) or type(layer) in (*MOVING, *_LINEAR, *POOLS)
     if not fine and not (type(layer) is _layers.Activation and _is_final(layer.activation)):
         _check_quantizable(layer, signed=False)
 

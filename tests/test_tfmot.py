@@ -13,6 +13,7 @@ import dlqat_tf
 from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
 from dlqat_tf.export.network import Activation, Weighted
+from dlqat_tf.quantizers.calibration import calibrate, optimal_range
 from dlqat_tf.tfmot import CGPACTTFMOT, SATQuantizeConfig, SATScheme, SATWeightsTFMOT
 
 layers = tf.keras.layers
@@ -188,6 +189,49 @@ def test_a_model_equals_its_larq_twin(training):
         assert np.any(mine != 0)
 
 
+def test_summary_sees_what_wrappers_hold():
+    report, twin = map(dlqat_tf.summary, (applied(network(), alpha_init=2.0), larq_network()))
+    assert report.notes == twin.notes == []
+    assert report.macs == twin.macs
+    assert report.bit_operations == twin.bit_operations
+    assert report.parameters == twin.parameters
+    assert report.trainable_parameters == twin.trainable_parameters
+    for mine, other in zip(report.storage, twin.storage, strict=True):
+        assert mine.weight_bytes == other.weight_bytes
+        assert mine.peak_activation_bytes == other.peak_activation_bytes
+        if mine.file_bytes:  # names differ
+            assert mine.file_bytes == pytest.approx(other.file_bytes, rel=0.05)
+    rows = {row.layer: (row.kind, row.weight_bits, row.output_bits) for row in report.layers}
+    assert rows["quant_depthwise"] == ("DepthwiseConv2D", (1,), 2)
+    assert rows["quant_second_bn"] == ("BatchNormalization", (), 8)
+
+
+@pytest.mark.parametrize("stage", [False, True])
+def test_calibration_sets_the_ranges_in_wrappers(stage):
+    """By the network before annotation, or by one in the bridge's float stage."""
+    model, reference = applied(network()), network()
+    if stage:
+        reference = applied(reference, 32, 32, residual_bits=32)
+    x = images().astype(np.float32) / np.float32(255)
+    ranges = calibrate(model, reference, x)
+    names = [name.removesuffix("_output") for name in WIDTHS if name.endswith("_output")]
+    assert list(ranges) == [f"quant_{name}" for name in names]
+    alphas = [float(v) for v in model.trainable_variables if "alpha" in v.name]
+    assert alphas == [np.float32(each) for each in ranges.values()]
+    for name, lowest, highest in (("second_bn", -127, 127), ("sum_relu", 0, 3), ("third", 0, 255)):
+        values = tf.keras.Model(reference.input, by_name(reference)[name].output)(x)
+        expected = optimal_range(values, lowest, highest)
+        assert ranges[f"quant_{name}"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_summary_of_what_others_quantized():
+    inputs = tf.keras.Input((8, 8, 3))
+    model = tf.keras.Model(inputs, layers.Conv2D(2, 3)(inputs))
+    report = dlqat_tf.summary(tfmot.quantization.keras.quantize_model(model))
+    assert "SATScheme" in report.storage[-1].reason
+    assert "not counted" in report.notes[0]
+
+
 WIDTHS = {
     "first": 8,
     "first_relu_output": 2,
@@ -269,6 +313,31 @@ def test_sequential_models_and_linear_bottlenecks():
         "third_output": 8,
         "last": 8,
     }
+
+
+def test_what_batch_norms_of_their_own_and_the_last_layer_read():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="first")(inputs)
+    y = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn1")(x))
+    x = layers.Add(name="sum")([x, layers.Conv2D(4, 3, padding="same", name="second")(y)])
+    x = layers.BatchNormalization(name="bn2")(x)
+    x = layers.Dense(3, name="last")(layers.Flatten(name="flat")(x))
+    model = applied(tf.keras.Model(inputs, x), residual_bits=5)
+    assert {name: bits for name, bits in widths(model).items() if name.endswith("output")} == {
+        "first_output": -5,
+        "relu_output": 2,
+        "second_output": -5,
+        "sum_output": -5,
+        "bn2_output": -8,
+    }
+
+
+def test_only_what_is_annotated_must_have_a_form():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Activation(tf.nn.relu6, name="odd")(layers.Conv2D(4, 3, name="first")(inputs))
+    x = annotate(layers.Dense(3, name="last"))(layers.Flatten()(x))
+    model = tfmot.quantization.keras.quantize_apply(tf.keras.Model(inputs, x), SATScheme(1, 1))
+    assert widths(model) == {"first": 32, "last": 8}
 
 
 def test_heads_and_own_quantizers_pass_unchanged():
@@ -369,7 +438,7 @@ def test_export_refuses_what_this_package_did_not_quantize():
     api = tfmot.quantization.keras
     with pytest.raises(ExportError, match=r"'quantize_annotate.*annotated.*quantize_apply"):
         lower(api.quantize_annotate_model(model))
-    with pytest.raises(ExportError, match=r"'quantize_layer'.*AllValuesQuantizer.*SATScheme"):
+    with pytest.raises(ExportError, match=r"'quantize_layer\w*'.*AllValuesQuantizer.*SATScheme"):
         lower(api.quantize_model(model))
     default = api.default_8bit.Default8BitQuantizeRegistry().get_quantize_config(model.layers[1])
     wrapped = api.QuantizeWrapperV2(layers.Conv2D(2, 3, name="odd"), default)

@@ -10,7 +10,16 @@ from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import Convolution, ExportError, IntegerNetwork, Node, Sign
+from dlqat_tf.export.network import (
+    Convolution,
+    Dense,
+    ExportError,
+    IntegerNetwork,
+    Node,
+    Sign,
+    Weighted,
+)
+from dlqat_tf.export.plan import target_of
 from dlqat_tf.export.simulate import binary_layer
 from dlqat_tf.export.tflite import (
     Built,
@@ -235,6 +244,30 @@ class _BinaryWriter(Writer):
         self.file.operator("ADD", [scaled, bias], output, options)
         self._fusible[output] = options
         return output
+
+    def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
+        if not isinstance(node, Dense):
+            super().integer_weighted(node, output, fused)
+            return
+        # With a step for each channel, LCE's TFLite has convolutions on XNNPACK, whose rounding is
+        # float32's, but no fully connected layers; those would round in fixed point.
+        (source,), image = node.inputs, f"{node.name}/image"
+        self.grids[image] = self.grids[source]
+        self.tensors[image] = self.coded("", self.grids[source], (1, 1, len(node.weights)))
+        self.reshape("", self.tensors[source], self.tensors[image], (1, 1, len(node.weights)))
+        rounded = target_of(node, self.readers).grid
+        outputs = self.coded("", rounded, (1, 1, len(node.bias)))
+        convolution = Convolution(
+            name=node.name,
+            inputs=(image,),
+            weights=node.weights[None, None],
+            step=node.step,
+            bias=node.bias,
+            bits=node.bits,
+            kernel=node.kernel,
+        )
+        super().integer_weighted(convolution, outputs, fused)
+        self.reshape("", outputs, output, (len(node.bias),))
 
     def _per_channel(self, values: np.ndarray) -> int:
         """Return a constant; where all values are equal, one for all layers of that width."""

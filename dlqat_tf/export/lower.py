@@ -83,10 +83,10 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
 
 
-def check_graph(model: tf.keras.Model) -> None:
-    """Raise ExportError unless the model knows how its layers are connected."""
+def check_graph(model: tf.keras.Model, error: type[ValueError] = ExportError) -> None:
+    """Raise an error unless the model knows how its layers are connected."""
     if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
-        raise ExportError(
+        raise error(
             "Expected a functional or Sequential Keras model with a known input shape. Received: "
             f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
             "network with tf.keras.Model(inputs, outputs)."
@@ -100,7 +100,7 @@ def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:
         model: Functional or Sequential model.
         sources: What stands for each input.
         visit: Given the Keras node of a layer's call and what stands for each of its inputs,
-            returns what stands for its outputs. Called in topological order.
+            returns a list of what stands for each output. Called in topological order.
 
     Returns:
         What stands for each output.
@@ -112,9 +112,9 @@ def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:
             model._nodes_by_depth[depth], key=lambda call: call.layer._inbound_nodes.index(call)
         ):
             if not call.is_input:
-                inputs = [known[id(tensor)] for tensor in _tensors(call)]
-                output = visit(call, inputs)
-                known |= {id(tensor): output for tensor in tf.nest.flatten(call.outputs)}
+                inputs = [known[id(tensor)] for tensor in tensors_of(call)]
+                outputs = zip(tf.nest.flatten(call.outputs), visit(call, inputs), strict=True)
+                known |= {id(tensor): output for tensor, output in outputs}
     return [known[id(tensor)] for tensor in model.outputs]
 
 
@@ -126,16 +126,18 @@ class _Lowering:
         self.shapes: dict[str, tuple[int, ...]] = {}  # of each node's output
 
     def add(self, node: Node) -> str:
-        name = _unique(node.name, self.shapes)  # a layer may be called twice
+        name = unique(node.name, self.shapes)  # a layer may be called twice
         self.nodes.append(replace(node, name=name))
         self.shapes[name] = output_shape(node, [self.shapes[each] for each in node.inputs])
         return name
 
     def model(self, model: tf.keras.Model, sources: list[str], prefix: str) -> str:
         """Add the nodes of a (nested) model and return the name of its output."""
-        return follow(model, sources, lambda call, inputs: self.layer(call.layer, inputs, prefix))[
-            0
-        ]
+
+        def visit(call, inputs: list[str]) -> list[str]:
+            return [self.layer(call.layer, inputs, prefix)]
+
+        return follow(model, sources, visit)[0]
 
     def layer(self, layer, inputs: list[str], prefix: str) -> str:
         """Add the nodes of one layer and return the name of its output."""
@@ -296,14 +298,14 @@ def _input(tensor) -> Input:
     return Input(name=name, shape=shape)
 
 
-def _tensors(call) -> list:
+def tensors_of(call) -> list:
     """Return the tensors that a layer is called on, for a model in the order of its inputs."""
-    if isinstance(call.layer, tf.keras.Model) and isinstance(call.call_args[0], dict):
+    if hasattr(call.layer, "_nodes_by_depth") and isinstance(call.call_args[0], dict):
         return call.layer._flatten_to_reference_inputs(call.call_args[0])
     return tf.nest.flatten(call.keras_inputs)
 
 
-def _unique(name: str, taken) -> str:
+def unique(name: str, taken) -> str:
     """Return the name, or the first of name_2, name_3, ... that is not taken."""
     numbered = (f"{name}_{count}" for count in itertools.count(2))
     return next(each for each in itertools.chain([name], numbered) if each not in taken)
@@ -494,7 +496,7 @@ def _simplified(nodes: list[Node]) -> list[Node]:
                 many, taken = len(source.inputs) > 1, {other.name for other in nodes}
                 moved = []
                 for i, name in enumerate(source.inputs):
-                    new = _unique(f"{node.name}_{i + 1}", taken) if many else node.name
+                    new = unique(f"{node.name}_{i + 1}", taken) if many else node.name
                     taken.add(new)
                     moved.append(replace(node, name=new, inputs=(name,)))
                 after = replace(source, inputs=tuple(each.name for each in moved))

@@ -162,17 +162,27 @@ def _with_common_grids(network: IntegerNetwork) -> IntegerNetwork:
                 for i, (name, grid) in enumerate(zip(inputs, each, strict=True)):
                     if grid != common:
                         inputs[i] = f"{node.name}_input{i + 1}"
-                        around = f"{inputs[i]}_rescale"
-                        nodes.append(_identity(around, name, network.shapes[name][-1]))
-                        nodes.append(
-                            Activation(name=inputs[i], inputs=(around,), grid=common, bits=8)
-                        )
+                        again = Activation(name=inputs[i], inputs=(name,), grid=common, bits=8)
+                        nodes += _rescaled(again, network.shapes[name])
         if isinstance(node, Activation) and known[inputs[0]]:
-            around = f"{node.name}_rescale"
-            nodes.append(_identity(around, inputs[0], network.shapes[inputs[0]][-1]))
-            inputs = [around]
-        nodes.append(replace(node, inputs=tuple(inputs)))
+            nodes += _rescaled(node, network.shapes[inputs[0]])
+        else:
+            nodes.append(replace(node, inputs=tuple(inputs)))
     return IntegerNetwork(tuple(nodes))
+
+
+def _rescaled(node: Activation, shape: tuple[int, ...]) -> list[Node]:
+    """Return nodes that round coded values of a shape to the grid of an activation."""
+    source, around, channels = node.inputs[0], f"{node.name}_rescale", shape[-1]
+    if len(shape) == 3:
+        return [_identity(around, source, channels), replace(node, inputs=(around,))]
+    image, rounded = f"{node.name}_image", f"{node.name}_rounded"  # convolutions take images
+    return [
+        Reshape(name=image, inputs=(source,), shape=(1, 1, channels)),
+        _identity(around, image, channels),
+        replace(node, name=rounded, inputs=(around,)),
+        Reshape(name=node.name, inputs=(rounded,), shape=shape),
+    ]
 
 
 def _common_grid(each: list[ActivationGrid]) -> ActivationGrid:

@@ -163,7 +163,7 @@ class Writer:
         output = self.coded(name, node.grid, self.network.shapes[node.name])
         fused = _RELU if clips and not explicit else _NONE
         if is_integer(source):
-            self._integer_weighted(source, output, fused)
+            self.integer_weighted(source, output, fused)
         elif integer_add(source, self.network, self.grids, self.readers):
             options = schema.AddOptionsT()
             options.fusedActivationFunction = fused
@@ -198,7 +198,8 @@ class Writer:
                 value = rectified
         self.file.operator("QUANTIZE", [value], output, schema.QuantizeOptionsT())
 
-    def _integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
+    def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
+        """Add a convolution or dense layer between codes, with or without a ReLU."""
         source = self.grids[node.inputs[0]]
         numbers = integers(node, source, target_of(node, self.readers).grid)
         codes, axis = _file_layout(node, numbers.codes)
@@ -344,13 +345,17 @@ class Writer:
             options.axis = len(self.network.shapes[node.name])
             self.file.operator("CONCATENATION", inputs, output, options)
         elif isinstance(node, Reshape):
-            target = np.array([-1, *self.network.shapes[node.name]], np.int32)
-            options = schema.ReshapeOptionsT()
-            options.newShape = target
-            shape = self.file.constant(f"{node.name}/shape", target)
-            self.file.operator("RESHAPE", [*inputs, shape], output, options)
+            self.reshape(f"{node.name}/shape", *inputs, output, self.network.shapes[node.name])
         else:
             raise TypeError(node)
+
+    def reshape(self, name: str, value: int, output: int, shape: tuple[int, ...]) -> None:
+        """Add what gives a tensor another shape, which ``name`` will hold."""
+        target = np.array([-1, *shape], np.int32)
+        options = schema.ReshapeOptionsT()
+        options.newShape = target
+        constant = self.file.constant(name, target)
+        self.file.operator("RESHAPE", [value, constant], output, options)
 
 
 def _file_layout(node: Weighted, weights: np.ndarray) -> tuple[np.ndarray, int]:

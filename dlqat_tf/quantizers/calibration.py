@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
+from dlqat_tf.quantizers.wrapped import unwrapped
 
 SAMPLE = 200_000  # values per layer: the optimum moves by less than a percent with more
 _CANDIDATES = np.linspace(0.02, 1.0, 99, dtype=np.float32)
@@ -50,27 +51,46 @@ def calibrate(
 
     Args:
         model: Network whose ranges are set.
-        reference: Network whose layers have the same names, with float activations.
+        reference: Network whose layers have the same names, with float activations. For what
+            TF-MOT wraps: the network before it was annotated, or one of 32 bits.
         images: A few hundred images, float32 in [0, 1].
         trained: Whether the reference's batch-norm averages are meaningful. An untrained one is
             run with the statistics of ``images`` instead.
 
     Returns:
         The new range by layer name.
+
+    Raises:
+        ValueError: The reference has no such layer, or the model is wrapped by something else.
     """
-    layers = [layer for layer in model.layers if isinstance(layer, CGPACT) and layer.bits != 32]
-    if not layers:
+    quantizers = {}  # by the layer that they are, or whose output they round
+    for layer in model.layers:
+        quantizer = layer if isinstance(layer, CGPACT) else unwrapped(layer).output_quantizer
+        if quantizer is not None and quantizer.bits != 32:
+            quantizers[layer] = quantizer
+    if not quantizers:
         return {}
     if not trained:  # on a copy, since running in training mode moves the averages
         weights = reference.get_weights()
         reference = tf.keras.models.clone_model(reference)
         reference.set_weights(weights)
-    inputs = [reference.get_layer(layer.name).input for layer in layers]
-    activations = tf.keras.Model(reference.input, inputs)(images, training=not trained)
+    twins = {unwrapped(layer).layer.name: layer for layer in reference.layers}
+    rounded = []
+    for layer, quantizer in quantizers.items():
+        name = unwrapped(layer).layer.name
+        if name not in twins:
+            raise ValueError(
+                f"Expected a reference with a layer named {name!r}, since the model has one. "
+                f"Received: layers {', '.join(twins)}."
+            )
+        rounded.append(twins[name].input if quantizer is layer else twins[name].output)
+    activations = tf.keras.Model(reference.input, rounded)(images, training=not trained)
     generator = np.random.default_rng(0)
     return {
-        layer.name: set_range(layer, subsample(values.numpy(), SAMPLE, generator))
-        for layer, values in zip(layers, tf.nest.flatten(activations), strict=True)
+        layer.name: set_range(quantizer, subsample(values.numpy(), SAMPLE, generator))
+        for (layer, quantizer), values in zip(
+            quantizers.items(), tf.nest.flatten(activations), strict=True
+        )
     }
 
 

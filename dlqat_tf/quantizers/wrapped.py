@@ -41,6 +41,6 @@ def unwrapped(layer: tf.keras.layers.Layer) -> Unwrapped:
             to do.
     """
     names = ("kernel", "kernel_quantizer")
-    if isinstance(layer, tf.keras.layers.DepthwiseConv2D):
+    if isinstance(layer, (tf.keras.layers.DepthwiseConv1D, tf.keras.layers.DepthwiseConv2D)):
         names = ("depthwise_kernel", "depthwise_quantizer")
     return Unwrapped(layer, *(getattr(layer, name, None) for name in names))

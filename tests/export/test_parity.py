@@ -1,11 +1,22 @@
 import json
 
+import larq as lq
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.export import ExportError, census, flatbuffer, parity, to_tflite
-from tests.export.networks import images_for, siamese_network, small_network
+import dlqat_tf
+from dlqat_tf import CGPACT, SATWeights
+from dlqat_tf.export import ExportError, census, flatbuffer, parity, to_lce, to_tflite
+from tests.export.networks import (
+    convolution,
+    images_for,
+    randomize,
+    siamese_network,
+    small_network,
+)
+
+layers = tf.keras.layers
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +176,23 @@ def test_one_input_takes_its_array_in_a_list_or_by_name(exported):
     expected = parity(model, report.path, images)
     assert parity(model, report.path, [images]) == expected
     assert parity(model, report.path, {"images": images}) == expected
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_lce])
+def test_features_on_two_grids_before_a_hidden_dense_layer(export, tmp_path):
+    """Vectors go from grid to grid, and dense layers round as convolutions do, in both files."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = CGPACT(2, 2.0, name="act")(convolution(inputs, 16, 3, weight_bits=8, name="first"))
+    x = CGPACT(2, 2.0, name="act2")(convolution(x, 32, 3, weight_bits=1, name="second"))
+    pool = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Concatenate(name="both")(
+        [CGPACT(8, alpha, name=f"pooled{alpha}")(pool) for alpha in (1.0, 1.5)]
+    )
+    dense = lq.layers.QuantDense(64, kernel_quantizer=SATWeights(1), use_bias=False, name="dense")
+    x = CGPACT(8, 3.0, name="hidden")(layers.BatchNormalization(name="bn")(dense(x)))
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5, name="head")(x)))
+    report = export(model, tmp_path / "model.tflite", snap=False)
+    result = parity(model, report.path, images_for(model, 128), layer_images=128)
+    assert {"both_input1", "hidden"} <= {layer.layer for layer in result.layers}
+    assert [layer for layer in result.layers if layer.differing] == []
+    assert result.agreement["simulation_file"] == 100.0

@@ -54,6 +54,16 @@ def test_calibrate_sets_every_range_and_leaves_the_reference_alone(trained):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_reference_of_another_network_is_refused():
+    inputs = tf.keras.Input((1,))
+    model, other = (
+        tf.keras.Model(inputs, dlqat_tf.CGPACT(bits, name=name)(inputs))
+        for bits, name in ((2, "act"), (32, "other"))
+    )
+    with pytest.raises(ValueError, match=r"layer named 'act'.*other"):
+        calibrate(model, other, np.ones((1, 1), np.float32))
+
+
 def test_untrained_reference_uses_the_statistics_of_the_images():
     inputs = tf.keras.Input((1,))
     normed = tf.keras.layers.BatchNormalization(name="bn")(100.0 * inputs)

@@ -1,0 +1,106 @@
+"""Bring your own model: a float Keras model in, a DL-QAT model out, weights carried over.
+
+The source is read as a list of calls, nested models flattened. From it follows where codes are
+needed, hence where quantizers stand (:mod:`~dlqat_tf.convert.network`); a second walk builds the
+new model (:mod:`~dlqat_tf.convert.builder`).
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from dlqat_tf.convert.builder import Builder, Data
+from dlqat_tf.convert.network import WIDTHS, Network, Overrides
+from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
+from dlqat_tf.export.lower import check_graph
+from dlqat_tf.models.resnet import HEADS
+from dlqat_tf.quantizers.base import check_bits
+
+__all__ = ["Conversion", "ConversionError", "ConversionReport", "quantize"]
+
+
+def quantize(
+    model: tf.keras.Model,
+    weight_bits: int = 1,
+    activation_bits: int = 2,
+    head: str | None = "gml",
+    overrides: dict[str, dict[str, int] | str] | None = None,
+    residual_bits: int | None = 8,
+    *,
+    images=None,
+    labels=None,
+    batch_size: int = 64,
+) -> tuple[tf.keras.Model, ConversionReport]:
+    r"""Turn a float model into a DL-QAT model that starts from its weights.
+
+    Convolutions and dense layers get SAT weights, ReLU and ReLU6 become CG-PACT, and the last dense
+    layer becomes the head that the loss asks for. A softmax after it is dropped: losses take
+    logits. Nested models are flattened, a layer that is called twice stays one layer.
+
+    Weights are carried over so that the quantized ones, Q, are the nearest up to a factor a per
+    output channel, which goes into the batch norm that follows (one is inserted where none does):
+
+    .. math:: L = \operatorname{artanh}\Big(t \frac{W}{\max|W|}\Big), \qquad
+        a = \frac{\langle W, Q \rangle}{\langle Q, Q \rangle}, \qquad
+        \mu' = \mu / a, \quad \sigma'^2 = \sigma^2 / a^2
+
+    with the maximum per output channel and :math:`t = \tanh \min(\max|W|, 1)` over the tensor; at
+    one bit a is that of BWN (Rastegari et al. 2016, arXiv 1603.05279, eq. 6).
+
+    Int8 kernels need codes wherever they read, so outputs that no ReLU rounds (linear bottlenecks,
+    residual branches, sums) get a quantizer of ``residual_bits`` where an add, a pool, a batch norm
+    of its own or a weighted layer reads them; signed, unless they cannot be negative. Those that
+    a concatenation brings together share one, since it takes codes of one grid.
+
+    Args:
+        model: Functional or Sequential model; it is not changed.
+        weight_bits: 1 to 8 for hidden layers, 32 for clamped float weights. Layers that read an
+            input, and the last ones, have 8.
+        activation_bits: 1 to 8 for hidden activations, 32 for none. What feeds the last layer has
+            8.
+        head: "linear" (cross-entropy), "cosine" (AMSLoss) or "gml" (GMLoss). None keeps the last
+            layer's form, outputs and scale, with 8-bit weights.
+        overrides: By layer name or pattern (``fnmatch``): ``"float"`` keeps the layer as it is;
+            a dict sets its ``weight_bits``, the ``activation_bits`` of the ReLU that it is or has,
+            the ``residual_bits`` of the quantizer after it. Of several that match, later ones win,
+            width by width. Nested models match as a whole too.
+        residual_bits: 2 to 8, or 32 for quantizers that do not round, or None for none of them.
+        images: Training images as the model takes them, a few hundred (a list for several inputs).
+            They set activation ranges, the statistics of batch norms, and the head. The outputs of
+            a layer are held for all of them at once.
+        labels: Classes of the images, integers (images,). For "gml" and "cosine".
+        batch_size: Images that are run at once.
+
+    Returns:
+        The model, not compiled, whose layers have the source's names, and the report. A head
+        outputs logits.
+
+    Raises:
+        ConversionError: A layer has no quantized form (the message names all of them, the reasons
+            and the overrides that keep them float), an override fits nothing, or an argument is not
+            as above.
+        ValueError: A width is out of range.
+    """
+    widths = dict(
+        weight_bits=weight_bits, activation_bits=activation_bits, residual_bits=residual_bits
+    )
+    for name, bits in widths.items():
+        if name != "residual_bits" or bits is not None:
+            check_bits(bits, lowest=WIDTHS[name])
+    if head is not None and head not in HEADS:
+        raise ConversionError(
+            f"Expected head to be one of {', '.join(HEADS)}, or None. Received: head={head!r}."
+        )
+    check_graph(model, ConversionError)
+    data = None if images is None else Data(model, images, labels, batch_size)
+    if data is None and labels is not None:
+        raise ConversionError("Expected images along with labels. Received: labels only.")
+    network = Network(model, Overrides(overrides or {}), head, widths)
+    if data is not None and network.head is not None:
+        data.check_labels(network.head.layer.units)
+    builder = Builder(model, network)
+    builder.carry_weights()
+    measured = None if data is None else builder.measure(data)
+    if network.head is not None:
+        builder.fill_head(measured, None if data is None else data.labels)
+    return builder.model, builder.report(measured)

@@ -1,0 +1,443 @@
+"""Builds the new model, gives it the source's weights, and measures both on images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.convert.network import QUANTIZED, Call, Network, Place, Value, is_softmax
+from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
+from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
+from dlqat_tf.export.lower import unique
+from dlqat_tf.models.resnet import HEADS
+from dlqat_tf.quantizers import CGPACT, SATWeights, SymmetricWeights
+from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
+
+_layers = tf.keras.layers
+
+
+class Data:
+    """Images, and labels where there are any, in batches."""
+
+    def __init__(self, model, images, labels, batch_size):
+        self.arrays = [np.asarray(array) for array in tf.nest.flatten(images)]
+        expected = [tuple(tensor.shape) for tensor in model.inputs]
+        received = [array.shape for array in self.arrays]
+        fits = (
+            len(expected) == len(received)
+            and all(
+                len(want) == len(have)
+                and have[0] == received[0][0] > 0
+                # A fixed batch size says nothing about how many images there are.
+                and all(w in (None, h) for w, h in zip(want[1:], have[1:], strict=True))
+                for want, have in zip(expected, received, strict=True)
+            )
+        )
+        if not fits:
+            raise ConversionError(
+                f"Expected images of shapes {expected}, equally many for each input of the model. "
+                f"Received: {received}."
+            )
+        count = received[0][0]
+        self.labels = None if labels is None else np.asarray(labels)
+        if labels is not None:
+            is_integer = np.issubdtype(self.labels.dtype, np.integer)
+            if self.labels.shape not in ((count,), (count, 1)) or not is_integer:
+                raise ConversionError(
+                    f"Expected one integer class per image, shape ({count},). Received: "
+                    f"{self.labels.dtype} of shape {self.labels.shape}."
+                )
+            self.labels = self.labels.ravel()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConversionError(
+                f"Expected batch_size to be a positive integer. Received: {batch_size!r}."
+            )
+        self.batch_size = batch_size
+
+    def check_labels(self, classes: int) -> None:
+        """Raise for a label that is none of the classes."""
+        if self.labels is None or 0 <= self.labels.min() <= self.labels.max() < classes:
+            return
+        raise ConversionError(
+            f"Expected labels from 0 to {classes - 1}. Received: {self.labels.min()} to "
+            f"{self.labels.max()}."
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __iter__(self) -> Iterator[list[tf.Tensor]]:
+        for start in range(0, len(self), self.batch_size):
+            yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
+
+
+class Builder:
+    """Makes the new model, and gives it the source's weights.
+
+    Attributes:
+        model: The result.
+    """
+
+    def __init__(self, model, network: Network):
+        self._factors: dict[tf.keras.layers.Layer, tuple[np.ndarray, np.ndarray]] = {}
+        self._network = network
+        self._made: dict[object, tf.keras.layers.Layer] = {}
+        self._taken = {call.name for call in network.calls}
+        self._taken |= {place.name for place in network.places.values()}
+        self._absorbing = {norm for norms in network.norms.values() for norm in norms}
+        inputs = tf.nest.map_structure(
+            lambda tensor: tf.keras.Input(
+                tensor.shape[1:], tensor.shape[0], tensor.node.layer.name, tensor.dtype
+            ),
+            model.input,
+        )
+        values = {
+            (call, 0): tensor
+            for call, tensor in zip(network.inputs, tf.nest.flatten(inputs), strict=True)
+        }
+        for call in network.calls:
+            if call.role != "input":
+                tensors = [values[value] for value in call.inputs]
+                for layer in self._steps(call):
+                    tensors = self._step(call, layer, tensors)
+                values |= {(call, i): tensor for i, tensor in enumerate(tensors)}
+        outputs = tf.nest.pack_sequence_as(model.output, [values[v] for v in network.outputs])
+        self.model = tf.keras.Model(inputs, outputs, name=model.name)
+
+    def _step(self, call: Call, layer, tensors: list) -> list:
+        """Apply one of the layers that stand for a call, in a graph or eagerly."""
+        if layer is self._made.get(call.layer):
+            return call.apply(layer, tensors)
+        return [layer(tensor) for tensor in tensors]
+
+    def _steps(self, call: Call) -> list[tf.keras.layers.Layer]:
+        """Return the layers that stand for a call, one after the other."""
+        network, steps = self._network, []
+        if call is network.head:
+            steps.append(self._once(call.layer, lambda: self._head(call)))
+        elif call.role == "weighted":
+            steps.append(self._once(call.layer, lambda: self._weighted(call)))
+            if not network.keeps_scale(call) and not network.norms[call.layer]:
+                steps.append(self._once((call.layer, "norm"), lambda: self._norm(call)))
+        elif call.role != "relu" and call not in network.dropped:
+            steps.append(self._once(call.layer, lambda: self._copy(call)))
+        place = network.places.get(call)
+        return steps if place is None else [*steps, self._once(place, place.make)]
+
+    def _once(self, key, make):
+        """Return the layer that stands for ``key``, made when first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _copy(self, call: Call):
+        layer = call.layer
+        try:
+            config = {**layer.get_config(), "name": call.name}
+            if layer in self._absorbing:
+                config |= {"scale": True, "center": True}
+            return type(layer).from_config(config)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise ConversionError(
+                f"Layer {call.name!r} ({type(layer).__name__}) cannot be copied: {error} Give its "
+                "class a get_config that returns the arguments of its __init__."
+            ) from error
+
+    def _head(self, call: Call):
+        return HEADS[self._network.head_kind](
+            call.layer.units,
+            self._network.weight_bits(call),
+            kernel_regularizer=call.layer.kernel_regularizer,
+            trainable=call.layer.trainable,
+            name=call.name,
+        )
+
+    def _weighted(self, call: Call):
+        config = {**call.layer.get_config(), "name": call.name}
+        bits = self._network.weight_bits(call)
+        if self._network.keeps_scale(call):
+            quantizer = SymmetricWeights(bits)
+        else:
+            quantizer = SATWeights(bits)
+            config |= {"activation": None, "use_bias": False}
+        return QUANTIZED[type(call.layer)].from_config(
+            {**config, _weight_names(call.layer)[1]: quantizer}
+        )
+
+    def _norm(self, call: Call):
+        name = unique(f"{call.name}_bn", self._taken)
+        self._taken.add(name)
+        return _layers.BatchNormalization(
+            momentum=0.9,
+            epsilon=1e-5,
+            trainable=call.layer.trainable,
+            dtype=call.layer.dtype_policy,
+            name=name,
+        )
+
+    def carry_weights(self) -> None:
+        """Give every layer but the head the source's weights."""
+        for layer, (call, *_) in self._network.of.items():
+            made = self._made.get(layer)
+            if made is None or layer in self._absorbing or call is self._network.head:
+                continue
+            if call.role != "weighted" or self._network.keeps_scale(call):
+                made.set_weights(layer.get_weights())
+                continue
+            variable, quantizer = _weight_names(layer)
+            kernel = np.float64(getattr(layer, variable))
+            # A depthwise kernel's last two axes are the output channels.
+            axes = tuple(range(kernel.ndim - (2 if "depthwise" in variable else 1)))
+            start = latents(kernel, axes)
+            getattr(made, variable).assign(start)
+            quantized = np.float64(getattr(made, quantizer)(start))
+            scale = np.ravel(projection(kernel, quantized, axes))
+            bias = np.float64(layer.bias) if layer.use_bias else np.zeros_like(scale)
+            self._factors[layer] = scale, bias
+            for norm in self._network.norms[layer]:
+                set_norm(self._made[norm], norm, scale, bias)
+            if not self._network.norms[layer]:
+                # Whatever the statistics, this norm computes scale * x + bias.
+                norm = self._made[layer, "norm"]
+                norm.gamma.assign(scale * np.sqrt(1 + norm.epsilon))
+                norm.beta.assign(bias)
+
+    def measure(self, data: Data) -> _Measured:
+        """Set ranges and the statistics of batch norms on images.
+
+        Ranges start where they lose least on what the source computes. Statistics move by what
+        quantization moves them, from the source's to those of the new model, on these images: with
+        8 bits that is next to nothing, with few it is what keeps the network alive.
+        """
+        rounding = {
+            place: made
+            for place, made in self._made.items()
+            if isinstance(made, CGPACT) and made.bits != 32
+        }
+        measured = self._run_source(data, rounding)
+        for place, made in rounding.items():
+            measured.ranges[made.name] = set_range(made, np.concatenate(measured.samples[place]))
+        measured.features = self._run_result(data, measured.moments)
+        return measured
+
+    def _run_source(self, data: Data, rounding) -> _Measured:
+        """Run the source on the images, batch by batch."""
+        network = self._network
+        measured = _Measured({place: [] for place in rounding})
+        generator = np.random.default_rng(0)
+        for batch in data:
+            share = -(-SAMPLE * len(batch[0]) // len(data))
+            values = dict(zip(((call, 0) for call in network.inputs), batch, strict=True))
+            for call in network.calls:
+                if call.role == "input":
+                    continue
+                inputs = _take(values, call)
+                outputs = call.apply(call.layer, inputs)
+                values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
+                place = network.places.get(call)
+                if place in rounding:
+                    measured.samples[place] += [
+                        subsample(x.numpy(), share, generator) for x in outputs
+                    ]
+                if call is network.head:
+                    measured.predictions += list(np.argmax(outputs[0], axis=-1))
+                if call is not network.of[call.layer][0]:
+                    continue
+                if call.role == "norm":
+                    measured.moments[call.layer].add(inputs[0])
+                elif (call.layer, "norm") in self._made:
+                    measured.moments[call.layer].add(self._linear_output(call, inputs))
+        return measured
+
+    def _linear_output(self, call: Call, inputs: list) -> tf.Tensor:
+        """Return what a weighted layer of the source computes before its activation."""
+        layer = call.layer
+
+        def make():
+            linear = type(layer).from_config({**layer.get_config(), "activation": None})
+            linear.build(inputs[0].shape)
+            linear.set_weights(layer.get_weights())
+            return linear
+
+        return self._once((layer, "linear"), make)(inputs[0])
+
+    def _run_result(self, data: Data, moments: dict) -> np.ndarray | None:
+        """Run the new model layer by layer, correct its batch norms, and return the features."""
+        network = self._network
+        batches = list(zip(*data, strict=True))  # by input of the model
+        values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
+        for call in network.calls:
+            if call.role == "input":
+                continue
+            inputs = _take(values, call)
+            if call is network.head:
+                return np.concatenate(inputs[0])
+            batches = list(zip(*inputs, strict=True))
+            for layer in self._steps(call):
+                if call.layer in moments and isinstance(layer, _layers.BatchNormalization):
+                    self._correct(call, layer, moments.pop(call.layer), batches)
+                batches = [self._step(call, layer, list(tensors)) for tensors in batches]
+            outputs = zip(*batches, strict=True)
+            values |= {(call, i): list(each) for i, each in enumerate(outputs)}
+        return None
+
+    def _correct(self, call: Call, norm, source: _Moments, batches: list) -> None:
+        """Move a norm's statistics by what quantization moved those of its inputs."""
+        of = call.layer if call.role == "weighted" else call.inputs[0][0].layer
+        is_scaled = call.role == "weighted" or call.layer in self._absorbing
+        scale, bias = self._factors[of] if is_scaled else (np.ones(()), np.zeros(()))
+        divisor = np.where(scale > 0, scale, 1.0)
+        mean, variance = (source.mean - bias) / divisor, source.variance / divisor**2
+        if call.role == "weighted":  # inserted: it has no statistics yet
+            set_norm(norm, norm, 1.0, 0.0, mean, variance)
+        result = _Moments()
+        for tensors in batches:
+            result.add(tensors[0])
+        alive = (scale > 0) & (variance > 0) & (result.variance > 0)
+        shift = np.where(alive, result.mean - mean, 0.0)
+        norm.moving_mean.assign_add(shift)
+        ratio = np.where(alive, result.variance / np.where(alive, variance, 1.0), 1.0)
+        norm.moving_variance.assign(np.float64(norm.moving_variance) * ratio)
+
+    def fill_head(self, measured: _Measured | None, labels: np.ndarray | None) -> None:
+        """Give the head its weights, from the classifier and from features of the images."""
+        network = self._network
+        source, made = network.head.layer, self._made[network.head.layer]
+        kernel = np.float64(source.kernel)
+        bias = np.float64(source.bias) if source.use_bias else np.zeros(source.units)
+        if network.head_kind == "linear":
+            made.kernel.assign(latents(kernel, (0, 1)))
+            quantized = np.float64(made.kernel_quantizer(made.kernel))
+            made.bias.assign(bias / projection(kernel, quantized, (0, 1)))
+            return
+        is_cosine = network.head_kind == "cosine"
+        columns = kernel if is_cosine else mixture_means(kernel, bias)
+        if measured is not None and (labels is not None or is_cosine):
+            features = np.float64(measured.features)
+            labels = np.asarray(measured.predictions if labels is None else labels)
+            if is_cosine:
+                features = unit(features, axis=1)
+            for label in np.unique(labels):
+                columns[:, label] = features[labels == label].mean(axis=0)
+        # Cosines do not see the length of a class vector, but the clamp of all of them does.
+        made.kernel.assign(latents(unit(columns, axis=0), (0, 1)) if is_cosine else columns)
+
+    def report(self, measured: _Measured | None) -> ConversionReport:
+        """Return what became of each layer."""
+        network = self._network
+        notes = []
+        if measured is None:
+            notes.append(
+                "Without images: activation ranges are initial guesses, inserted batch norms have "
+                "mean 0 and variance 1. Pass images, or expect the first steps to find both."
+            )
+        conversions = [
+            self._conversion(layer, calls)
+            for layer, calls in network.of.items()
+            if calls[0].role != "input"
+        ]
+        return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
+
+    def _conversion(self, layer, calls: list[Call]) -> Conversion:
+        network, call = self._network, calls[0]
+        places = list(dict.fromkeys(network.places[c] for c in calls if c in network.places))
+        made = self._made.get(layer)
+        notes = []
+        weight_bits = None
+        if call.role == "weighted":
+            weight_bits = network.weight_bits(call)
+            if network.first(call):
+                notes.append("reads an input")
+            if layer in network.ends:
+                notes.append("last layer")
+            if call is network.head:
+                if is_softmax(layer.activation):
+                    notes.append("its softmax is dropped: losses take logits")
+            elif (layer, "norm") in self._made:
+                notes.append(f"{self._made[layer, 'norm'].name} inserted for its scale and bias")
+            elif not network.keeps_scale(call):
+                names = ", ".join(self._made[norm].name for norm in network.norms[layer])
+                notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
+        elif call.role == "kept":
+            is_override = network.overrides.of(call.name) == "float"
+            notes.append(f"stays float: {'override' if is_override else 'it is the output'}")
+        elif call.role == "rescaling" and np.any(layer.offset):
+            notes.append("int8 files cannot hold its offset")
+        if call in network.dropped:
+            notes.append("losses take logits")
+        if call.role == "relu":
+            made = self._made[places[0]]
+            notes += [f"also {place.name}" for place in places[1:]]
+        else:
+            notes += [f"outputs rounded by {place.name}" for place in places]
+        if not layer.trainable:
+            notes.append("frozen")
+        return Conversion(
+            layer=call.name,
+            was=type(layer).__name__,
+            became="dropped" if call in network.dropped else type(made).__name__,
+            weight_bits=weight_bits,
+            activation_bits=places[0].bits if places else None,
+            note="; ".join(notes),
+        )
+
+
+def _weight_names(layer) -> tuple[str, str]:
+    """Return the names of a layer's kernel and of its quantizer."""
+    part = "depthwise" if isinstance(layer, _layers.DepthwiseConv2D) else "kernel"
+    return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
+
+
+class _Moments:
+    """Mean and variance per channel of values that come in batches."""
+
+    def __init__(self):
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: tf.Tensor) -> None:
+        values = np.float64(values).reshape(-1, values.shape[-1])
+        self._count += len(values)
+        self._sum = self._sum + values.sum(axis=0)
+        self._squares = self._squares + np.square(values).sum(axis=0)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._sum / self._count
+
+    @property
+    def variance(self) -> np.ndarray:
+        return np.maximum(self._squares / self._count - self.mean**2, 0.0)
+
+
+@dataclass
+class _Measured:
+    """What was seen on images.
+
+    Attributes:
+        samples: Values of the source where each quantizer will stand.
+        moments: Of the inputs of the source's batch norms, and where one is inserted.
+        predictions: Classes by the source's classifier.
+        ranges: By quantizer.
+        features: What the new head reads.
+    """
+
+    samples: dict[Place, list[np.ndarray]]
+    moments: dict[tf.keras.layers.Layer, _Moments] = field(
+        default_factory=lambda: defaultdict(_Moments)
+    )
+    predictions: list[int] = field(default_factory=list)
+    ranges: dict[str, float] = field(default_factory=dict)
+    features: np.ndarray | None = None
+
+
+def _take(values: dict[Value, object], call: Call) -> list:
+    """Return the inputs of a call, and forget those that no later one reads."""
+    inputs = [values[value] for value in call.inputs]
+    for source, i in call.inputs:
+        if source.readers[-1] is call:
+            values.pop((source, i), None)
+    return inputs

@@ -1,0 +1,68 @@
+"""The arithmetic of carrying weights over: latents, factors, batch norms, class vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_REACH = 1.0  # largest latent weight: beyond it the slope of tanh is less than 0.42
+
+
+def unit(vectors: np.ndarray, axis: int) -> np.ndarray:
+    """Return vectors of length one, zeros where they are zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=axis, keepdims=True), 1e-12)
+
+
+def latents(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the latents that the SAT clamp turns into ``kernel`` over its maximum on ``axes``."""
+    largest = np.abs(kernel).max(axis=axes, keepdims=True)
+    reach = np.tanh(min(largest.max(), _REACH))
+    return np.arctanh(kernel / np.where(largest > 0, largest, 1.0) * reach).astype(np.float32)
+
+
+def projection(kernel: np.ndarray, quantized: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the factors that bring ``quantized`` nearest to ``kernel``, one beyond ``axes``."""
+    norms = np.square(quantized).sum(axis=axes)
+    return (kernel * quantized).sum(axis=axes) / np.where(norms > 0, norms, 1.0)
+
+
+def set_norm(made, source, scale, bias, mean=None, variance=None) -> None:
+    """Let a batch norm compute of x what ``source`` computes of ``scale * x + bias``.
+
+    Args:
+        made: Norm to set, with gamma and beta where the source has them.
+        source: Norm to read.
+        scale: Zero or more, per channel; where it is zero gamma is.
+        bias: Per channel.
+        mean: Statistics of x to use, by default those that the source's are of x.
+        variance: The same.
+    """
+    source_mean, source_variance = map(np.float64, (source.moving_mean, source.moving_variance))
+    gain = np.float64(source.gamma) if source.scale else 1.0
+    gain = gain / np.sqrt(source_variance + source.epsilon)
+    offset = (np.float64(source.beta) if source.center else 0.0) - source_mean * gain
+    alive = np.broadcast_to(scale, gain.shape) > 0
+    if mean is None:
+        divisor = np.where(alive, scale, 1.0)
+        mean = np.where(alive, (source_mean - bias) / divisor, 0.0)
+        variance = np.where(alive, source_variance / divisor**2, 1.0)
+    made.moving_mean.assign(mean)
+    made.moving_variance.assign(variance)
+    gain, offset = gain * scale, offset + gain * bias
+    if made.scale:
+        made.gamma.assign(gain * np.sqrt(variance + made.epsilon))
+    if made.center:
+        made.beta.assign(offset + gain * mean)
+
+
+def mixture_means(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    r"""Return means whose Gaussian mixture has the posterior of a softmax classifier.
+
+    Scores :math:`f \cdot \mu_k - |\mu_k|^2 / 2` with :math:`\mu_k = w_k + c` differ from those of
+    the classifier by a constant where :math:`w_k \cdot c + b_k + |w_k|^2 / 2` is the same for all
+    classes: a linear system for c, solved exactly where the columns are independent, and in the
+    sense of least squares elsewhere.
+    """
+    target = bias + np.square(kernel).sum(axis=0) / 2
+    centred = kernel - kernel.mean(axis=1, keepdims=True)
+    shift = np.linalg.lstsq(centred.T, target.mean() - target, rcond=None)[0]
+    return kernel + shift[:, None]

@@ -1,0 +1,262 @@
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import CGPACT, ConversionError, SATWeights, quantize
+from dlqat_tf.export import lower
+from dlqat_tf.export.plan import plan
+from tests.convert.networks import (
+    FLOAT,
+    classifier,
+    conv_norm,
+    mobile,
+    quantizer_of,
+    residual,
+    siamese,
+    vgg,
+)
+
+layers = tf.keras.layers
+Model = tf.keras.Model
+
+
+def test_widths_and_names():
+    model, report = quantize(mobile(), 2, 3, "linear", residual_bits=5)
+    weights = {
+        layer.name: quantizer_of(layer).bits for layer in model.layers if quantizer_of(layer)
+    }
+    assert weights == {
+        "stem": 8,
+        "expand0": 2,
+        "depth0": 2,
+        "project0": 2,
+        "expand1": 2,
+        "depth1": 2,
+        "project1": 2,
+        "last": 2,
+        "predictions": 8,
+    }
+    places = {q.name: (q.bits, q.signed) for q in model.layers if isinstance(q, CGPACT)}
+    assert places == {
+        "stem_relu": (3, False),
+        "expand0_relu": (3, False),
+        "depth0_relu": (3, False),
+        "expand1_relu": (3, False),
+        "depth1_relu": (3, False),
+        "project0_bn_residual": (5, True),
+        "add0_residual": (5, True),
+        "project1_bn_residual": (5, True),
+        "last_relu": (8, False),
+    }
+    rows = {row.layer: row for row in report.conversions}
+    assert rows["depth0"].became == "QuantDepthwiseConv2D"
+    assert rows["depth0"].note == "scale moved into depth0_bn"
+    assert (rows["add0"].became, rows["add0"].activation_bits) == ("Add", 5)
+    assert rows["predictions"].became == "LinearHead"
+    assert "softmax is dropped" in rows["predictions"].note
+    assert "images" not in rows
+    report.print()
+
+
+def test_what_the_model_returns_is_not_rounded():
+    inputs = tf.keras.Input((8, 8, 1))
+    x = conv_norm(layers.ReLU(name="hidden")(conv_norm(inputs, 4, 3)), 4, 3, name="end")
+    source = Model(inputs, layers.ReLU(name="features")(x))
+    model, report = quantize(source, head=None)
+    assert type(model.get_layer("features")) is layers.ReLU
+    assert report.conversions[-1].note == "stays float: it is the output"
+    assert model.get_layer("end").kernel_quantizer.bits == 8
+    assert model.get_layer("hidden").bits == 8
+
+
+def test_a_head_needs_a_classifier():
+    inputs = tf.keras.Input((4, 4, 3))
+    segmentation = Model(inputs, layers.Conv2D(2, 1, name="pixels")(inputs))
+    with pytest.raises(ConversionError, match=r"ends in 'pixels' \(Conv2D\).*head=None"):
+        quantize(segmentation)
+    assert quantize(segmentation, head=None)[0].output_shape == (None, 4, 4, 2)
+    two = Model(inputs, [layers.Flatten()(inputs), inputs])
+    with pytest.raises(ConversionError, match="one output"):
+        quantize(two)
+    with pytest.raises(ConversionError, match="ends in 'scores'"):
+        quantize(classifier(activation="sigmoid"))
+
+
+def test_overrides():
+    source = residual()
+    model, report = quantize(
+        source,
+        overrides={
+            "*": dict(weight_bits=3),
+            "outer*": dict(weight_bits=4),
+            "outer1": "float",
+            "inner*": dict(activation_bits=5),
+            "outer?_bn": dict(residual_bits=6),
+            "predictions": dict(weight_bits=4),
+            "shortcut": dict(weight_bits=2),
+        },
+    )
+    rows = {row.layer: row for row in report.conversions}
+    assert rows["stem"].weight_bits == 3  # an override beats the width of the ends
+    assert rows["outer0"].weight_bits == 4
+    assert (rows["outer1"].became, rows["outer1"].weight_bits) == ("Conv2D", None)
+    assert rows["outer1"].note == "stays float: override"
+    assert rows["inner0"].activation_bits == 5
+    assert rows["outer0_bn"].activation_bits == 6
+    assert model.get_layer("predictions").weight_bits == 4
+    assert model.get_layer("shortcut").kernel_quantizer.bits == 2
+    np.testing.assert_array_equal(
+        model.get_layer("outer1").get_weights()[0], source.get_layer("outer1").get_weights()[0]
+    )
+
+
+def test_float_activations_and_fused_ones():
+    overrides = {"conv1": dict(activation_bits=4), "conv2": "float"}
+    model, _ = quantize(vgg(), overrides=overrides)
+    assert model.get_layer("conv1_act").bits == 4
+    assert model.get_layer("conv2").activation is tf.nn.relu6
+    assert model.get_layer("conv2_residual").signed  # what is kept says nothing about its sign
+    model, _ = quantize(mobile(), overrides={"expand0_relu": "float"})
+    assert model.get_layer("expand0_relu").max_value == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"conv3": "float"}, "'conv3' matches no layer. Close names: 'conv"),
+        ({"pool": dict(weight_bits=2)}, "'pool' sets weight_bits.*pool"),
+        ({"flat": dict(activation_bits=2)}, "'flat' sets activation_bits"),
+        ({"conv1": "int8"}, "Received: 'int8'"),
+        ({"conv1": dict(bits=2)}, "Received: {'bits': 2}"),
+        ({"conv1": dict(weight_bits=9)}, "bits=9"),
+        ({"conv1": dict(residual_bits=1)}, "bits=1"),
+    ],
+)
+def test_overrides_without_effect_are_errors(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        quantize(vgg(), overrides=overrides)
+
+
+def test_residual_bits_none_rounds_no_branch():
+    model, _ = quantize(residual(), residual_bits=None)
+    assert not any(q.signed for q in model.layers if isinstance(q, CGPACT))
+
+
+def test_all_problems_are_named_with_the_override_that_skips_them():
+    inputs = tf.keras.Input((4, 4, 3))
+    x = layers.Conv2D(4, 3, activation="swish", name="swished")(inputs)
+    x = layers.Conv2DTranspose(4, 2, name="transposed")(x)
+    x = layers.LeakyReLU(name="leaky")(x)
+    x = layers.ReLU(negative_slope=0.1, name="sloped")(layers.Lambda(lambda x: 2 * x, name="f")(x))
+    x = layers.LayerNormalization(name="layer_norm")(x * 2.0)
+    x = layers.BatchNormalization(axis=1, name="rows")(x)
+    source = Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    with pytest.raises(ConversionError) as caught:
+        quantize(source)
+    message = str(caught.value)
+    for part in (
+        "8 of 11 layers",
+        "'swished' (Conv2D): its activation is 'swish'",
+        "'transposed' (Conv2DTranspose): Conv2DTranspose layers have no quantized form",
+        "'leaky' (LeakyReLU)",
+        "'sloped' (ReLU): it has a slope",
+        "'f' (Lambda)",
+        "(TFOpLambda)",
+        "'layer_norm' (LayerNormalization)",
+        "'rows' (BatchNormalization): its axis is 1",
+    ):
+        assert part in message
+    skipping = eval(message[message.index("overrides={") + len("overrides=") : -1])
+    images = np.random.default_rng(0).random((4, 4, 4, 3)).astype(np.float32)
+    model, _ = quantize(source, overrides=skipping, head=None, **FLOAT, images=images)
+    np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
+
+
+def test_quantized_and_subclassed_models_are_refused():
+    class Own(Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ConversionError, match=r"tf\.keras\.Model\(inputs, outputs\)"):
+        quantize(Own())
+    inputs = tf.keras.Input((4,))
+    with pytest.raises(ConversionError, match=r"'own'.*subclassed"):
+        quantize(Model(inputs, layers.Dense(2)(Own(name="own")(inputs))))
+    done = lq.layers.QuantDense(2, kernel_quantizer=SATWeights(1), name="done")
+    with pytest.raises(ConversionError, match=r"'done'.*quantized already"):
+        quantize(Model(inputs, layers.Dense(2)(done(inputs))))
+
+
+def test_nested_models_are_flattened_or_kept():
+    def base(name, channels):
+        inputs = tf.keras.Input((8, 8, channels))
+        x = layers.ReLU(name="relu")(conv_norm(inputs, 4, 3, name="conv"))
+        return Model(inputs, layers.Conv2D(4, 1, name="project")(x), name=name)
+
+    inputs = tf.keras.Input((8, 8, 1), name="images")
+    first, second = base("first", 1), base("second", 4)
+    second.trainable = False
+    x = layers.Flatten()(second(first(inputs), training=False))
+    source = Model(inputs, layers.Dense(3, name="scores")(x))
+    images = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
+    model, report = quantize(source, head=None, **FLOAT, images=images)
+    np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
+    names = [layer.name for layer in model.layers]
+    assert {"conv", "conv_bn", "relu", "second_conv", "second_relu"} <= set(names)
+    assert not model.get_layer("second_conv").trainable
+    assert "frozen" in {r.layer: r.note for r in report.conversions}["second_conv"]
+
+    model, _ = quantize(source, overrides={"second": "float"}, head=None, images=images)
+    assert isinstance(model.get_layer("second"), Model)
+    for a, b in zip(model.get_layer("second").weights, second.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pre_activation_and_float_branches():
+    """Batch norms of their own and a sum without a ReLU read and give codes."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(4, 3, name="stem")(inputs)
+    for i in range(2):
+        y = layers.ReLU(name=f"relu{i}")(layers.BatchNormalization(name=f"norm{i}")(x))
+        x = layers.Add(name=f"add{i}")([x, layers.Conv2D(4, 3, padding="same", name=f"c{i}")(y)])
+    x = layers.Concatenate(name="both")([x, layers.AveragePooling2D(1, name="pool")(y)])
+    x = layers.ReLU(name="end")(layers.Conv2D(4, 1, name="c2")(x))
+    source = Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    model, _ = quantize(source, 2, 2, "linear")
+    rounded = {q.name for q in model.layers if isinstance(q, CGPACT) and q.signed}
+    assert rounded == {
+        "stem_residual",
+        "c0_residual",
+        "c1_residual",
+        "add0_residual",
+        "add1_residual",
+    }
+    # The sum and the pool come together.
+    assert len(model.get_layer("add1_residual").inbound_nodes) == 2
+    plan(lower(model))  # every layer has an integer kernel
+
+
+def test_what_a_concatenation_brings_together_has_one_quantizer():
+    model, report = quantize(siamese(), residual_bits=5, overrides={"pool0": dict(residual_bits=7)})
+    places = [q for q in model.layers if q.name.endswith("residual")]
+    assert [(q.name, q.bits, len(q.inbound_nodes)) for q in places] == [("pool0_residual", 7, 2)]
+    rows = {row.layer: row.note for row in report.conversions}
+    assert rows["pool0"] == rows["pool1"] == "outputs rounded by pool0_residual"
+
+
+def test_nested_models_called_by_name_with_several_outputs():
+    """Its inputs in the order of its own list, and each output where it goes."""
+    inner = [tf.keras.Input((8, 8, channels), name=f"in{channels}") for channels in (2, 1)]
+    outputs = [layers.Conv2D(3, 3, name=f"of{x.shape[-1]}")(x) for x in inner]
+    tower = Model(inner, outputs, name="tower")
+    inputs = [tf.keras.Input((8, 8, channels), name=f"image{channels}") for channels in (1, 2)]
+    two, one = tower({"in1": inputs[0], "in2": inputs[1]})
+    x = layers.ReLU()(layers.Conv2D(3, 3)(layers.ReLU()(one)))
+    x = layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(two)])
+    source = Model(inputs, layers.Dense(2)(x))
+    generator = np.random.default_rng(0)
+    images = [generator.random((4, 8, 8, channels)).astype(np.float32) for channels in (1, 2)]
+    for overrides in ({}, {"tower": "float"}):
+        model, _ = quantize(source, head=None, **FLOAT, overrides=overrides, images=images)
+        np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
