@@ -25,8 +25,8 @@ from dlqat_tf import data, export, training
 from dlqat_tf._host import write_whole
 from dlqat_tf.export import command
 from dlqat_tf.export.lce import PLANE_LIMIT
-from dlqat_tf.export.report import Report, check_target
 from dlqat_tf.recipe import Recipe, read_recipe
+from dlqat_tf.report import Report, check_target
 from dlqat_tf.results import environment
 
 import tensorflow as tf  # isort: skip

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from dlqat_tf.export.report import Report
+from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
 _UNTOUCHED = 2.0**-100  # marks variables that a file did not set

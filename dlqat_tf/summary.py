@@ -13,10 +13,11 @@ from rich.table import Table
 
 from dlqat_tf.export import lce, tflite
 from dlqat_tf.export.census import count, peak
-from dlqat_tf.export.lower import check_graph, follow, lower
+from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import ExportError, IntegerNetwork, Weighted
-from dlqat_tf.export.report import Report
+from dlqat_tf.graph import check_graph, follow
 from dlqat_tf.quantizers import Unwrapped, unwrapped
+from dlqat_tf.report import Report
 
 _PIXEL_BITS = 8
 _FLOAT_BITS = 32
@@ -245,7 +246,7 @@ def summary(model: tf.keras.Model) -> SummaryReport:
     Raises:
         ExportError: The model is subclassed or was never built, so its layers are not connected.
     """
-    check_graph(model)
+    check_graph(model, ExportError)
     if any(None in tensor.shape[1:] for tensor in model.inputs):
         raise ExportError(
             "Expected inputs of a fixed size, since operations and memory depend on it. Received: "

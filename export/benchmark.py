@@ -37,7 +37,7 @@ def main(
     """
     from dlqat_tf._host import write_whole
     from dlqat_tf.export.benchmark import benchmark
-    from dlqat_tf.export.report import check_target
+    from dlqat_tf.report import check_target
 
     if json is not None:
         check_target(json, force=force)

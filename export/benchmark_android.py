@@ -53,7 +53,7 @@ def main(
     """
     from dlqat_tf._host import write_whole
     from dlqat_tf.export.android import benchmark_android, devices
-    from dlqat_tf.export.report import check_target
+    from dlqat_tf.report import check_target
 
     if list:
         connected = devices()

@@ -15,7 +15,7 @@ import tyro
 
 from dlqat_tf._host import write_whole
 from dlqat_tf.export import command, parity
-from dlqat_tf.export.report import check_target
+from dlqat_tf.report import check_target
 
 
 def compare(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from dlqat_tf.convert.builder import Builder, Data
 from dlqat_tf.convert.network import WIDTHS, Network, Overrides
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
-from dlqat_tf.export.lower import check_graph
+from dlqat_tf.graph import check_graph
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.quantizers.base import check_bits
 

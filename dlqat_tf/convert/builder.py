@@ -12,7 +12,7 @@ import tensorflow as tf
 from dlqat_tf.convert.network import QUANTIZED, Call, Network, Place, Value, is_softmax
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
 from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
-from dlqat_tf.export.lower import unique
+from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.quantizers import CGPACT, SATWeights, SymmetricWeights
 from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample

@@ -13,7 +13,7 @@ import larq as lq
 import tensorflow as tf
 
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.export.lower import follow, tensors_of, unique
+from dlqat_tf.graph import follow, tensors_of, unique
 from dlqat_tf.heads import Head
 from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.quantizers import CGPACT

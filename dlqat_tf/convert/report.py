@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from dlqat_tf.export.report import Report
+from dlqat_tf.report import Report
 
 
 class ConversionError(ValueError):

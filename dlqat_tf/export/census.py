@@ -14,7 +14,7 @@ from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.flatbuffer import content, metadata, parsed
-from dlqat_tf.export.report import Report
+from dlqat_tf.report import Report
 
 METADATA = "dlqat_tf"  # the entry of the file in which export says what it wrote
 _BINARY_CONVOLUTION = "LceBconv2d"

@@ -13,8 +13,8 @@ from dlqat_tf import data
 from dlqat_tf._host import write_whole
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import ExportError
-from dlqat_tf.export.report import check_target
 from dlqat_tf.export.tflite import ExportReport
+from dlqat_tf.report import check_target
 
 MENDABLE = 2  # exit status of errors that the user can mend
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import larq as lq
@@ -31,6 +29,7 @@ from dlqat_tf.export.network import (
     Weighted,
     output_shape,
 )
+from dlqat_tf.graph import check_graph, follow, unique
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import ActivationQuantizer, Unwrapped, WeightQuantizer, unwrapped
 
@@ -72,7 +71,7 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     Raises:
         ExportError: Names the layer that cannot be lowered, why, and what is supported.
     """
-    check_graph(model)
+    check_graph(model, ExportError)
     if len(model.outputs) != 1:
         raise ExportError(
             f"Expected a model with one output. Received: {len(model.outputs)}. Export "
@@ -81,41 +80,6 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     lowering = _Lowering()
     lowering.model(model, [lowering.add(_input(tensor)) for tensor in model.inputs], "")
     return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
-
-
-def check_graph(model: tf.keras.Model, error: type[ValueError] = ExportError) -> None:
-    """Raise an error unless the model knows how its layers are connected."""
-    if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
-        raise error(
-            "Expected a functional or Sequential Keras model with a known input shape. Received: "
-            f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
-            "network with tf.keras.Model(inputs, outputs)."
-        )
-
-
-def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:
-    """Return what becomes of the inputs on their way through a model's layers.
-
-    Args:
-        model: Functional or Sequential model.
-        sources: What stands for each input.
-        visit: Given the Keras node of a layer's call and what stands for each of its inputs,
-            returns a list of what stands for each output. Called in topological order.
-
-    Returns:
-        What stands for each output.
-    """
-    known = {id(tensor): source for tensor, source in zip(model.inputs, sources, strict=True)}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        # The calls of one layer in their order, so that a saved model gives the same names.
-        for call in sorted(
-            model._nodes_by_depth[depth], key=lambda call: call.layer._inbound_nodes.index(call)
-        ):
-            if not call.is_input:
-                inputs = [known[id(tensor)] for tensor in tensors_of(call)]
-                outputs = zip(tf.nest.flatten(call.outputs), visit(call, inputs), strict=True)
-                known |= {id(tensor): output for tensor, output in outputs}
-    return [known[id(tensor)] for tensor in model.outputs]
 
 
 class _Lowering:
@@ -296,19 +260,6 @@ def _input(tensor) -> Input:
             f"{vector if len(shape) == 1 else ''}"
         )
     return Input(name=name, shape=shape)
-
-
-def tensors_of(call) -> list:
-    """Return the tensors that a layer is called on, for a model in the order of its inputs."""
-    if hasattr(call.layer, "_nodes_by_depth") and isinstance(call.call_args[0], dict):
-        return call.layer._flatten_to_reference_inputs(call.call_args[0])
-    return tf.nest.flatten(call.keras_inputs)
-
-
-def unique(name: str, taken) -> str:
-    """Return the name, or the first of name_2, name_3, ... that is not taken."""
-    numbered = (f"{name}_{count}" for count in itertools.count(2))
-    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def _unsupported(name: str, layer, reason: str) -> ExportError:

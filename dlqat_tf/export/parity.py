@@ -17,10 +17,10 @@ from dlqat_tf.export.census import METADATA, operator_name
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.plan import plan
-from dlqat_tf.export.report import Report
 from dlqat_tf.export.simulate import Simulation, batches
 from dlqat_tf.export.tflite import Images, pixels
 from dlqat_tf.export.writer import zero_point
+from dlqat_tf.report import Report
 
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork
 from dlqat_tf.export.plan import plan, rounding_of
-from dlqat_tf.export.report import Report
 from dlqat_tf.quantizers import unwrapped
+from dlqat_tf.report import Report
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from dlqat_tf.export.census import Census, census
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import ExportError, Input, IntegerNetwork, Weighted
 from dlqat_tf.export.plan import plan
-from dlqat_tf.export.report import Report
 from dlqat_tf.export.simulate import by_input, measured_ranges
 from dlqat_tf.export.snap import Shift, SnapReport, snap
 from dlqat_tf.export.writer import INPUT_TYPES, Writer
+from dlqat_tf.report import Report
 
 # One array; for a model of several inputs one for each, in their order or by their names.
 Images = np.ndarray | list[np.ndarray] | tuple[np.ndarray, ...] | dict[str, np.ndarray]

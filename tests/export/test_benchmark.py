@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dlqat_tf._host import write_whole
 from dlqat_tf.export.benchmark import REFERENCE_KERNEL, benchmark
-from dlqat_tf.export.report import check_target
+from dlqat_tf.report import check_target
 
 SCRIPT = Path(__file__).parents[2] / "export" / "benchmark.py"
 

@@ -1,0 +1,59 @@
+import pytest
+import tensorflow as tf
+
+from dlqat_tf.graph import check_graph, follow, tensors_of, unique
+
+layers = tf.keras.layers
+
+
+def test_follow_visits_calls_in_order_and_hands_on_what_they_return():
+    left, right = tf.keras.Input((2,), name="left"), tf.keras.Input((2,), name="right")
+    shared = layers.Dense(2, name="shared")
+    total = layers.Add(name="sum")([shared(left), shared(right)])
+    model = tf.keras.Model([left, right], [layers.ReLU(name="end")(total), total])
+    visited = []
+
+    def visit(call, inputs):
+        visited.append(call.layer.name)
+        return [f"{call.layer.name}({', '.join(inputs)})"]
+
+    expected = "sum(shared(a), shared(b))"
+    assert follow(model, ["a", "b"], visit) == [f"end({expected})", expected]
+    assert visited == ["shared", "shared", "sum", "end"]
+
+
+def test_follow_hands_on_every_output():
+    def halves():
+        inputs = tf.keras.Input((4,))
+        return tf.keras.Model(inputs, [inputs[:, :2], inputs[:, 2:]], name="halves")
+
+    inputs = tf.keras.Input((4,))
+    first, second = halves()(inputs)
+    model = tf.keras.Model(inputs, [second, first])
+    assert follow(model, ["x"], lambda call, inputs: ["first", "second"]) == ["second", "first"]
+
+
+def test_tensors_of_a_model_called_by_names_are_in_the_order_of_its_inputs():
+    left, right = tf.keras.Input((2,), name="left"), tf.keras.Input((3,), name="right")
+    inner = tf.keras.Model({"left": left, "right": right}, layers.Concatenate()([right, left]))
+    a, b = tf.keras.Input((2,), name="a"), tf.keras.Input((3,), name="b")
+    outer = tf.keras.Model([a, b], inner({"right": b, "left": a}))
+    (call,) = (node for node in inner._inbound_nodes if node.outputs is outer.outputs[0])
+    assert [tensor.shape[1] for tensor in tensors_of(call)] == [
+        tensor.shape[1] for tensor in inner.inputs
+    ]
+
+
+def test_check_graph():
+    check_graph(tf.keras.Sequential([tf.keras.Input((2,)), layers.Dense(1)]))
+
+    class Subclassed(tf.keras.Model):
+        pass
+
+    with pytest.raises(TypeError, match=r"Received: Subclassed.*tf.keras.Model\(inputs, outputs\)"):
+        check_graph(Subclassed(), TypeError)
+
+
+def test_unique():
+    assert unique("a", {"b"}) == "a"
+    assert unique("a", {"a", "a_2"}) == "a_3"
