@@ -9,6 +9,7 @@ import tensorflow as tf
 from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf.export.integers import target_of
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import (
     Convolution,
@@ -19,7 +20,6 @@ from dlqat_tf.export.network import (
     Sign,
     Weighted,
 )
-from dlqat_tf.export.plan import target_of
 from dlqat_tf.export.simulate import binary_layer
 from dlqat_tf.export.tflite import (
     Built,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.export.integers import fixed_point, integers, is_integer, target_of
 from dlqat_tf.export.network import (
     Activation,
     Add,
@@ -34,16 +35,7 @@ from dlqat_tf.export.network import (
     Weighted,
     same_padding,
 )
-from dlqat_tf.export.plan import (
-    code_of,
-    fixed_point,
-    grids,
-    integer_add,
-    integers,
-    is_integer,
-    planes,
-    target_of,
-)
+from dlqat_tf.export.plan import code_of, grids, integer_add, planes
 from dlqat_tf.quantizers import ActivationGrid
 
 _EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact

@@ -8,9 +8,10 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
+from dlqat_tf.export.integers import rounding_of
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork
-from dlqat_tf.export.plan import plan, rounding_of
+from dlqat_tf.export.plan import plan
 from dlqat_tf.quantizers import unwrapped
 from dlqat_tf.report import Report
 
@@ -62,11 +63,11 @@ def snap(
     weight step. Biases on int8 and on binary kernels also keep clear of values at which an integer
     sum is so near a rounding threshold that the order of float32 additions decides its code; of the
     places that are left each takes one that changes the fewest codes, see
-    :func:`dlqat_tf.export.plan.stored_bias`. The copy's batch norms have their beta (their moving
-    mean, or the convolution's bias, where there is none) moved likewise, so the copy and the file
-    compute the same numbers; a shift is at most half a unit of the sum of codes, that is of input
-    step times weight step. A layer that is called more than once moves where all its calls move it
-    by the same, as where they read one grid and end on one.
+    :func:`dlqat_tf.export.integers.stored_bias`. The copy's batch norms have their beta (their
+    moving mean, or the convolution's bias, where there is none) moved likewise, so the copy and the
+    file compute the same numbers; a shift is at most half a unit of the sum of codes, that is of
+    input step times weight step. A layer that is called more than once moves where all its calls
+    move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.lower.lower`.

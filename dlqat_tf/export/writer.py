@@ -9,6 +9,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.census import METADATA
 from dlqat_tf.export.flatbuffer import FileBuilder
+from dlqat_tf.export.integers import integers, is_integer, target_of
 from dlqat_tf.export.network import (
     Activation,
     Add,
@@ -29,7 +30,7 @@ from dlqat_tf.export.network import (
     missing_rows,
     same_padding,
 )
-from dlqat_tf.export.plan import code_of, grids, integer_add, integers, is_integer, target_of
+from dlqat_tf.export.plan import code_of, grids, integer_add
 from dlqat_tf.quantizers import ActivationGrid
 
 INPUT_TYPES = ("uint8", "int8", "float32")

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlqat_tf.export import ExportError, lower, snap
+from dlqat_tf.export.integers import integers
 from dlqat_tf.export.network import Dense
-from dlqat_tf.export.plan import integers, plan
+from dlqat_tf.export.plan import plan
 from dlqat_tf.export.simulate import (
     Simulation,
     _exact_product,

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 import dlqat_tf
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, parity, to_lce
+from dlqat_tf.export.integers import _clear_move, integers, stored_bias
 from dlqat_tf.export.network import Activation, Convolution, Dense, Sign
-from dlqat_tf.export.plan import _clear_move, integers, plan, stored_bias
+from dlqat_tf.export.plan import plan
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import convolution, images_for, randomize, small_network
 
