@@ -7,7 +7,15 @@ import pytest
 
 from dlqat_tf import _compat  # noqa: F401  (before anything imports TensorFlow)
 
+import tensorflow as tf  # isort: skip
+
 _BESIDE = Path(__file__).parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Initialise the same kernels in every run, those of the fixtures too."""
+    tf.keras.utils.set_random_seed(0)
 
 
 def _real_data(folder: str) -> Path:

@@ -179,7 +179,8 @@ def test_shared_layers_and_two_inputs(tmp_path):
     assert len(model.get_layer("relu").inbound_nodes) == 2
     assert len(model.get_layer("relu_2").inbound_nodes) == 1
     # Averages of codes are rounded before a hidden dense layer; they are not negative.
-    pooled = [q for q in model.layers if q.name.endswith("pooling2d_residual")]
+    quantizers = [layer for layer in model.layers if layer.name.endswith("_residual")]
+    pooled = [each for each in quantizers if "pooling2d" in each.name]
     assert [q.signed for q in pooled] == [False]
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss)

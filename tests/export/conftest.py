@@ -5,12 +5,6 @@ import pytest
 import tensorflow as tf
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """Initialise the same kernels in every run, those of the fixtures too."""
-    tf.keras.utils.set_random_seed(0)
-
-
 @pytest.fixture(scope="session")
 def stock_file(tmp_path_factory):
     """One float convolution on stock kernels."""
