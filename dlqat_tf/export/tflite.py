@@ -164,9 +164,7 @@ def assemble(
         plane_limit=plane_limit,
         clear=clear,
     )
-    record = dict(
-        input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges, clear=clear
-    )
+    record = dict(input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges)
     return Built(planned, writer(planned, input_type).write(record), ranges)
 
 
