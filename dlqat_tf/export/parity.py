@@ -157,6 +157,9 @@ def parity(
     Raises:
         ExportError: The file is not such a file or not of this model, or arguments do not fit.
     """
+    for name, value in dict(layer_images=layer_images, batch_size=batch_size).items():
+        if value < 1:
+            raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
     content = flatbuffer.read(path)
     record = flatbuffer.metadata(content, METADATA)
     if record is None:
@@ -167,6 +170,7 @@ def parity(
     network = lower(model)
     images = pixels(images, network)
     count = len(images[0])
+    batch_size = min(batch_size, count)  # the rest of a batch would be filled with zeros
     if labels is not None and len(labels) != count:
         raise ExportError(f"Expected {count} labels. Received: {len(labels)}.")
     planned, other_constants = _plan_of(content, record, network, path)

@@ -173,6 +173,19 @@ def test_labels_must_fit(exported):
         parity(model, report.path, images_for(model, 4), np.zeros(3))
 
 
+@pytest.mark.parametrize("name", ["batch_size", "layer_images"])
+def test_at_least_one_image_at_once(exported, name):
+    model, report = exported
+    with pytest.raises(ExportError, match=f"Expected {name} of at least 1. Received: 0"):
+        parity(model, report.path, images_for(model, 4), **{name: 0})
+
+
+def test_images_that_are_no_numbers(exported):
+    model, report = exported
+    with pytest.raises(ExportError, match=r"float ones in \[0, 1\].*nan"):
+        parity(model, report.path, np.full((2, 6, 6, 3), np.nan, np.float32))
+
+
 def test_census_counts_bytes(exported):
     _, report = exported
     result = census(report.path)
