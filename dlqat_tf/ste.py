@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dlqat_tf.rematerialize import rematerialize
 
-# The bounds of the gradient kernel below are inclusive; these make them exclusive.
+# The bounds of the gradient below are inclusive; these make them exclusive.
 _ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
 _JUST_BELOW = 1.0 - 2.0**-23  # times x: the next or second next float32 below x
 
@@ -106,9 +106,8 @@ def clip_and_round(
             y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * step
 
         def where_between(upstream, x, low, high):
-            return tf.raw_ops.QuantizeAndDequantizeV4Grad(
-                gradients=upstream, input=x, input_min=low, input_max=high
-            )[0]
+            # The one kernel for this, QuantizeAndDequantizeV4Grad, is none that XLA can compile.
+            return tf.where((x >= low) & (x <= high), upstream, 0.0)
 
         def gradient(upstream):
             before = rematerialize(x, after=upstream) if fused else x

@@ -42,10 +42,10 @@ def residual(bits):
     return tf.keras.Model(inputs, convolution(x, "end"))
 
 
-def graph_and_gradients(model):
+def graph_and_gradients(model, **options):
     images = np.random.default_rng(0).random((8, 6, 6, 3)).astype(np.float32)
 
-    @tf.function
+    @tf.function(**options)
     def step(images):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(tf.cast(model(images, training=True), tf.float32) - 1))
@@ -82,6 +82,15 @@ def test_backward_pass_keeps_no_batch_norm_output_and_gradients_are_the_same(
     _, expected = graph_and_gradients(copy(model))
     for one, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
+def test_xla_compiles_the_backward_pass():
+    tf.keras.utils.set_random_seed(0)
+    model = residual(8)
+    _, gradients = graph_and_gradients(copy(model), jit_compile=True)
+    _, expected = graph_and_gradients(copy(model))
+    for one, other in zip(gradients, expected, strict=True):
+        assert np.linalg.norm(one - other) <= 1e-3 * np.linalg.norm(other) + 1e-6
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,10 @@ from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf.export import flatbuffer
+from dlqat_tf.export import flatbuffer, lce, tflite
 from dlqat_tf.export.census import METADATA, operator_name
 from dlqat_tf.export.lower import lower
 from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
-from dlqat_tf.export.plan import plan
 from dlqat_tf.export.simulate import Simulation, batches
 from dlqat_tf.export.tflite import Images, pixels
 from dlqat_tf.export.writer import zero_point
@@ -56,6 +55,8 @@ class ParityReport(Report):
             between Keras and file after both are centred and scaled to unit length per image
             (files drop the factor and offset that do not change the arg-max).
         layers: Each layer given the same input, on the first images.
+        other_constants: Constants of the file that are not those of the model: weights, scales or
+            biases of another model.
         first_diverging: First layer with a differing value, or None.
     """
 
@@ -67,6 +68,7 @@ class ParityReport(Report):
     logit_difference: dict[str, float]
     layers: list[LayerParity]
     first_diverging: str | None
+    other_constants: list[str] = field(default_factory=list)
 
     def failures(
         self, *, keras_agreement: float = 99.5, file_agreement: float = 100.0, accuracy: float = 0.1
@@ -87,12 +89,21 @@ class ParityReport(Report):
                 found.append(f"{names} agree on {self.agreement[pair]:.2f} %, expected {bound} %")
         if file_agreement == 100.0 and self.first_diverging:
             found.append(f"layer {self.first_diverging} differs between simulation and file")
+        if self.other_constants:
+            found.append(self._others())
         if self.top1 and abs(self.top1["keras"] - self.top1["file"]) > accuracy:
             found.append(
                 f"accuracy is {self.top1['keras']:.2f} % in Keras and {self.top1['file']:.2f} % in "
                 f"the file, expected at most {accuracy} points between them"
             )
         return found
+
+    def _others(self) -> str:
+        names = ", ".join(self.other_constants[:3])
+        return (
+            f"{len(self.other_constants)} constants of the file are not those of the model, "
+            f"{names} among them: it was exported from another one"
+        )
 
     def tables(self):
         summary = Table(title=f"{self.path}, {self.images} images", title_justify="left")
@@ -116,6 +127,7 @@ class ParityReport(Report):
             summary,
             layers,
             f"first diverging layer: {self.first_diverging or 'none'}",
+            *([self._others()] if self.other_constants else []),
             *([f"top-1: {accuracy}"] if accuracy else []),
             f"kernels: {self.kernels}",
         ]
@@ -145,24 +157,23 @@ def parity(
     Raises:
         ExportError: The file is not such a file or not of this model, or arguments do not fit.
     """
+    for name, value in dict(layer_images=layer_images, batch_size=batch_size).items():
+        if value < 1:
+            raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
     content = flatbuffer.read(path)
     record = flatbuffer.metadata(content, METADATA)
     if record is None:
         raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
     record = json.loads(record)
+    if not record.keys() >= {"input_type", "int4", "plane_limit", "ranges", "layers"}:
+        raise ExportError(f"{path} is of another version of this package: export it again.")
     network = lower(model)
     images = pixels(images, network)
     count = len(images[0])
+    batch_size = min(batch_size, count)  # the rest of a batch would be filled with zeros
     if labels is not None and len(labels) != count:
         raise ExportError(f"Expected {count} labels. Received: {len(labels)}.")
-    planned = plan(
-        network,
-        calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
-        plane_limit=record["plane_limit"],
-        int4=record["int4"],
-        clear=record["clear"],
-    )
-    _check_same(content, record, planned, path)
+    planned, other_constants = _plan_of(content, record, network, path)
     simulation = Simulation(planned)
     run = runner(content, batch_size, record["input_type"])
     logits = {
@@ -197,6 +208,7 @@ def parity(
         },
         layers=layers,
         first_diverging=next((each.layer for each in layers if each.differing), None),
+        other_constants=other_constants,
     )
 
 
@@ -218,7 +230,79 @@ def _normalised(logits: np.ndarray) -> np.ndarray:
     return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
 
 
-def _check_same(content, record: dict, planned: IntegerNetwork, path) -> None:
+def _plan_of(content, record: dict, network: IntegerNetwork, path):
+    """Return the network as planned for the file, and the file's constants that are not its.
+
+    The biases of a file are either clear of ties or as trained. Those of a snapped model are clear
+    as they are, so it too is tried as trained.
+    """
+    options = dict(
+        calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
+        input_type=record["input_type"],
+    )
+    if record["plane_limit"]:
+        build, options["plane_limit"] = lce.build, record["plane_limit"]
+    else:
+        build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
+    plans = []
+    for clear in (True, False):
+        built = build(network, clear=clear, **options)
+        _check_same(record, built.planned, path)
+        plans.append((built.planned, _other_constants(content, built.data, path)))
+        if not plans[-1][1]:
+            break
+    return min(plans, key=lambda each: len(each[1]))
+
+
+def _other_constants(content, data: bytes, path) -> list[str]:
+    """Return the tensors of a file whose constant values or scales are not those in ``data``."""
+    models = content, flatbuffer.parsed(data, path)
+    pairs = list(zip(*(_tensors(each) for each in models), strict=False))
+    if len({len(each.subgraphs[0].operators) for each in models}) > 1 or any(
+        len(first) != len(second) for first, second in pairs
+    ):
+        raise ExportError(
+            f"{path} was exported from another model, or by another version of this package: its "
+            "operations are not those that the model has now."
+        )
+    graph, other = (each.subgraphs[0].tensors for each in models)
+    return [
+        (graph[i].name or b"").decode() or f"#{i}"
+        for i, j in dict.fromkeys(
+            pair for first, second in pairs for pair in zip(first, second, strict=True)
+        )
+        if i >= 0 and not _equal(models[0], graph[i], models[1], other[j])
+    ]
+
+
+def _tensors(content) -> list[list[int]]:
+    """Return the tensors of each operation, inputs and outputs."""
+    return [[*map(int, (*each.inputs, *each.outputs))] for each in content.subgraphs[0].operators]
+
+
+def _equal(content, tensor, other_content, other) -> bool:
+    """Return whether two tensors hold the same values, floats up to rounding, on the same scale."""
+    if tensor.type != other.type:
+        return False
+    scales = [getattr(each.quantization, "scale", None) for each in (tensor, other)]
+    values = [
+        each.buffers[which.buffer].data
+        for each, which in ((content, tensor), (other_content, other))
+    ]
+    if tensor.type == schema.TensorType.FLOAT32:
+        values = [None if each is None else np.asarray(each).view(np.float32) for each in values]
+    return all(_close(*each) for each in (scales, values))
+
+
+def _close(first, second) -> bool:
+    first, second = (np.zeros(0) if each is None else np.asarray(each) for each in (first, second))
+    if first.shape != second.shape:
+        return False
+    bound = _FLOAT_TOLERANCE if first.dtype == np.float32 else 0
+    return bool(np.all(np.abs(first - second) <= bound * np.abs(first).max(initial=0)))
+
+
+def _check_same(record: dict, planned: IntegerNetwork, path) -> None:
     """Raise where the file holds other layers than the model."""
     stored = [layer["name"] for layer in record["layers"]]
     expected = [node.name for node in planned if isinstance(node, Weighted)]
@@ -259,9 +343,7 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
     for tensor, shape in zip(content.subgraphs[0].tensors, shapes, strict=True):
         tensor.shape = shape
     if is_binarized(content):
-        from dlqat_tf.export.lce import open_interpreter
-
-        interpreter = open_interpreter(data)
+        interpreter = lce.open_interpreter(data)
 
         def invoke(images):
             return interpreter.predict(images)

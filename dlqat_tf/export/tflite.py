@@ -164,9 +164,7 @@ def assemble(
         plane_limit=plane_limit,
         clear=clear,
     )
-    record = dict(
-        input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges, clear=clear
-    )
+    record = dict(input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges)
     return Built(planned, writer(planned, input_type).write(record), ranges)
 
 
@@ -233,7 +231,7 @@ def _pixels(images, node: Input) -> np.ndarray:
         )
     if images.dtype == np.uint8:
         return images
-    if not np.issubdtype(images.dtype, np.floating) or images.min() < 0 or images.max() > 1:
+    if not (np.issubdtype(images.dtype, np.floating) and images.min() >= 0 and images.max() <= 1):
         raise ExportError(
             "Expected uint8 images or float ones in [0, 1]. Received: "
             f"{images.dtype} from {images.min()} to {images.max()}."

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import CGPACT, SATWeights
-from dlqat_tf.export import ExportError, census, flatbuffer, parity, to_lce, to_tflite
+from dlqat_tf.export import ExportError, census, flatbuffer, lower, parity, snap, to_lce, to_tflite
 from tests.export.networks import (
     convolution,
     images_for,
@@ -71,6 +71,56 @@ def test_the_layer_that_diverges_is_named(exported, tmp_path):
     assert any("second_residual" in failure for failure in result.failures())
 
 
+def changed(path, change):
+    """Return the graph of a file after ``change`` of its record."""
+    content = flatbuffer.read(path)
+    (entry,) = content.metadata
+    record = json.loads(bytes(content.buffers[entry.buffer].data))
+    change(record)
+    content.buffers[entry.buffer].data = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    return flatbuffer.packed(content)
+
+
+def test_a_file_without_a_full_record_is_of_another_version(exported, tmp_path):
+    model, report = exported
+    older = tmp_path / "older.tflite"
+    older.write_bytes(changed(report.path, lambda record: record.pop("plane_limit")))
+    with pytest.raises(ExportError, match="another version of this package"):
+        parity(model, older, images_for(model))
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_lce])
+def test_constants_of_another_model_are_named(export, tmp_path):
+    model = small_network(channels=32)
+    path = tmp_path / "model.tflite"
+    images = images_for(model)
+    export(model, path, snap=False)
+    assert parity(model, path, images).other_constants == []
+    report = export(model, path, force=True)
+    for same in (model, tf.keras.models.load_model(report.snapped)):
+        assert parity(same, path, images).other_constants == []
+    # One unit of one bias, which may change no code of these images.
+    model.get_layer("first_bn").beta.assign_add(np.eye(32, dtype=np.float32)[3] * 1e-2)
+    result = parity(model, path, images)
+    assert result.other_constants == ["first/bias"]
+    assert "1 constants of the file are not those of the model, first/bias" in str(
+        result.failures()
+    )
+
+
+def test_a_snapped_model_whose_biases_would_move_again_has_those_of_its_file(tmp_path):
+    """The wanted distance from ties depends on the bias a little, so a second plan may differ."""
+    tf.keras.utils.set_random_seed(17)
+    model = randomize(small_network(2, 2, channels=64), 17)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    again, _ = snap(snapped)
+    moved = lower(again)["second"].bias - lower(snapped)["second"].bias
+    assert np.abs(moved).max() > 1e-4
+    result = parity(snapped, report.path, images_for(model))
+    assert (result.other_constants, result.first_diverging) == ([], None)
+
+
 def test_bounds():
     from dlqat_tf.export import ParityReport
 
@@ -121,6 +171,19 @@ def test_labels_must_fit(exported):
     model, report = exported
     with pytest.raises(ExportError, match="Expected 4 labels"):
         parity(model, report.path, images_for(model, 4), np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "layer_images"])
+def test_at_least_one_image_at_once(exported, name):
+    model, report = exported
+    with pytest.raises(ExportError, match=f"Expected {name} of at least 1. Received: 0"):
+        parity(model, report.path, images_for(model, 4), **{name: 0})
+
+
+def test_images_that_are_no_numbers(exported):
+    model, report = exported
+    with pytest.raises(ExportError, match=r"float ones in \[0, 1\].*nan"):
+        parity(model, report.path, np.full((2, 6, 6, 3), np.nan, np.float32))
 
 
 def test_census_counts_bytes(exported):
