@@ -91,10 +91,15 @@ def build(name: str) -> tf.keras.Model:
     """Return an untrained float network."""
     shape = (_SIZE, _SIZE, 3)
     applications = tf.keras.applications
-    if name == "MobileNetV2":
-        return applications.MobileNetV2(shape, alpha=0.35, weights=None, classes=10)
-    if name == "ResNet50":
-        return applications.ResNet50(weights=None, input_shape=shape, classes=10)
+    if name != "VGG":
+        if name == "MobileNetV2":
+            model = applications.MobileNetV2(shape, alpha=0.35, weights=None, classes=10)
+        else:
+            model = applications.ResNet50(weights=None, input_shape=shape, classes=10)
+        for layer in model.layers:
+            if isinstance(layer, _layers.BatchNormalization):
+                layer.momentum = 0.9  # 0.999 and 0.99 would need more steps than are made here
+        return model
     model = tf.keras.Sequential([tf.keras.Input(shape)], name=name)
     for filters in (16, 32, 64):
         model.add(_layers.Conv2D(filters, 3, padding="same", activation="relu"))
