@@ -95,8 +95,9 @@ def test_nested_models_from_float_to_files(make, calls, tmp_path):
         result = parity(tf.keras.models.load_model(exported.snapped), exported.path, pixels)
         assert set(result.agreement.values()) == {100.0}
         assert result.first_diverging is None
-        # No code differs anywhere: what is left are the roundings of the last float layer.
-        assert max(result.logit_difference.values()) < 1e-4
+        # What is left are the roundings of the last float layer, and in Keras of single codes.
+        assert result.logit_difference["simulation_file"] < 1e-4
+        assert result.logit_difference["keras_file"] < 1e-2
         shifts = [each.largest for each in exported.shifts if each.variable == "stem_bn"]
         assert len(shifts) == calls
         assert len(set(shifts)) == 1
