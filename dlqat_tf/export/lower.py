@@ -40,6 +40,7 @@ SUPPORTED = (
     "Dropout, Rescaling without offset, the heads of dlqat_tf, models made of these, and any of "
     "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
+_LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
 # Larq quantizers that compute the sign; they differ in the gradient only.
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
@@ -326,10 +327,10 @@ def _activation(quantizer, shared: dict) -> Node:
         grid = quantizer.grid()
     except ValueError as error:
         raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
-    if not (np.isfinite(grid.step) and grid.step > 0):
+    if not 0 < grid.step <= _LARGEST_STEP:
         raise ExportError(
-            f"Layer {name!r} has the step {grid.step}: expected a finite number above zero. The "
-            "training diverged; export an earlier checkpoint."
+            f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
+            f"most {_LARGEST_STEP:g}. The training diverged; export an earlier checkpoint."
         )
     if grid.highest - grid.lowest > 255 or grid.lowest > 0:
         raise ExportError(

@@ -358,3 +358,11 @@ def test_other_merges_are_named(kind):
     inputs = tf.keras.Input((4, 4, 3))
     with pytest.raises(ExportError, match=f"'odd' .{kind.__name__}. cannot be exported"):
         lower(tf.keras.Model(inputs, kind(name="odd")([inputs, inputs])))
+
+
+@pytest.mark.parametrize("alpha", [1e7, np.inf, np.nan])
+def test_a_range_that_exploded_is_refused(alpha):
+    model = small_network()
+    model.get_layer("first_act").alpha.assign(alpha)
+    with pytest.raises(ExportError, match=r"'first_act' has the step (3.3|inf|nan).*diverged"):
+        lower(model)
