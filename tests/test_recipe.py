@@ -30,11 +30,11 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path):
 
 def test_peak_learning_rate_by_hand():
     recipe = Recipe(learning_rate=0.2, batch_size=384, reference_batch=768)
-    assert recipe.peak_learning_rate() == 0.1
-    assert recipe.peak_learning_rate(starts_random=False) == 0.1
+    assert recipe.peak_learning_rate() == pytest.approx(0.1)
+    assert recipe.peak_learning_rate(starts_random=False) == pytest.approx(0.1)
     lower = dataclasses.replace(recipe, quantized_learning_rate=0.02)
-    assert lower.peak_learning_rate() == 0.1
-    assert lower.peak_learning_rate(starts_random=False) == 0.01
+    assert lower.peak_learning_rate() == pytest.approx(0.1)
+    assert lower.peak_learning_rate(starts_random=False) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
