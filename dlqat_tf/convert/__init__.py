@@ -55,7 +55,7 @@ def quantize(
     Args:
         model: Functional or Sequential model; it is not changed.
         weight_bits: 1 to 8 for hidden layers, 32 for clamped float weights. Layers that read an
-            input, and the last ones, have 8.
+            input, through layers without kernels too, and the last ones have 8.
         activation_bits: 1 to 8 for hidden activations, 32 for none. What feeds the last layer has
             8.
         head: "linear" (cross-entropy), "cosine" (AMSLoss) or "gml" (GMLoss). None keeps the last
@@ -65,9 +65,10 @@ def quantize(
             the ``residual_bits`` of the quantizer after it. Of several that match, later ones win,
             width by width. Nested models match as a whole too.
         residual_bits: 2 to 8, or 32 for quantizers that do not round, or None for none of them.
-        images: Training images as the model takes them, a few hundred (a list for several inputs).
-            They set activation ranges, the statistics of batch norms, and the head. The outputs of
-            a layer are held for all of them at once.
+        images: Training images as the model takes them, a few hundred: an array, or for several
+            inputs a list of arrays or a dict by input name. They set activation ranges, the
+            statistics of batch norms, and the head. The outputs of a layer are held for all of
+            them at once.
         labels: Classes of the images, integers (images,). For "gml" and "cosine".
         batch_size: Images that are run at once.
 

@@ -24,7 +24,10 @@ class Data:
     """Images, and labels where there are any, in batches."""
 
     def __init__(self, model, images, labels, batch_size):
-        self.arrays = [np.asarray(array) for array in tf.nest.flatten(images)]
+        if isinstance(images, dict):
+            images = _by_name(model, images)
+        images = tf.nest.flatten(images)
+        self.arrays = [np.asarray(array) for array in images]
         expected = [tuple(tensor.shape) for tensor in model.inputs]
         received = [array.shape for array in self.arrays]
         fits = (
@@ -38,10 +41,21 @@ class Data:
             )
         )
         if not fits:
+            # Datasets and generators are arrays of no dimension.
+            shown = [
+                shape or type(each).__name__ for shape, each in zip(received, images, strict=True)
+            ]
             raise ConversionError(
-                f"Expected images of shapes {expected}, equally many for each input of the model. "
-                f"Received: {received}."
+                f"Expected arrays of images of shapes {expected}, equally many for each input of "
+                f"the model. Received: {shown}."
             )
+        for i, tensor in enumerate(model.inputs):  # to the type that Keras would cast them to
+            self.arrays[i] = self.arrays[i].astype(tensor.dtype.as_numpy_dtype, copy=False)
+            if tensor.dtype.is_floating and not np.isfinite(self.arrays[i]).all():
+                raise ConversionError(
+                    f"Expected images of finite values. Received: NaN or infinity for the input "
+                    f"{tensor.node.layer.name!r}."
+                )
         count = received[0][0]
         self.labels = None if labels is None else np.asarray(labels)
         if labels is not None:
@@ -73,6 +87,17 @@ class Data:
     def __iter__(self) -> Iterator[list[tf.Tensor]]:
         for start in range(0, len(self), self.batch_size):
             yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
+
+
+def _by_name(model, images: dict) -> list:
+    """Return images in the order of the model's inputs, as Keras does, but none left out."""
+    names = sorted(model.input) if isinstance(model.input, dict) else model.input_names
+    if set(images) != set(names):
+        raise ConversionError(
+            f"Expected images by input name, for {', '.join(names)}. Received: images for "
+            f"{', '.join(map(str, images))}."
+        )
+    return [images[name] for name in names]
 
 
 class Builder:

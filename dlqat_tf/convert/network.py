@@ -43,6 +43,11 @@ class Overrides:
     """The user's exceptions, by layer name."""
 
     def __init__(self, rules: dict[str, dict[str, int] | str]):
+        if not isinstance(rules, dict) or not all(isinstance(name, str) for name in rules):
+            raise ConversionError(
+                "Expected overrides to be a dict by layer name or pattern. Received: "
+                f"overrides={rules!r}."
+            )
         for pattern, rule in rules.items():
             if rule == "float":
                 continue
@@ -138,6 +143,10 @@ def _ceiling(activation) -> float | None:
 
 def _is_linear(activation) -> bool:
     return activation in (None, tf.keras.activations.linear)
+
+
+def _activation_name(activation) -> str:
+    return getattr(activation, "__name__", type(activation).__name__)
 
 
 def is_softmax(activation) -> bool:
@@ -239,8 +248,10 @@ class Network:
         self._check_overrides()
 
     def first(self, call: Call) -> bool:
-        """Return whether any call of this call's layer reads an input of the model."""
-        return any(self._from_input(each.inputs) for each in self.of[call.layer])
+        """Return whether any call of this call's layer reads an input, no kernel in between."""
+        return any(
+            self._before_kernels(value) for each in self.of[call.layer] for value in each.inputs
+        )
 
     def weight_bits(self, call: Call) -> int:
         """Return the width of a weighted layer."""
@@ -314,6 +325,15 @@ class Network:
             for source, _ in inputs
         )
 
+    def _before_kernels(self, value: Value) -> bool:
+        source, _ = value
+        if source.role == "input":
+            return True
+        if any(weight.shape.rank > 1 for weight in source.layer.weights):
+            return False
+        some = any if type(source.layer) is _layers.Concatenate else all
+        return bool(source.inputs) and some(map(self._before_kernels, source.inputs))
+
     def _never_negative(self, call: Call) -> bool:
         if call.role in ("moving", "pool", "add"):
             return all(self._never_negative(source) for source, _ in call.inputs)
@@ -353,10 +373,13 @@ class Network:
             or len(call.node.outputs.shape) != 2
             or not (_is_linear(layer.activation) or is_softmax(layer.activation))
         ):
+            activation = getattr(layer, "activation", None)
+            ending = "" if _is_linear(activation) else f", {_activation_name(activation)}"
             raise ConversionError(
                 "Expected a model that ends in a Dense layer of class scores, with or without a "
                 f"softmax, for head={self.head_kind!r} to replace. Received: a model that ends in "
-                f"{call.name!r} ({type(layer).__name__}). Pass head=None to keep its output."
+                f"{call.name!r} ({type(layer).__name__}{ending}). Pass head=None to keep its "
+                "output."
             )
         self.head, self.dropped = call, dropped
 
@@ -369,13 +392,15 @@ class Network:
         if call.role == "unknown":
             if isinstance(layer, tf.keras.Model):
                 return "subclassed models have no list of layers"
+            if kind is _layers.Activation:
+                return f"{_activation_name(layer.activation)!r} has no quantized form here"
             return f"{kind.__name__} layers have no quantized form here"
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             return "its data_format is not channels_last"
         activation = getattr(layer, "activation", None)
         is_hidden = call.role == "weighted" and layer not in self.ends
         if is_hidden and self.fused(call) is None and not _is_linear(activation):
-            name = getattr(activation, "__name__", type(activation).__name__)
+            name = _activation_name(activation)
             return f"its activation is {name!r}; ReLU and ReLU6 have quantizers"
         if call.role == "relu" and _ceiling(layer) is None:
             return "it has a slope or a threshold; ReLU and ReLU6 have quantizers"

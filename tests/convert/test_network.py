@@ -59,6 +59,21 @@ def test_widths_and_names():
     report.print()
 
 
+def test_first_layers_are_those_that_no_kernel_precedes():
+    """What prepares images is no layer that quantization counts from; a sum with a branch is."""
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Lambda(lambda x: 2 * x, name="prepare")(inputs))
+    x = layers.Conv2D(3, 3, padding="same", activation="relu", name="first")(x)
+    x = layers.Conv2D(3, 3, padding="same", name="second")(x)
+    x = layers.ReLU()(layers.Add()([x, inputs]))
+    x = layers.Conv2D(3, 3, activation="relu", name="third")(x)
+    source = Model(inputs, layers.Dense(2, name="last")(layers.Flatten()(x)))
+    _, report = quantize(source, overrides={"prepare": "float"})
+    widths = {row.layer: row.weight_bits for row in report.conversions if row.weight_bits}
+    assert widths == {"first": 8, "second": 1, "third": 1, "last": 8}
+    assert "reads an input" in {row.layer: row.note for row in report.conversions}["first"]
+
+
 def test_what_the_model_returns_is_not_rounded():
     inputs = tf.keras.Input((8, 8, 1))
     x = conv_norm(layers.ReLU(name="hidden")(conv_norm(inputs, 4, 3)), 4, 3, name="end")
@@ -79,7 +94,7 @@ def test_a_head_needs_a_classifier():
     two = Model(inputs, [layers.Flatten()(inputs), inputs])
     with pytest.raises(ConversionError, match="one output"):
         quantize(two)
-    with pytest.raises(ConversionError, match="ends in 'scores'"):
+    with pytest.raises(ConversionError, match=r"ends in 'scores' \(Dense, sigmoid\)"):
         quantize(classifier(activation="sigmoid"))
 
 
@@ -131,6 +146,8 @@ def test_float_activations_and_fused_ones():
         ({"conv1": dict(bits=2)}, "Received: {'bits': 2}"),
         ({"conv1": dict(weight_bits=9)}, "bits=9"),
         ({"conv1": dict(residual_bits=1)}, "bits=1"),
+        (["conv1"], r"a dict by layer name or pattern. Received: overrides=\['conv1'\]"),
+        ({1: "float"}, "a dict by layer name or pattern"),
     ],
 )
 def test_overrides_without_effect_are_errors(overrides, message):
@@ -147,7 +164,7 @@ def test_all_problems_are_named_with_the_override_that_skips_them():
     inputs = tf.keras.Input((4, 4, 3))
     x = layers.Conv2D(4, 3, activation="swish", name="swished")(inputs)
     x = layers.Conv2DTranspose(4, 2, name="transposed")(x)
-    x = layers.LeakyReLU(name="leaky")(x)
+    x = layers.Activation("gelu", name="gelu")(layers.LeakyReLU(name="leaky")(x))
     x = layers.ReLU(negative_slope=0.1, name="sloped")(layers.Lambda(lambda x: 2 * x, name="f")(x))
     x = layers.LayerNormalization(name="layer_norm")(x * 2.0)
     x = layers.BatchNormalization(axis=1, name="rows")(x)
@@ -156,10 +173,11 @@ def test_all_problems_are_named_with_the_override_that_skips_them():
         quantize(source)
     message = str(caught.value)
     for part in (
-        "8 of 11 layers",
+        "9 of 12 layers",
         "'swished' (Conv2D): its activation is 'swish'",
         "'transposed' (Conv2DTranspose): Conv2DTranspose layers have no quantized form",
         "'leaky' (LeakyReLU)",
+        "'gelu' (Activation): 'gelu' has no quantized form",
         "'sloped' (ReLU): it has a slope",
         "'f' (Lambda)",
         "(TFOpLambda)",

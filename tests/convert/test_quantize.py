@@ -134,6 +134,9 @@ def test_source_is_left_alone(digits):
         (dict(images=np.ones((2, 5))), r"shapes \[\(None, 6\)\]"),
         (dict(images=np.ones((0, 6))), "images of shapes"),
         (dict(images=[IMAGES, IMAGES]), "images of shapes"),
+        (dict(images=(image for image in IMAGES)), r"Received: \['generator'\]"),
+        (dict(images=np.full((2, 6), np.nan)), "NaN or infinity for the input 'images'"),
+        (dict(images={"pixels": IMAGES}), "for images. Received: images for pixels"),
         (dict(images=IMAGES, batch_size=0), r"batch_size to be.*0"),
         (dict(labels=np.arange(2)), "images along with labels"),
         (dict(images=IMAGES, labels=np.arange(3)), r"shape \(12,\)"),
@@ -144,6 +147,22 @@ def test_source_is_left_alone(digits):
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         quantize(classifier(), **arguments)
+
+
+def test_images_are_taken_as_keras_takes_them():
+    """By name whatever the order, and cast to the type of the input, without scaling."""
+    inputs = [tf.keras.Input((2,), name=name) for name in ("b", "a")]
+    branches = [
+        layers.Dense(2, "relu", kernel_initializer="identity", name=f"of_{x.name}")(x)
+        for x in inputs
+    ]
+    source = Model(inputs, layers.Dense(2, name="last")(layers.Concatenate()(branches)))
+    small, large = np.uint8([[1, 2], [2, 1]]), np.uint8([[100, 200], [200, 100]])
+    images = {"a": small, "b": large}
+    ranges = quantize(source, 8, 8, head=None, images=images)[1].ranges
+    assert ranges == pytest.approx({"of_a_act": 2.0, "of_b_act": 200.0}, rel=0.02)
+    with pytest.raises(dlqat_tf.ConversionError, match=r"for b, a\. Received: images for a"):
+        quantize(source, images={"a": small})
 
 
 def test_mixed_precision_and_inputs_by_name():
