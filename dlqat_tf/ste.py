@@ -118,15 +118,20 @@ def clip_and_round(
             before = rematerialize(x, after=upstream) if fused else x
             # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
             # upstream * (y / alpha) is the sum over everything less the sum over the inside.
+            low = lowest if signed else _ABOVE_ZERO
             inside_low = lowest * _JUST_BELOW if signed else _ABOVE_ZERO
-            inside = where_between(upstream, before, inside_low, alpha * _JUST_BELOW)
-            subtracted = tf.reduce_sum(inside * (before if calibrated else y))
             # One after the other, so that each product overwrites an operand that is not needed
             # any more, and nothing of this waits while the layers below use the result.
-            with tf.control_dependencies([subtracted]):
-                low = lowest if signed else _ABOVE_ZERO
-                from_x = where_between(upstream, before, low, alpha)
-            with tf.control_dependencies([from_x]):
+            if before is not x and before.op.type == "FusedBatchNormV3":
+                # Recomputed in float32, off by a rounding: whether it hits an end means nothing.
+                inside = from_x = where_between(upstream, before, low, alpha)
+                subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+            else:
+                inside = where_between(upstream, before, inside_low, alpha * _JUST_BELOW)
+                subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+                with tf.control_dependencies([subtracted]):
+                    from_x = where_between(upstream, before, low, alpha)
+            with tf.control_dependencies([from_x, subtracted]):
                 from_alpha = tf.reduce_sum(upstream * y) - subtracted
             with tf.control_dependencies([from_alpha]):
                 return tf.identity(from_x), from_alpha / alpha
