@@ -218,7 +218,7 @@ def test_calibration_sets_the_ranges_in_wrappers(stage):
     assert list(ranges) == [f"quant_{name}" for name in names]
     alphas = [float(v) for v in model.trainable_variables if "alpha" in v.name]
     assert alphas == [np.float32(each) for each in ranges.values()]
-    for name, lowest, highest in (("second_bn", -127, 127), ("sum_relu", 0, 3), ("third", 0, 255)):
+    for name, lowest, highest in (("second_bn", -128, 127), ("sum_relu", 0, 3), ("third", 0, 255)):
         values = tf.keras.Model(reference.input, by_name(reference)[name].output)(x)
         expected = optimal_range(values, lowest, highest)
         assert ranges[f"quant_{name}"] == pytest.approx(expected, rel=1e-6)
