@@ -25,7 +25,7 @@ layers = tf.keras.layers
 
 
 @given(data=st.data())
-@settings(max_examples=12)
+@settings(max_examples=20)
 def test_every_integer_of_the_file_is_that_of_the_simulation(data, tmp_path_factory):
     model = draw_network(data.draw, binary=True)
     path = tmp_path_factory.mktemp("random") / "model.tflite"
