@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dlqat_tf
-from dlqat_tf import data
+from dlqat_tf.training import data
 
 import tensorflow as tf  # isort: skip
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dlqat_tf
-from dlqat_tf.data import ImageData, load
+from dlqat_tf.training.data import ImageData, load
 
 import tensorflow as tf  # isort: skip  (after dlqat_tf, which decides on the Keras version)
 

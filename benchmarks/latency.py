@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 import dlqat_tf
-from dlqat_tf.export.benchmark import benchmark
+from dlqat_tf.export.runtimes.benchmark import benchmark
 
 import tensorflow as tf  # isort: skip
 import tensorflow_model_optimization as tfmot  # isort: skip

@@ -21,13 +21,14 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from dlqat_tf import data, export, training
+from dlqat_tf import export
 from dlqat_tf._host import write_whole
 from dlqat_tf.export import command
-from dlqat_tf.export.lce import PLANE_LIMIT
-from dlqat_tf.recipe import Recipe, read_recipe
+from dlqat_tf.export.files.lce import PLANE_LIMIT
 from dlqat_tf.report import Report, check_target
-from dlqat_tf.results import environment
+from dlqat_tf.training import data, stages
+from dlqat_tf.training.recipe import Recipe, read_recipe
+from dlqat_tf.training.results import environment
 
 import tensorflow as tf  # isort: skip
 
@@ -140,7 +141,7 @@ def sweep(
         rows: list[Row] = []
         for weight_bits, activation_bits in widths:
             name = f"W{weight_bits}A{activation_bits}"
-            result = training.run(
+            result = stages.run(
                 dataclasses.replace(
                     recipe,
                     weight_bits=weight_bits,
@@ -166,7 +167,7 @@ def sweep(
             write_whole(json, report.to_json() + "\n")
         return 1 if any(row.failures for row in rows) else 0
 
-    command.run(work, (OSError, ValueError, training.TrainingDiverged))
+    command.run(work, (OSError, ValueError, stages.TrainingDiverged))
 
 
 def _epochs(recipe: Recipe, data_dir: Path | None, steps: int) -> dict[str, int]:

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from dlqat_tf.export import lce, tflite
-from dlqat_tf.export.census import count, peak
-from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.files import lce, tflite
+from dlqat_tf.export.files.census import count, peak
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.graph import check_graph, follow
 from dlqat_tf.quantizers import Unwrapped, unwrapped
 from dlqat_tf.report import Report

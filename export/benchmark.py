@@ -36,7 +36,7 @@ def main(
         force: Overwrite the --json file.
     """
     from dlqat_tf._host import write_whole
-    from dlqat_tf.export.benchmark import benchmark
+    from dlqat_tf.export.runtimes.benchmark import benchmark
     from dlqat_tf.report import check_target
 
     if json is not None:

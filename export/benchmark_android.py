@@ -52,7 +52,7 @@ def main(
         force: Overwrite the --json file.
     """
     from dlqat_tf._host import write_whole
-    from dlqat_tf.export.android import benchmark_android, devices
+    from dlqat_tf.export.runtimes.android import benchmark_android, devices
     from dlqat_tf.report import check_target
 
     if list:

@@ -24,8 +24,8 @@ What mattered, in the same setting (an earlier float stage, 38.4 %):
 
 from pathlib import Path
 
-from dlqat_tf.command_line import CIFAR_SHORT, main
-from dlqat_tf.recipe import Recipe
+from dlqat_tf.training.command_line import CIFAR_SHORT, main
+from dlqat_tf.training.recipe import Recipe
 
 PAPER = Recipe(
     dataset="cifar100",

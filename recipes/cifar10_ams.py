@@ -7,8 +7,8 @@ Ours, --budget short: not run.
 
 from pathlib import Path
 
-from dlqat_tf.command_line import CIFAR_SHORT, main
-from dlqat_tf.recipe import Recipe
+from dlqat_tf.training.command_line import CIFAR_SHORT, main
+from dlqat_tf.training.recipe import Recipe
 
 PAPER = Recipe(
     dataset="cifar10",

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dlqat_tf import export
-from dlqat_tf.command_line import main
 from dlqat_tf.export import command
-from dlqat_tf.recipe import Recipe
+from dlqat_tf.training.command_line import main
+from dlqat_tf.training.recipe import Recipe
 
 import tensorflow as tf  # isort: skip
 

@@ -10,8 +10,8 @@ Ours, --budget short: not run.
 
 from pathlib import Path
 
-from dlqat_tf.command_line import IMAGENET_SHORT, main
-from dlqat_tf.recipe import Recipe
+from dlqat_tf.training.command_line import IMAGENET_SHORT, main
+from dlqat_tf.training.recipe import Recipe
 
 PAPER = Recipe(
     dataset="imagenet2012",

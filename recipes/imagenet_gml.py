@@ -17,8 +17,8 @@ images to train on, 500 to test), shortened to width 16 and one epoch of 20 step
 
 from pathlib import Path
 
-from dlqat_tf.command_line import IMAGENET_SHORT, main
-from dlqat_tf.recipe import Recipe
+from dlqat_tf.training.command_line import IMAGENET_SHORT, main
+from dlqat_tf.training.recipe import Recipe
 
 PAPER = Recipe(
     dataset="imagenet2012",

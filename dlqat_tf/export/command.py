@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf import data
 from dlqat_tf._host import write_whole
-from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import ExportError
-from dlqat_tf.export.tflite import ExportReport
+from dlqat_tf.export.files.tflite import ExportReport
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.report import check_target
+from dlqat_tf.training import data
 
 MENDABLE = 2  # exit status of errors that the user can mend
 
@@ -111,7 +111,7 @@ def test_images(
     """Return the first ``count`` (None: all) test images of a data set, uint8, and their labels.
 
     Args:
-        name: A data set that :func:`dlqat_tf.data.load` knows.
+        name: A data set that :func:`dlqat_tf.training.data.load` knows.
         data_dir: Where it lies.
         shape: Image shape of the model.
         count: How many.

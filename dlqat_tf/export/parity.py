@@ -12,13 +12,13 @@ from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf.export import flatbuffer, lce, tflite
-from dlqat_tf.export.census import METADATA, operator_name
-from dlqat_tf.export.lower import lower
-from dlqat_tf.export.network import Activation, ExportError, IntegerNetwork, Node, Weighted
-from dlqat_tf.export.simulate import Simulation, batches
-from dlqat_tf.export.tflite import Images, pixels
-from dlqat_tf.export.writer import zero_point
+from dlqat_tf.export.files import flatbuffer, lce, tflite
+from dlqat_tf.export.files.census import METADATA, operator_name
+from dlqat_tf.export.files.tflite import Images, pixels
+from dlqat_tf.export.files.writer import zero_point
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
+from dlqat_tf.export.integer.simulate import Simulation, batches
 from dlqat_tf.report import Report
 
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order

@@ -14,7 +14,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_bits
-from dlqat_tf.ste import clip_and_round, divide_exactly, highest_code
+from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, highest_code
 
 ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
-from dlqat_tf.ste import divide_exactly, ste_round
+from dlqat_tf.quantizers.ste import divide_exactly, ste_round
 
 
 def _step(kernel: tf.Tensor, bits: int) -> tf.Tensor:

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT, ConversionError, SATWeights, quantize
 from dlqat_tf.export import lower
-from dlqat_tf.export.plan import plan
+from dlqat_tf.export.integer.plan import plan
 from tests.convert.networks import (
     FLOAT,
     classifier,

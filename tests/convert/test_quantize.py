@@ -13,7 +13,7 @@ import tensorflow as tf
 import dlqat_tf
 from dlqat_tf import quantize
 from dlqat_tf.export import lower, parity, to_lce, to_tflite
-from dlqat_tf.export.plan import plan
+from dlqat_tf.export.integer.plan import plan
 from tests.convert.networks import (
     FLOAT,
     IMAGES,

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import CGPACT, SATWeights
-from dlqat_tf.export import ExportError, census, flatbuffer, lower, parity, snap, to_lce, to_tflite
+from dlqat_tf.export import ExportError, census, lower, parity, snap, to_lce, to_tflite
+from dlqat_tf.export.files import flatbuffer
 from tests.export.networks import (
     convolution,
     images_for,

@@ -1,0 +1,1 @@
+"""What is stored: TFLite and LCE files, written and counted."""

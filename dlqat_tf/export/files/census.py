@@ -1,0 +1,272 @@
+"""What a .tflite file consists of: operations, bytes, and stored against declared bits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flatbuffers import flexbuffers
+from rich.table import Table
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf.export.files.flatbuffer import content, metadata, parsed
+from dlqat_tf.report import Report
+
+METADATA = "dlqat_tf"  # the entry of the file in which export says what it wrote
+_BINARY_CONVOLUTION = "LceBconv2d"
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", _BINARY_CONVOLUTION)
+_BITS = {
+    schema.TensorType.FLOAT32: 32,
+    schema.TensorType.FLOAT16: 16,
+    schema.TensorType.INT32: 32,
+    schema.TensorType.INT64: 64,
+    schema.TensorType.INT16: 16,
+    schema.TensorType.INT8: 8,
+    schema.TensorType.UINT8: 8,
+    schema.TensorType.BOOL: 8,
+    schema.TensorType.INT4: 4,
+}
+_OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+_TYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+
+
+@dataclass(frozen=True)
+class LayerStorage:
+    """How the weights of one layer are stored.
+
+    Attributes:
+        layer: Name of the layer (of the tensor, in files that export did not write).
+        weights: How many there are.
+        declared_bits: Width in training; None where the file does not say.
+        stored_bits: Bits of the file per weight.
+        kernel: The operation that reads them, with the type it computes in.
+        bytes: Size of the weights in the file.
+    """
+
+    layer: str
+    weights: int
+    declared_bits: int | None
+    stored_bits: int
+    kernel: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Census(Report):
+    """Content of a .tflite file.
+
+    Attributes:
+        path: The file.
+        file_bytes: Its size.
+        predicted_bytes: Size of the weights at their stored width plus that of all other constants.
+        peak_activation_bytes: Largest sum of the computed tensors that an operation needs at once,
+            its inputs, its output and what later operations read, for one image.
+        operators: Count of each operation.
+        constants: Bytes of each constant tensor; a buffer that several share counts once.
+        layers: Storage of each layer with weights.
+        warnings: What will run slower than its width suggests.
+    """
+
+    path: str
+    file_bytes: int
+    predicted_bytes: int
+    peak_activation_bytes: int
+    operators: dict[str, int]
+    constants: dict[str, int]
+    layers: list[LayerStorage]
+    warnings: list[str]
+
+    def tables(self):
+        layers = Table(title=f"{self.path}: {self.file_bytes:,} bytes", title_justify="left")
+        for column in ("layer", "kernel"):
+            layers.add_column(column, overflow="fold")
+        for column in ("weights", "declared bits", "stored bits", "bytes"):
+            layers.add_column(column, justify="right")
+        for each in self.layers:
+            declared = "?" if each.declared_bits is None else str(each.declared_bits)
+            layers.add_row(
+                each.layer,
+                each.kernel,
+                f"{each.weights:,}",
+                declared,
+                str(each.stored_bits),
+                f"{each.bytes:,}",
+            )
+        counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
+        constants = sum(self.constants.values())
+        return [
+            layers,
+            f"operations: {counts}",
+            f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
+            f"computed tensors of one image at their peak {self.peak_activation_bytes:,} bytes",
+            *(f"warning: {text}" for text in self.warnings),
+        ]
+
+
+def census(path: str | Path) -> Census:
+    """Count what is in a .tflite file.
+
+    Raises:
+        ExportError: ``path`` is not a whole .tflite file.
+    """
+    return count(content(path), path)
+
+
+def count(data: bytes, path: str | Path) -> Census:
+    """Count what is in the bytes of a .tflite file, which need not be written to ``path`` yet.
+
+    Raises:
+        ExportError: They are not a whole .tflite file.
+    """
+    model = parsed(data, path)
+    graph = model.subgraphs[0]
+    record = json.loads(metadata(model, METADATA) or b"{}")
+    # Of the calls of a shared layer, which share its weights, the first one names it.
+    recorded = reversed(record.get("layers", []))
+    declared = {tensor: layer for layer in recorded for tensor in layer["tensors"]}
+    names = [operator_name(model, operator) for operator in graph.operators]
+    sizes = _constant_sizes(model)
+    storage: dict[str, LayerStorage] = {}
+    warnings: list[str] = []
+    sources = {int(op.outputs[0]): op for op in graph.operators}
+    seen: set[int] = set()
+    for operator, name in zip(graph.operators, names, strict=True):
+        if name not in _WEIGHTED:
+            continue
+        index, source = int(operator.inputs[1]), None
+        if index in sources:  # weights that are dequantized first
+            source = sources[index]
+            index = int(source.inputs[0])
+        if index in seen:
+            continue
+        seen.add(index)
+        _add_layer(storage, model, operator, name, index, source, declared.get(index), sizes)
+        warnings += _slow(name, operator, graph.tensors[index], graph)
+    layers = list(storage.values())
+    other = sum(sizes.values()) - sum(layer.bytes for layer in layers)
+    predicted = sum(-(-layer.weights * layer.stored_bits // 8) for layer in layers) + other
+    # Names, shapes and options: a few hundred bytes for each tensor and operation, and per channel
+    # of quantized constants a float32 scale and an int64 zero point.
+    quantized = [t.quantization for t in graph.tensors if t.quantization is not None]
+    predicted += sum(12 * len(q.scale) for q in quantized if q.scale is not None)
+    predicted += 130 * len(graph.tensors) + 100 * len(graph.operators)
+    return Census(
+        path=str(path),
+        file_bytes=len(data),
+        predicted_bytes=predicted,
+        peak_activation_bytes=_peak_activation_bytes(model),
+        operators=dict(Counter(names)),
+        constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
+        layers=layers,
+        warnings=list(dict.fromkeys(warnings)),
+    )
+
+
+def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
+    """Return the name of an operation, a custom one's own."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    if number == schema.BuiltinOperator.CUSTOM:
+        return code.customCode.decode()
+    return _OPERATORS[number]
+
+
+def _name(tensor: schema.TensorT) -> str:
+    return (tensor.name or b"").decode()
+
+
+def _constant_sizes(model: schema.ModelT) -> dict[int, int]:
+    """Return bytes by tensor index of the constants, a shared buffer at its first tensor only."""
+    sizes: dict[int, int] = {}
+    counted: set[int] = set()
+    for index, tensor in enumerate(model.subgraphs[0].tensors):
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data) and tensor.buffer not in counted:
+            counted.add(tensor.buffer)
+            sizes[index] = len(data)
+    return sizes
+
+
+def _peak_activation_bytes(model: schema.ModelT) -> int:
+    graph = model.subgraphs[0]
+    # Without inputs that are computed, an operation runs once at load: dequantized weights.
+    known = {int(i) for i in graph.inputs}
+    steps: list[tuple[list[int], int]] = []
+    for operator in graph.operators:
+        inputs = [int(i) for i in operator.inputs if int(i) in known]
+        if inputs:
+            known.add(int(operator.outputs[0]))
+            steps.append((inputs, int(operator.outputs[0])))
+    sizes = {
+        i: -(-int(np.prod(graph.tensors[i].shape)) * _BITS[graph.tensors[i].type] // 8)
+        for i in known
+    }
+    return peak(steps, sizes)
+
+
+def peak(
+    steps: Sequence[tuple[Sequence[Hashable], Hashable]], sizes: Mapping[Hashable, int]
+) -> int:
+    """Return the largest sum of sizes that any step needs at once.
+
+    Args:
+        steps: Tensors read and tensor written, in the order of execution.
+        sizes: Size of each tensor.
+    """
+    last_read = {name: i for i, (inputs, output) in enumerate(steps) for name in (output, *inputs)}
+    largest, live = 0, set()
+    for i, (inputs, output) in enumerate(steps):
+        live |= {*inputs, output}
+        largest = max(largest, sum(sizes[name] for name in live))
+        live = {name for name in live if last_read[name] > i}
+    return largest
+
+
+def _add_layer(storage, model, operator, name, index, source, record, sizes) -> None:
+    """Add one weight tensor (a plane, for binary convolutions) to its layer's entry."""
+    tensor = model.subgraphs[0].tensors[index]
+    bits = _BITS[tensor.type]
+    count = int(np.prod(tensor.shape))
+    computed = "float32" if source is not None or bits == 32 else _TYPES[tensor.type]
+    if name == _BINARY_CONVOLUTION:
+        channels = flexbuffers.Loads(bytes(operator.customOptions))["channels_in"]
+        count = int(np.prod(tensor.shape[:3])) * channels
+        bits, computed = 1, "binary"
+    layer = record["name"] if record else _name(tensor)
+    before = storage.get(layer)
+    storage[layer] = LayerStorage(
+        layer=layer,
+        weights=count,
+        declared_bits=record["bits"] if record else None,
+        stored_bits=bits + (before.stored_bits if before else 0),
+        kernel=f"{name} {computed}",
+        bytes=sizes.get(index, 0) + (before.bytes if before else 0),
+    )
+
+
+def _slow(name: str, operator, weights: schema.TensorT, graph) -> list[str]:
+    """Return why one operation is slower than its width suggests."""
+    layer = _name(weights).split("/weights")[0]
+    if weights.type == schema.TensorType.INT4:
+        return [
+            "int4 convolutions are unpacked at run time and run outside XNNPACK: smaller, several "
+            "times slower than int8"
+        ]
+    if name == _BINARY_CONVOLUTION:
+        channels_in = flexbuffers.Loads(bytes(operator.customOptions))["channels_in"]
+        found = []
+        if channels_in % 32:
+            found.append(f"{layer}: {channels_in} input channels, not a multiple of 32: bits idle")
+        if weights.shape[0] % 8:
+            found.append(f"{layer}: {weights.shape[0]} output channels, not a multiple of 8")
+        return found
+    floats = graph.tensors[int(operator.inputs[0])].type == schema.TensorType.FLOAT32
+    if name.endswith("CONV_2D") and floats:
+        return [f"{layer}: runs in float32, since its input is not rounded or its weights are not"]
+    if name == "CONV_2D" and weights.shape[0] % 8:
+        return [f"{layer}: {weights.shape[0]} output channels, not a multiple of 8: lanes idle"]
+    return []

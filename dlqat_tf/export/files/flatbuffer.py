@@ -1,0 +1,283 @@
+"""Writes and reads .tflite flatbuffers, by the schema that ships in TensorFlow.
+
+Written directly, not through a converter: every code, scale and bias in the file is the one that
+was decided here, and equal constants share one buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf._host import write_whole
+from dlqat_tf.export.integer.network import ExportError
+
+IDENTIFIER = b"TFL3"
+TYPES = {
+    np.dtype("float32"): schema.TensorType.FLOAT32,
+    np.dtype("int32"): schema.TensorType.INT32,
+    np.dtype("int8"): schema.TensorType.INT8,
+    np.dtype("uint8"): schema.TensorType.UINT8,
+}
+# The lowest version of each operation that has what is used of it here.
+_VERSIONS = {
+    "ADD": 2,
+    "CONCATENATION": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "DEQUANTIZE": 2,
+    "FULLY_CONNECTED": 4,
+    "MAX_POOL_2D": 2,
+    "MAXIMUM": 2,
+    "MEAN": 2,
+    "PAD": 2,
+    "PADV2": 2,
+    "QUANTIZE": 2,
+}
+
+
+class _Buffer(schema.BufferT):
+    """A buffer whose content starts at a multiple of 16 bytes, as the schema demands."""
+
+    def Pack(self, builder):
+        offset = None
+        if self.data is not None and len(self.data):
+            builder.StartVector(1, len(self.data), 16)
+            builder.head -= len(self.data)
+            builder.Bytes[builder.head : builder.head + len(self.data)] = bytes(self.data)
+            offset = builder.EndVector()
+        schema.BufferStart(builder)
+        if offset is not None:
+            schema.BufferAddData(builder, offset)
+        return schema.BufferEnd(builder)
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal vectors and strings once: layers of one shape have the same options and shapes.
+
+    A flatbuffer's tables refer to their vectors by offset, so that several may refer to one.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._offsets: dict[tuple, int] = {}
+
+    def CreateString(self, s, encoding="utf-8", errors="strict"):
+        return self._once((str, s), lambda: super(_SharingBuilder, self).CreateString(s))
+
+    def CreateNumpyVector(self, x):
+        key = (x.dtype.str, x.tobytes())
+        return self._once(key, lambda: super(_SharingBuilder, self).CreateNumpyVector(x))
+
+    def _once(self, key: tuple, create) -> int:
+        if key not in self._offsets:
+            self._offsets[key] = create()
+        return self._offsets[key]
+
+
+class FileBuilder:
+    """Collects tensors and operations of one graph."""
+
+    def __init__(self):
+        self.tensors: list[schema.TensorT] = []
+        self.operators: list[schema.OperatorT] = []
+        self._codes: dict[tuple[int, str | None, int], int] = {}
+        self._buffers: dict[bytes, int] = {b"": 0}
+        self._constants: dict[tuple, int] = {}
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype,
+        *,
+        scale: float | None = None,
+        zero_point: int = 0,
+    ) -> int:
+        """Add a tensor that is computed; ``shape`` without the batch. Returns its index."""
+        tensor = _tensor(name, (1, *shape), TYPES[np.dtype(dtype)])
+        tensor.shapeSignature = np.array([-1, *shape], np.int32)
+        if scale is not None:
+            tensor.quantization = _quantization([scale], [zero_point], 0)
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def constant(
+        self,
+        name: str,
+        values: np.ndarray,
+        *,
+        scale: np.ndarray | None = None,
+        zero_point: int = 0,
+        axis: int = 0,
+        int4: bool = False,
+    ) -> int:
+        """Add a constant, or return the one that holds the same. ``int4`` packs two to a byte."""
+        data = packed_int4(values) if int4 else np.ascontiguousarray(values).tobytes()
+        scales = b"" if scale is None else np.asarray(scale, np.float32).tobytes()
+        key = (data, values.dtype.str, values.shape, scales, zero_point, axis, int4)
+        if key not in self._constants:
+            kind = schema.TensorType.INT4 if int4 else TYPES[values.dtype]
+            tensor = _tensor(name, values.shape, kind)
+            tensor.buffer = self._buffers.setdefault(data, len(self._buffers))
+            if scale is not None:
+                scale = np.atleast_1d(np.asarray(scale, np.float32))
+                tensor.quantization = _quantization(scale, [zero_point] * scale.size, axis)
+            self.tensors.append(tensor)
+            self._constants[key] = len(self.tensors) - 1
+        return self._constants[key]
+
+    def operator(
+        self,
+        code: str,
+        inputs: Sequence[int],
+        output: int,
+        options=None,
+        *,
+        version: int | None = None,
+        custom: bytes | None = None,
+    ) -> schema.OperatorT:
+        """Add an operation: a name of the schema's ``BuiltinOperator``, or a custom one's name."""
+        number = schema.BuiltinOperator.CUSTOM
+        if custom is None:
+            number = getattr(schema.BuiltinOperator, code)
+        key = (number, code if custom is not None else None, version or _VERSIONS.get(code, 1))
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
+        operator.inputs = np.array(inputs, np.int32)
+        operator.outputs = np.array([output], np.int32)
+        if custom is not None:
+            operator.customOptions = np.frombuffer(custom, np.uint8)
+        if options is not None:
+            kind = type(options).__name__.removesuffix("T")
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+            operator.builtinOptions = options
+        self.operators.append(operator)
+        return operator
+
+    def finish(self, inputs: list[int], outputs: list[int], metadata: dict[str, bytes]) -> bytes:
+        """Return the file's content."""
+        model = schema.ModelT()
+        model.version = 3
+        model.description = "dlqat_tf"
+        model.operatorCodes = []
+        for number, custom, version in self._codes:
+            code = schema.OperatorCodeT()
+            code.builtinCode = number
+            code.deprecatedBuiltinCode = min(number, 127)
+            code.customCode = custom
+            code.version = version
+            model.operatorCodes.append(code)
+        graph = schema.SubGraphT()
+        graph.tensors, graph.operators = self.tensors, self.operators
+        graph.inputs, graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
+        graph.name = "main"
+        model.subgraphs = [graph]
+        model.metadata = []
+        for name, data in metadata.items():
+            entry = schema.MetadataT()
+            entry.name = name
+            entry.buffer = self._buffers.setdefault(data, len(self._buffers))
+            model.metadata.append(entry)
+        model.buffers = []
+        for data in self._buffers:
+            buffer = schema.BufferT()
+            buffer.data = data
+            model.buffers.append(buffer)
+        return packed(model)
+
+
+def packed(model: schema.ModelT) -> bytes:
+    """Return the flatbuffer of a model."""
+    for buffer in model.buffers:
+        buffer.__class__ = _Buffer  # files that were read have the generated class
+    builder = _SharingBuilder(1 << 20)
+    builder.Finish(model.Pack(builder), IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _tensor(name: str, shape, kind: int) -> schema.TensorT:
+    tensor = schema.TensorT()
+    tensor.name, tensor.shape, tensor.type = name, np.array(shape, np.int32), kind
+    tensor.hasRank = True
+    return tensor
+
+
+def _quantization(scale, zero_point, axis: int) -> schema.QuantizationParametersT:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale = np.asarray(scale, np.float32)
+    quantization.zeroPoint = np.asarray(zero_point, np.int64)
+    quantization.quantizedDimension = axis
+    return quantization
+
+
+def packed_int4(values: np.ndarray) -> bytes:
+    """Return int4 codes two to a byte, the first one in the low half."""
+    nibbles = (values.astype(np.int8).ravel() & 0xF).astype(np.uint8)
+    nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
+    return (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+
+
+def content(path: str | Path) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        ExportError: There is no such file.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror}.") from None
+
+
+def read(path: str | Path) -> schema.ModelT:
+    """Return the graph in a .tflite file.
+
+    Raises:
+        ExportError: There is no such file, or it is not a whole .tflite file.
+    """
+    return parsed(content(path), path)
+
+
+def parsed(data: bytes, path: str | Path) -> schema.ModelT:
+    """Return the graph in the bytes of a .tflite file; errors name ``path``.
+
+    Raises:
+        ExportError: They are not a whole .tflite file.
+    """
+    if data[4:8] != IDENTIFIER:
+        raise ExportError(f"Expected a .tflite file. Received: {path}, which is something else.")
+    try:
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        sizes = [len(buffer.data) for buffer in model.buffers if buffer.data is not None]
+        whole = sum(sizes) <= len(data) and len(model.subgraphs) > 0
+    except Exception:  # the generated reader raises whatever a random offset leads to
+        whole = False
+    if not whole:
+        raise ExportError(f"The file {path} is damaged or cut short: export it again.")
+    return model
+
+
+def metadata(model: schema.ModelT, name: str) -> bytes | None:
+    """Return an entry of the file's metadata, or None."""
+    for entry in model.metadata or []:
+        if entry.name.decode() == name:
+            return bytes(model.buffers[entry.buffer].data)
+    return None
+
+
+def write(data: bytes, path: Path) -> None:
+    """Write ``data`` to ``path`` whole or not at all.
+
+    Raises:
+        ExportError: The folder does not exist or cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise ExportError(f"Cannot write to the folder {path.parent}: {error.strerror}.") from None

@@ -1,0 +1,336 @@
+"""Keras model -> .tflite with binary convolutions of Larq Compute Engine (LCE)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from flatbuffers import flexbuffers
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf.export.files.tflite import (
+    Built,
+    ExportReport,
+    Images,
+    assemble,
+    check_choice,
+    finish,
+    measure,
+    targets_of,
+)
+from dlqat_tf.export.files.writer import INPUT_TYPES, Writer
+from dlqat_tf.export.integer.integers import target_of
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import (
+    Convolution,
+    Dense,
+    ExportError,
+    IntegerNetwork,
+    Node,
+    Sign,
+    Weighted,
+)
+from dlqat_tf.export.integer.simulate import binary_layer
+
+PLANE_LIMIT = 9
+_WORD = 32  # signs to an int32
+
+
+def to_lce(
+    model: tf.keras.Model,
+    path: str | Path,
+    *,
+    input_type: str = "uint8",
+    plane_limit: int = PLANE_LIMIT,
+    calibration: Images | None = None,
+    snap: bool = True,
+    force: bool = False,
+) -> ExportReport:
+    r"""Write a model as a .tflite file whose low-bit convolutions run on binary kernels.
+
+    Weights of x bits are x planes of signs and a code of y bits is y planes, so a convolution is x
+    times y binary ones, whose sum is exact in integers: with :math:`s_j = -1` where bit j is set,
+
+    .. math:: W * c = \sum_{i,j} 2^{i+j-1} (\textstyle\sum W_i - W_i * s_j)
+
+    and padding by +1 stands for code 0. Each weight plane is stored once. What follows is float32
+    until it is rounded, so residual adds need no ``residual_bits``. Convolutions of more planes
+    than ``plane_limit``, depthwise ones and the 8-bit ends run on int8 kernels, or in float32 where
+    no activation quantizer directly follows. Networks of plain ``SteSign`` layers export too.
+
+    LCE's fast kernels are for ARM64; on other processors it runs reference kernels.
+
+    Args:
+        model: As for :func:`dlqat_tf.export.integer.lower.lower`.
+        path: The file to write.
+        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
+        plane_limit: Largest number of binary convolutions for one layer.
+        calibration: Images, as for ``to_tflite``, for the ranges of int8 layers that no quantizer
+            follows; without them these layers run in float32.
+        snap: Move biases away from rounding ties (:func:`dlqat_tf.export.integer.snap.snap`) and
+            save ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else
+            they are the trained ones, to the nearest that int8 layers can hold.
+        force: Overwrite existing files.
+
+    Raises:
+        ExportError: An argument, the model or the folder is not as above, or no convolution can
+            run on binary kernels. No file is left.
+    """
+    path = Path(path)
+    check_choice("input_type", input_type, INPUT_TYPES)
+    if isinstance(plane_limit, bool) or not isinstance(plane_limit, int) or plane_limit < 1:
+        raise ExportError(
+            f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
+        )
+    targets = targets_of(path, snap, force)
+    network = lower(model)
+    built = build(
+        network,
+        measure(calibration, network),
+        input_type=input_type,
+        plane_limit=plane_limit,
+        clear=snap,
+    )
+    _check_runs(built.data, network, input_type)
+    return finish(model, built, targets)
+
+
+def build(
+    network: IntegerNetwork,
+    calibrate=None,
+    *,
+    input_type: str = "uint8",
+    plane_limit: int = PLANE_LIMIT,
+    clear: bool = True,
+) -> Built:
+    """Build the file of :func:`to_lce` in memory.
+
+    Args:
+        network: What :func:`dlqat_tf.export.integer.lower.lower` returns.
+        calibrate: As for :func:`dlqat_tf.export.integer.plan.plan`.
+        input_type: As for :func:`to_lce`.
+        plane_limit: As for :func:`to_lce`.
+        clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
+
+    Raises:
+        ExportError: No convolution can run on binary kernels.
+    """
+    built = assemble(
+        _BinaryWriter,
+        network,
+        calibrate,
+        input_type,
+        int4=False,
+        plane_limit=plane_limit,
+        clear=clear,
+    )
+    if not any(getattr(node, "kernel", "") == "planes" for node in built.planned):
+        raise ExportError(
+            f"No convolution of this model has at most {plane_limit} planes (weight bits times "
+            "activation bits), so nothing would run on binary kernels: raise plane_limit, or "
+            "export with to_tflite."
+        )
+    return built
+
+
+class _BinaryWriter(Writer):
+    """Adds binary convolutions to what stock kernels have.
+
+    Tensors between a layer's operations have no names: those would be a percent of the file.
+    """
+
+    def __init__(self, network, input_type):
+        super().__init__(network, input_type)
+        self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
+        self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
+
+    def node(self, node: Node) -> None:
+        if isinstance(node, Sign):
+            self.tensors[node.name] = self._sign(node)
+        else:
+            super().node(node)
+
+    def _sign(self, node: Node) -> int:
+        """Pack the signs; unpack them too where something else than a binary kernel reads them."""
+        packed = self._pack(f"{node.name}/bits", self.float(node.inputs[0]), node.name)
+        self._bits[node.name] = [packed]
+        readers = self.readers[node.name]
+        if readers and all(getattr(reader, "kernel", "") == "planes" for reader in readers):
+            return packed
+        output = self.float_tensor(node.name)
+        self.file.operator("LceDequantize", [packed], output, custom=b"")
+        return output
+
+    def _pack(self, name: str, value: int, node: str) -> int:
+        """Pack 32 signs of a float tensor to an int32; bit 1 where negative."""
+        *rest, channels = self.network.shapes[node]
+        packed = self.file.tensor(name, (*rest, -(-channels // _WORD)), np.int32)
+        self.file.operator("LceQuantize", [value], packed, custom=b"")
+        return packed
+
+    def _planes_of(self, name: str) -> list[int]:
+        """Return the bitpacked planes of a coded tensor, least significant first; bit 1 where set.
+
+        With the codes centred, c - h/2, the sign says the highest bit. Folding the absolute value
+        about the centre of the half that is left says each next one, inverted where the bit above
+        it is set (a Gray code): one XOR of packed words undoes that.
+        """
+        if name in self._bits:
+            return self._bits[name]
+        grid = self.grids[name]
+        bits, step = grid.highest.bit_length(), float(grid.step)
+        shape = self.network.shapes[name]
+        centre = self._scalar("", (2**bits - 1) / 2 * step)
+        folded = self.float_tensor("", shape)
+        self.file.operator("SUB", [centre, self.float(name)], folded, schema.SubOptionsT())
+        planes = [self._pack("", folded, name)]
+        for j in reversed(range(bits - 1)):
+            absolute = self.float_tensor("", shape)
+            self.file.operator("ABS", [folded], absolute, schema.AbsOptionsT())
+            folded = self.float_tensor("", shape)
+            half = self._scalar("", 2.0 ** (j) * step)
+            self.file.operator("SUB", [absolute, half], folded, schema.SubOptionsT())
+            gray = self._pack("", folded, name)
+            plane = self.file.tensor("", self._packed_shape(name), np.int32)
+            self.file.operator("BITWISE_XOR", [gray, planes[0]], plane, schema.BitwiseXorOptionsT())
+            planes.insert(0, plane)
+        self._bits[name] = planes
+        return planes
+
+    def _packed_shape(self, name: str) -> tuple[int, ...]:
+        *rest, channels = self.network.shapes[name]
+        return (*rest, -(-channels // _WORD))
+
+    def _scalar(self, name: str, value: float) -> int:
+        return self.file.constant(name, np.array([value], np.float32))
+
+    def planes(self, node: Convolution) -> int:
+        grid = self.grids[node.inputs[0]]
+        bits = self._planes_of(node.inputs[0])
+        layer = binary_layer(node, grid)
+        shape = self.network.shapes[node.name]
+        filters: dict[int, int] = {}
+        total = None
+        for part in layer.parts:
+            if part.weight_bit not in filters:
+                filters[part.weight_bit] = self.file.constant(
+                    f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
+                )
+            output = self.float_tensor(node.name if layer.scale is None else "", shape)
+            inputs = [
+                bits[part.activation_bit],
+                filters[part.weight_bit],
+                self._per_channel(part.multiplier),
+                self._per_channel(part.bias),
+                -1,
+            ]
+            self.file.operator(
+                "LceBconv2d", inputs, output, custom=_options(node, grid is not None)
+            )
+            if total is not None:
+                added = self.float_tensor("", shape)
+                self.file.operator("ADD", [total, output], added, schema.AddOptionsT())
+                output = added
+            total = output
+        self.weights[node.name] = list(filters.values())
+        if layer.scale is None:
+            return total
+        scaled = self.float_tensor("", shape)
+        scale = self._per_channel(layer.scale)
+        self.file.operator("MUL", [total, scale], scaled, schema.MulOptionsT())
+        bias = self._per_channel(layer.bias)
+        output, options = self.float_tensor(node.name, shape), schema.AddOptionsT()
+        self.file.operator("ADD", [scaled, bias], output, options)
+        self._fusible[output] = options
+        return output
+
+    def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
+        if not isinstance(node, Dense):
+            super().integer_weighted(node, output, fused)
+            return
+        # With a step for each channel, LCE's TFLite has convolutions on XNNPACK, whose rounding is
+        # float32's, but no fully connected layers; those would round in fixed point.
+        (source,), image = node.inputs, f"{node.name}/image"
+        self.grids[image] = self.grids[source]
+        self.tensors[image] = self.coded("", self.grids[source], (1, 1, len(node.weights)))
+        self.reshape("", self.tensors[source], self.tensors[image], (1, 1, len(node.weights)))
+        rounded = target_of(node, self.readers).grid
+        outputs = self.coded("", rounded, (1, 1, len(node.bias)))
+        convolution = Convolution(
+            name=node.name,
+            inputs=(image,),
+            weights=node.weights[None, None],
+            step=node.step,
+            bias=node.bias,
+            bits=node.bits,
+            kernel=node.kernel,
+        )
+        super().integer_weighted(convolution, outputs, fused)
+        self.reshape("", outputs, output, (len(node.bias),))
+
+    def _per_channel(self, values: np.ndarray) -> int:
+        """Return a constant; where all values are equal, one for all layers of that width."""
+        if np.ptp(values) > 0:
+            return self.file.constant("", values)
+        key = (float(values[0]), len(values))
+        if key not in self._uniform:
+            self._uniform[key] = self.file.constant("", values)
+        return self._uniform[key]
+
+
+def _options(node: Convolution, coded: bool) -> bytes:
+    same = node.padding == "same"
+    return bytes(
+        flexbuffers.Dumps(
+            {
+                "channels_in": node.weights.shape[2],
+                "dilation_height_factor": node.dilation[0],
+                "dilation_width_factor": node.dilation[1],
+                "fused_activation_function": schema.ActivationFunctionType.NONE,
+                "pad_values": 1 if coded else int(node.pad_value),
+                "padding": schema.Padding.SAME if same else schema.Padding.VALID,
+                "stride_height": node.strides[0],
+                "stride_width": node.strides[1],
+            }
+        )
+    )
+
+
+def _packed_signs(signs: np.ndarray) -> np.ndarray:
+    """Return (output channels, height, width, words) int32, bit 1 where the sign is -1."""
+    negative = signs.transpose(3, 0, 1, 2) < 0
+    missing = -negative.shape[-1] % _WORD
+    negative = np.pad(negative, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    packed = np.packbits(negative, axis=-1, bitorder="little")
+    return np.ascontiguousarray(packed).view("<i4")
+
+
+def open_interpreter(data: bytes, *, threads: int = 2, xnnpack: bool = True):
+    """Return LCE's interpreter of a file: ``predict`` maps a list of inputs to one of outputs.
+
+    Args:
+        data: Content of the .tflite file.
+        threads: CPU threads that the kernels may use.
+        xnnpack: Whether the XNNPACK delegate takes the operations that are not LCE's.
+
+    Raises:
+        ExportError: larq-compute-engine is not installed, or refuses the file.
+    """
+    try:
+        from larq_compute_engine.tflite.python.interpreter import Interpreter
+    except ImportError as error:
+        raise ExportError(
+            f"Binarized files run on larq-compute-engine, which cannot be imported ({error}): run "
+            "`pip install larq-compute-engine`."
+        ) from None
+    try:
+        # The wrapped interpreter: its wrapper cuts batches into single images in Python.
+        return Interpreter(data, num_threads=threads, use_xnnpack=xnnpack).interpreter
+    except RuntimeError as error:
+        raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
+
+
+def _check_runs(data: bytes, network: IntegerNetwork, input_type: str) -> None:
+    images = [np.zeros((1, *node.shape), input_type) for node in network.inputs]
+    open_interpreter(data).predict(images)

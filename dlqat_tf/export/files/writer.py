@@ -1,0 +1,368 @@
+"""IntegerNetwork -> .tflite graph on stock kernels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf.export.files.census import METADATA
+from dlqat_tf.export.files.flatbuffer import FileBuilder
+from dlqat_tf.export.integer.integers import integers, is_integer, target_of
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Dense,
+    GlobalAveragePool,
+    Input,
+    IntegerNetwork,
+    MaxPool,
+    Node,
+    Pad,
+    Pool,
+    ReLU,
+    Reshape,
+    Weighted,
+    missing_rows,
+    same_padding,
+)
+from dlqat_tf.export.integer.plan import code_of, grids, integer_add
+from dlqat_tf.quantizers import ActivationGrid
+
+INPUT_TYPES = ("uint8", "int8", "float32")
+_NONE = schema.ActivationFunctionType.NONE
+_RELU = schema.ActivationFunctionType.RELU
+
+
+def zero_point(grid: ActivationGrid) -> int:
+    """Return the int8 that stands for code 0: the highest code is at 127, where int8 saturates."""
+    return 127 - grid.highest
+
+
+class Writer:
+    """Writes a planned network node by node.
+
+    Args:
+        network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
+        input_type: "uint8", "int8" or "float32".
+    """
+
+    def __init__(self, network: IntegerNetwork, input_type: str):
+        self.network = network
+        self.input_type = input_type
+        self.file = FileBuilder()
+        self.grids = grids(network)
+        self.readers = network.consumers()
+        self.inputs: list[int] = []  # tensors that take the images
+        self.tensors: dict[str, int] = {}  # of each node's output, int8 where it is coded
+        self.weights: dict[str, list[int]] = {}  # tensors that hold each layer's weights
+        self._floats: dict[str, int] = {}
+        self._fusible: dict[int, object] = {}  # float outputs -> options with a fused activation
+
+    def write(self, metadata: dict) -> bytes:
+        """Return the file's content; ``metadata`` is what to record in it."""
+        for node in self.network:
+            self.node(node)
+        last = self.network.nodes[-1].name
+        output = self.float(last)
+        layers = [
+            dict(name=name, bits=self.network[name].bits, tensors=tensors)
+            for name, tensors in self.weights.items()
+        ]
+        encoded = json.dumps({**metadata, "layers": layers}, sort_keys=True).encode()
+        return self.file.finish(self.inputs, [output], {METADATA: encoded})
+
+    def node(self, node: Node) -> None:
+        """Add one node, unless the activation that follows it will."""
+        match node:
+            case Input():
+                self.tensors[node.name] = self._input(node)
+            case Activation():
+                self.tensors[node.name] = self._activation(node)
+            case Weighted() if is_integer(node):
+                pass
+            case Convolution() if node.kernel == "planes":
+                self.tensors[node.name] = self.planes(node)
+            case Weighted():
+                self.tensors[node.name] = self._float_weighted(node)
+            case Add() if integer_add(node, self.network, self.grids, self.readers):
+                pass
+            case _ if self.grids[node.name]:
+                self.tensors[node.name] = self._moving(node)
+            case _:
+                self.tensors[node.name] = self._on_floats(node)
+
+    def planes(self, node: Convolution) -> int:
+        """Add a convolution by binary kernels and return its float output."""
+        raise NotImplementedError
+
+    def coded(self, name: str, grid: ActivationGrid, shape=None) -> int:
+        """Add an int8 tensor on a grid."""
+        shape = self.network.shapes[name] if shape is None else shape
+        return self.file.tensor(
+            name, shape, np.int8, scale=float(grid.step), zero_point=zero_point(grid)
+        )
+
+    def float_tensor(self, name: str, shape=None) -> int:
+        """Add a float32 tensor of a node's shape."""
+        shape = self.network.shapes[name] if shape is None else shape
+        return self.file.tensor(name, shape, np.float32)
+
+    def float(self, name: str) -> int:
+        """Return the float32 form of a node's output."""
+        if not self.grids[name]:
+            return self.tensors[name]
+        if name not in self._floats:
+            output = self.float_tensor(f"{name}/float", self.network.shapes[name])
+            self.file.operator(
+                "DEQUANTIZE", [self.tensors[name]], output, schema.DequantizeOptionsT()
+            )
+            self._floats[name] = output
+        return self._floats[name]
+
+    def add_floats(self, name: str, inputs: list[int]) -> int:
+        """Add the sum of float tensors; the last one has the node's name."""
+        total = inputs[0]
+        for i, each in enumerate(inputs[1:]):
+            last = i == len(inputs) - 2
+            output = self.float_tensor(
+                name if last else f"{name}/sum{i + 1}", self.network.shapes[name]
+            )
+            options = schema.AddOptionsT()
+            self.file.operator("ADD", [total, each], output, options)
+            self._fusible[output] = options
+            total = output
+        return total
+
+    def _input(self, node: Input) -> int:
+        grid = node.grid
+        if self.input_type == "int8":
+            images = self.coded(node.name, grid)
+        elif self.input_type == "uint8":
+            images = self.file.tensor(node.name, node.shape, np.uint8, scale=float(grid.step))
+        else:
+            images = self.float_tensor(node.name)
+        self.inputs.append(images)
+        if self.input_type == "int8":
+            return images
+        output = self.coded(f"{node.name}/int8", grid, node.shape)
+        self.file.operator("QUANTIZE", [images], output, schema.QuantizeOptionsT())
+        return output
+
+    def _activation(self, node: Activation) -> int:
+        """Add what computes the codes: the integer kernel before it, or a QUANTIZE."""
+        source = self.network[node.inputs[0]]
+        lowest = zero_point(node.grid) + node.grid.lowest
+        clips = lowest > -128  # int8 does not saturate there
+        # A ReLU clips at code 0; grids that go below it need an operation of their own.
+        explicit = clips and node.grid.lowest != 0
+        name = f"{node.name}/unclipped" if explicit else node.name
+        output = self.coded(name, node.grid, self.network.shapes[node.name])
+        fused = _RELU if clips and not explicit else _NONE
+        if is_integer(source):
+            self.integer_weighted(source, output, fused)
+        elif integer_add(source, self.network, self.grids, self.readers):
+            options = schema.AddOptionsT()
+            options.fusedActivationFunction = fused
+            self.file.operator(
+                "ADD", [self.tensors[each] for each in source.inputs], output, options
+            )
+        else:
+            self._quantize(source, output, fused)
+        if not explicit:
+            return output
+        bound = self.file.constant(
+            f"{node.name}/lowest",
+            np.array([lowest], np.int8),
+            scale=np.float32(node.grid.step),
+            zero_point=zero_point(node.grid),
+        )
+        clipped = self.coded(node.name, node.grid)
+        self.file.operator("MAXIMUM", [output, bound], clipped, schema.MaximumMinimumOptionsT())
+        return clipped
+
+    def _quantize(self, source: Node, output: int, fused: int) -> None:
+        value = self.float(source.name)
+        if fused != _NONE:
+            options = self._fusible.get(value)
+            if options is not None and len(self.readers[source.name]) == 1:
+                options.fusedActivationFunction = fused
+            else:
+                rectified = self.float_tensor(
+                    f"{source.name}/relu", self.network.shapes[source.name]
+                )
+                self.file.operator("RELU", [value], rectified)
+                value = rectified
+        self.file.operator("QUANTIZE", [value], output, schema.QuantizeOptionsT())
+
+    def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
+        """Add a convolution or dense layer between codes, with or without a ReLU."""
+        source = self.grids[node.inputs[0]]
+        numbers = integers(node, source, target_of(node, self.readers).grid)
+        codes, axis = _file_layout(node, numbers.codes)
+        weights = self.file.constant(
+            f"{node.name}/weights",
+            codes,
+            scale=numbers.scale,
+            axis=axis,
+            int4=node.kernel == "int4",
+        )
+        self.weights[node.name] = [weights]
+        bias = self.file.constant(
+            f"{node.name}/bias",
+            numbers.bias.astype(np.int32),
+            scale=source.step * numbers.scale,
+        )
+        value = self.tensors[node.inputs[0]]
+        if self._padding(node) == "explicit":
+            code = code_of(node.pad_value, source)
+            value = self._explicit_padding(node, value, code + zero_point(source), source)
+        version = 8 if node.kernel == "int4" else None
+        self._weighted(node, [value, weights, bias], output, fused, version)
+
+    def _float_weighted(self, node: Weighted) -> int:
+        if node.step is None:
+            codes, _ = _file_layout(node, node.weights)
+            stored = weights = self.file.constant(f"{node.name}/weights", codes)
+        else:
+            codes, axis = _file_layout(node, node.weights.astype(np.int8))
+            stored = self.file.constant(f"{node.name}/weights", codes, scale=node.step, axis=axis)
+            weights = self.float_tensor(f"{node.name}/weights/float", codes.shape[1:])
+            tensor = self.file.tensors[weights]
+            tensor.shape, tensor.shapeSignature = np.array(codes.shape, np.int32), None
+            self.file.operator("DEQUANTIZE", [stored], weights, schema.DequantizeOptionsT())
+        self.weights[node.name] = [stored]
+        bias = self.file.constant(f"{node.name}/bias", node.bias.astype(np.float32))
+        value = self.float(node.inputs[0])
+        if self._padding(node) == "explicit":
+            value = self._explicit_padding(node, value, node.pad_value, None)
+        output = self.float_tensor(node.name)
+        options = self._weighted(node, [value, weights, bias], output, _NONE)
+        self._fusible[output] = options
+        return output
+
+    def _weighted(self, node: Weighted, inputs, output: int, fused: int, version=None):
+        if isinstance(node, Dense):
+            options = schema.FullyConnectedOptionsT()
+            code = "FULLY_CONNECTED"
+        else:
+            if node.depthwise:
+                code, options = "DEPTHWISE_CONV_2D", schema.DepthwiseConv2DOptionsT()
+                options.depthMultiplier = node.weights.shape[3]
+            else:
+                code, options = "CONV_2D", schema.Conv2DOptionsT()
+            same = self._padding(node) == "same"
+            options.padding = schema.Padding.SAME if same else schema.Padding.VALID
+            options.strideH, options.strideW = node.strides
+            options.dilationHFactor, options.dilationWFactor = node.dilation
+        options.fusedActivationFunction = fused
+        self.file.operator(code, inputs, output, options, version=version)
+        return options
+
+    def _padding(self, node: Weighted) -> str:
+        """Return how the file pads: "valid", "same", or "explicit" by an operation before."""
+        if isinstance(node, Dense) or node.padding == "valid":
+            return "valid"
+        shape = self.network.shapes[node.inputs[0]]
+        amounts = [
+            missing_rows(*each)
+            for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)
+        ]
+        if max(amounts) <= 0:
+            return "valid"
+        # XNNPACK computes wrong outputs for "same" where windows leave rows or columns over in one
+        # direction (a stride beyond the window) and are padded in the other.
+        return "explicit" if node.pad_value or min(amounts) < 0 else "same"
+
+    def _explicit_padding(self, node: Convolution, value: int, pad, grid) -> int:
+        shape = self.network.shapes[node.inputs[0]]
+        amounts = tuple(
+            same_padding(*each)
+            for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)
+        )
+        name = f"{node.name}/padded"
+        rows, columns = (n + sum(each) for n, each in zip(shape, amounts, strict=False))
+        return self._pad(name, value, amounts, pad, grid, (rows, columns, shape[2]))
+
+    def _pad(self, name: str, value: int, amounts, pad, grid, shape) -> int:
+        """Add rows and columns of ``pad``, an int8 where there is a grid."""
+        paddings = np.array([(0, 0), *amounts, (0, 0)], np.int32)
+        inputs = [value, self.file.constant(f"{name}/amounts", paddings)]
+        output = self.coded(name, grid, shape) if grid else self.float_tensor(name, shape)
+        if pad == (zero_point(grid) if grid else 0.0):
+            self.file.operator("PAD", inputs, output, schema.PadOptionsT())
+            return output
+        scale = dict(scale=grid.step, zero_point=zero_point(grid)) if grid else {}
+        dtype = np.int8 if grid else np.float32
+        inputs.append(self.file.constant(f"{name}/value", np.array([pad], dtype), **scale))
+        self.file.operator("PADV2", inputs, output, schema.PadV2OptionsT())
+        return output
+
+    def _moving(self, node: Node) -> int:
+        """Add an operation that moves codes and changes none."""
+        grid = self.grids[node.name]
+        inputs = [self.tensors[name] for name in node.inputs]
+        if isinstance(node, Pad):
+            value = code_of(node.value, grid) + zero_point(grid)
+            shape = self.network.shapes[node.name]
+            return self._pad(node.name, inputs[0], node.amounts, value, grid, shape)
+        output = self.coded(node.name, grid)
+        self._shape_operator(node, inputs, output)
+        return output
+
+    def _on_floats(self, node: Node) -> int:
+        inputs = [self.float(name) for name in node.inputs]
+        if isinstance(node, Add):
+            return self.add_floats(node.name, inputs)
+        if isinstance(node, Pad):
+            shape = self.network.shapes[node.name]
+            return self._pad(node.name, inputs[0], node.amounts, node.value, None, shape)
+        output = self.float_tensor(node.name)
+        if isinstance(node, ReLU):
+            self.file.operator("RELU6" if node.highest == 6 else "RELU", inputs, output)
+        elif isinstance(node, GlobalAveragePool):
+            axes = self.file.constant("rows_and_columns", np.array([1, 2], np.int32))
+            options = schema.ReducerOptionsT()
+            options.keepDims = node.keepdims
+            self.file.operator("MEAN", [*inputs, axes], output, options)
+        else:
+            self._shape_operator(node, inputs, output)
+        return output
+
+    def _shape_operator(self, node: Node, inputs: list[int], output: int) -> None:
+        if isinstance(node, Pool):
+            options = schema.Pool2DOptionsT()
+            options.padding = getattr(schema.Padding, node.padding.upper())
+            options.filterHeight, options.filterWidth = node.size
+            options.strideH, options.strideW = node.strides
+            code = {MaxPool: "MAX_POOL_2D", AveragePool: "AVERAGE_POOL_2D"}[type(node)]
+            self.file.operator(code, inputs, output, options)
+        elif isinstance(node, Concatenate):
+            options = schema.ConcatenationOptionsT()
+            options.axis = len(self.network.shapes[node.name])
+            self.file.operator("CONCATENATION", inputs, output, options)
+        elif isinstance(node, Reshape):
+            self.reshape(f"{node.name}/shape", *inputs, output, self.network.shapes[node.name])
+        else:
+            raise TypeError(node)
+
+    def reshape(self, name: str, value: int, output: int, shape: tuple[int, ...]) -> None:
+        """Add what gives a tensor another shape, which ``name`` will hold."""
+        target = np.array([-1, *shape], np.int32)
+        options = schema.ReshapeOptionsT()
+        options.newShape = target
+        constant = self.file.constant(name, target)
+        self.file.operator("RESHAPE", [value, constant], output, options)
+
+
+def _file_layout(node: Weighted, weights: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return weights in TFLite's order and the axis of their output channels."""
+    if isinstance(node, Dense):
+        return np.ascontiguousarray(weights.T), 0
+    if node.depthwise:
+        return weights.reshape(1, *weights.shape[:2], -1), 3
+    return np.ascontiguousarray(weights.transpose(3, 0, 1, 2)), 0

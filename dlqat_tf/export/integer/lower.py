@@ -1,0 +1,471 @@
+"""Keras model -> IntegerNetwork. Batch norm is folded here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import larq as lq
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Dense,
+    ExportError,
+    GlobalAveragePool,
+    Input,
+    IntegerNetwork,
+    MaxPool,
+    Node,
+    Pad,
+    ReLU,
+    Reshape,
+    Sign,
+    Weighted,
+    output_shape,
+)
+from dlqat_tf.graph import check_graph, follow, unique
+from dlqat_tf.heads import Head
+from dlqat_tf.quantizers import ActivationQuantizer, Unwrapped, WeightQuantizer, unwrapped
+
+SUPPORTED = (
+    "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
+    "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
+    "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, Flatten, Reshape, "
+    "Dropout, Rescaling without offset, the heads of dlqat_tf, models made of these, and any of "
+    "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
+)
+_LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
+# Larq quantizers that compute the sign; they differ in the gradient only.
+_SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
+_layers = tf.keras.layers
+# The activations that are a ReLU, and where they end.
+_RELUS = {tf.keras.activations.relu: math.inf, tf.nn.relu: math.inf, tf.nn.relu6: 6.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Affine(Node):
+    """A batch norm (or Rescaling) before it is folded: input * gain + offset, per channel."""
+
+    layer: str  # the Keras layer, which is the name too unless it is called more than once
+    gain: np.ndarray
+    offset: np.ndarray
+
+
+def lower(model: tf.keras.Model) -> IntegerNetwork:
+    """Return what a Keras model computes, in integer codes.
+
+    Args:
+        model: Functional or Sequential model (nested ones are flattened) from one or more image
+            inputs (batch, height, width, channels), float in [0, 1], to one output. Layers that
+            are called more than once are one node, with the same weights, for each call.
+
+    Returns:
+        The network, batch norm folded: a channel's gain goes into its step (a negative one flips
+        the signs of the codes), the rest into its bias.
+
+    Raises:
+        ExportError: Names the layer that cannot be lowered, why, and what is supported.
+    """
+    check_graph(model, ExportError)
+    if len(model.outputs) != 1:
+        raise ExportError(
+            f"Expected a model with one output. Received: {len(model.outputs)}. Export "
+            "tf.keras.Model(model.inputs, model.outputs[0])."
+        )
+    lowering = _Lowering()
+    lowering.model(model, [lowering.add(_input(tensor)) for tensor in model.inputs], "")
+    return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
+
+
+class _Lowering:
+    """Collects the nodes while it walks the layers."""
+
+    def __init__(self):
+        self.nodes: list[Node] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of each node's output
+
+    def add(self, node: Node) -> str:
+        name = unique(node.name, self.shapes)  # a layer may be called twice
+        self.nodes.append(replace(node, name=name))
+        self.shapes[name] = output_shape(node, [self.shapes[each] for each in node.inputs])
+        return name
+
+    def model(self, model: tf.keras.Model, sources: list[str], prefix: str) -> str:
+        """Add the nodes of a (nested) model and return the name of its output."""
+
+        def visit(call, inputs: list[str]) -> list[str]:
+            return [self.layer(call.layer, inputs, prefix)]
+
+        return follow(model, sources, visit)[0]
+
+    def layer(self, layer, inputs: list[str], prefix: str) -> str:
+        """Add the nodes of one layer and return the name of its output."""
+        name = prefix + layer.name
+        if isinstance(layer, tf.keras.Model):
+            if not hasattr(layer, "_nodes_by_depth"):
+                raise _unsupported(name, layer, "it is a subclassed model")
+            if len(layer.outputs) != 1:
+                raise _unsupported(name, layer, f"it has {len(layer.outputs)} outputs, not one")
+            return self.model(layer, inputs, name + "/")
+        try:
+            parts = unwrapped(layer)
+        except ValueError as error:
+            raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+        output = self.bare(parts, name, inputs)
+        if parts.output_quantizer is None:
+            return output
+        around = dict(name=f"{name}_output", inputs=(output,))
+        return self.add(_activation(parts.output_quantizer, around))
+
+    def bare(self, parts: Unwrapped, name: str, inputs: list[str]) -> str:
+        """Add the nodes of a layer without what a wrapper does to its output."""
+        layer = parts.layer
+        if getattr(layer, "data_format", "channels_last") != "channels_last":
+            raise _unsupported(name, layer, "its data_format is not channels_last")
+        shared = dict(name=name, inputs=tuple(inputs))
+        # Exact types where a subclass could compute anything.
+        kind = type(layer)
+        if kind in (_layers.Dropout, _layers.SpatialDropout2D, _layers.InputLayer) or (
+            kind is _layers.Activation and layer.activation is tf.keras.activations.linear
+        ):
+            return inputs[0]
+        if isinstance(layer, Head):
+            return self.add(_head(layer, shared))
+        if isinstance(layer, (ActivationQuantizer, *_SIGNS)):
+            return self.add(_activation(layer, shared))
+        if kind in _WEIGHTED:
+            return self.weighted(parts, shared)
+        if kind is _layers.BatchNormalization:
+            return self.add(_batch_norm(layer, shared))
+        if kind is _layers.ReLU:
+            if layer.max_value not in (None, 6) or layer.negative_slope or layer.threshold:
+                raise _unsupported(name, layer, "it is no ReLU or ReLU6; use a quantizer to clip")
+            return self.add(ReLU(**shared, highest=float(layer.max_value or math.inf)))
+        if kind is _layers.Activation and layer.activation in _RELUS:
+            return self.add(ReLU(**shared, highest=_RELUS[layer.activation]))
+        if kind is _layers.Softmax or (
+            kind is _layers.Activation and layer.activation is tf.keras.activations.softmax
+        ):
+            without = f"tf.keras.Model(model.inputs, model.get_layer({layer.name!r}).input)"
+            raise _unsupported(name, layer, f"it is a softmax; export {without}: same arg-max")
+        if kind is _layers.Rescaling:
+            gain, offset = np.float64(layer.scale), np.float64(layer.offset)
+            if np.ndim(gain) or np.any(offset):
+                raise _unsupported(name, layer, "it has an offset, or one scale per channel")
+            return self.add(_Affine(**shared, layer=name, gain=gain, offset=offset))
+        if kind is _layers.Add:
+            return self.add(Add(**shared))
+        if kind is _layers.Concatenate:
+            if layer.axis not in (-1, len(self.shapes[inputs[0]])):
+                raise _unsupported(name, layer, f"its axis is {layer.axis}, not the channels")
+            return self.add(Concatenate(**shared))
+        if kind is _layers.ZeroPadding2D:
+            return self.add(Pad(**shared, amounts=layer.padding))
+        if kind in (_layers.MaxPool2D, _layers.AveragePooling2D):
+            pool = MaxPool if kind is _layers.MaxPool2D else AveragePool
+            return self.add(
+                pool(**shared, size=layer.pool_size, strides=layer.strides, padding=layer.padding)
+            )
+        if kind is _layers.GlobalAveragePooling2D:
+            return self.add(GlobalAveragePool(**shared, keepdims=layer.keepdims))
+        if kind is _layers.GlobalMaxPooling2D:
+            size, channels = self.shapes[inputs[0]][:2], self.shapes[inputs[0]][2]
+            pooled = self.add(MaxPool(**shared, size=size, strides=(1, 1), padding="valid"))
+            if layer.keepdims:
+                return pooled
+            return self.add(Reshape(name=f"{name}_flat", inputs=(pooled,), shape=(channels,)))
+        if kind in (_layers.Flatten, _layers.Reshape):
+            shape = layer.compute_output_shape((None, *self.shapes[inputs[0]]))[1:]
+            if len(shape) not in (1, 3):
+                raise _unsupported(name, layer, f"its output shape {tuple(shape)} is no image")
+            return self.add(Reshape(**shared, shape=tuple(shape)))
+        if kind is _layers.Activation:
+            raise _unsupported(name, layer, _refused(layer.activation))
+        raise _unsupported(name, layer, f"{kind.__name__} layers have no integer form here")
+
+    def weighted(self, parts: Unwrapped, shared: dict) -> str:
+        """Add a convolution or dense layer with its quantizers and activation around it."""
+        layer, name = parts.layer, shared["name"]
+        depthwise = isinstance(layer, _layers.DepthwiseConv2D)
+        quantizer = getattr(layer, "input_quantizer", None)
+        if quantizer is not None:
+            around = dict(name=f"{name}_input", inputs=shared["inputs"])
+            shared["inputs"] = (self.add(_activation(quantizer, around)),)
+        kernel = _array(parts.kernel, name)
+        channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
+        bias = _array(layer.bias, name) if layer.use_bias else np.zeros(channels)
+        weights, step, bits = _codes(parts.kernel_quantizer, kernel, name, layer)
+        if step is not None:
+            # A step per last axis of a depthwise kernel is one per multiplier.
+            step = np.tile(step, channels // step.size).astype(np.float32)
+        shared |= dict(
+            weights=weights,
+            step=step,
+            bits=bits,
+            bias=bias.astype(np.float64),
+            bias_sources=(name,) if layer.use_bias else (),
+        )
+        if isinstance(layer, _layers.Dense):
+            if len(self.shapes[shared["inputs"][0]]) == 1:
+                output = self.add(Dense(**shared))
+            else:
+                output = self.add(Convolution(**shared | dict(weights=weights[None, None])))
+        else:
+            padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
+            output = self.add(
+                Convolution(
+                    **shared,
+                    strides=tuple(layer.strides),
+                    dilation=tuple(layer.dilation_rate),
+                    padding=padding,
+                    pad_value=pad_value if padding == "same" else 0.0,
+                    groups=1 if depthwise else layer.groups,
+                    is_depthwise=depthwise,
+                )
+            )
+        activation = layer.activation
+        around = dict(name=f"{name}_activation", inputs=(output,))
+        if activation in (None, tf.keras.activations.linear):
+            return output
+        if activation in _RELUS:
+            return self.add(ReLU(**around, highest=_RELUS[activation]))
+        if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
+            return self.add(_activation(activation, around))
+        raise _unsupported(name, layer, _refused(activation))
+
+
+_WEIGHTED = (
+    _layers.Conv2D,
+    _layers.DepthwiseConv2D,
+    _layers.Dense,
+    lq.layers.QuantConv2D,
+    lq.layers.QuantDepthwiseConv2D,
+    lq.layers.QuantDense,
+)
+
+
+def _input(tensor) -> Input:
+    name, shape = tensor.node.layer.name, tuple(tensor.shape[1:])
+    if len(shape) != 3 or None in shape:
+        vector = " A vector of features is no image: files take pixels, 0 to 255 for 0 to 1."
+        raise ExportError(
+            "Expected images of a fixed size, (height, width, channels): kernels are planned for "
+            f"one size. Received: input {name!r} of shape {shape}. Build the model with "
+            "tf.keras.Input((height, width, channels)) and load its weights."
+            f"{vector if len(shape) == 1 else ''}"
+        )
+    return Input(name=name, shape=shape)
+
+
+def _unsupported(name: str, layer, reason: str) -> ExportError:
+    return ExportError(
+        f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
+        f"Supported: {SUPPORTED}."
+    )
+
+
+def _refused(activation) -> str:
+    described = getattr(activation, "__name__", type(activation).__name__)
+    advice = "; set it to tf.keras.activations.linear: same arg-max (from_logits=True)"
+    return f"its activation is {described!r}{advice if described == 'softmax' else ''}"
+
+
+def _array(variable, name: str) -> np.ndarray:
+    """Return a variable's float32 (latent) value, whatever policy or strategy it lives under."""
+    with lq.context.quantized_scope(False):
+        value = np.asarray(tf.convert_to_tensor(variable), np.float32)
+    if not np.all(np.isfinite(value)):
+        raise ExportError(
+            f"Layer {name!r} holds NaN or infinity in {variable.name!r}: the training diverged; "
+            "export an earlier checkpoint."
+        )
+    return value
+
+
+def _codes(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Return weights (codes, or floats where there is no quantizer), step and declared bits."""
+    if quantizer is None:
+        return kernel, None, 32
+    if isinstance(quantizer, _SIGNS):
+        return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
+    if not isinstance(quantizer, WeightQuantizer):
+        raise _unsupported(
+            name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
+        )
+    try:
+        grid = quantizer.grid(kernel)
+    except ValueError as error:
+        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    return grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision
+
+
+def _head(layer: Head, shared: dict) -> Node:
+    name = shared["name"]
+    _array(layer.kernel, name)
+    kernel, bias = layer.dense()
+    weights, step, bits = kernel, None, 32
+    if layer.weight_bits not in (None, 32):
+        grid = layer.grid()
+        weights, bits = grid.codes, layer.weight_bits
+        step = np.broadcast_to(np.float32(grid.step), bias.shape)
+    return Dense(**shared, weights=weights, step=step, bits=bits, bias=bias.astype(np.float64))
+
+
+def _activation(quantizer, shared: dict) -> Node:
+    if isinstance(quantizer, _SIGNS):
+        return Sign(**shared)
+    name = shared["name"]
+    if not isinstance(quantizer, ActivationQuantizer):
+        raise _unsupported(name, quantizer, "it says no integer codes")
+    try:
+        grid = quantizer.grid()
+    except ValueError as error:
+        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    if not 0 < grid.step <= _LARGEST_STEP:
+        raise ExportError(
+            f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
+            f"most {_LARGEST_STEP:g}. The training diverged; export an earlier checkpoint."
+        )
+    if grid.highest - grid.lowest > 255 or grid.lowest > 0:
+        raise ExportError(
+            f"Layer {name!r} has codes from {grid.lowest} to {grid.highest}: expected at most 256 "
+            "of them, zero included, as an int8 holds."
+        )
+    return Activation(**shared, grid=grid, bits=quantizer.precision)
+
+
+def _batch_norm(layer, shared: dict) -> Node:
+    name = shared["name"]
+    axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
+    if axis not in (-1, layer.input_spec.ndim - 1):
+        raise _unsupported(name, layer, f"its axis is {axis}, not the channels")
+    mean, variance = (
+        _array(variable, name).astype(np.float64)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    )
+    if np.any(variance + layer.epsilon <= 0):
+        raise ExportError(
+            f"Layer {name!r} has channels of zero variance and epsilon {layer.epsilon}, so its "
+            "gain is infinite: train it, or build it with an epsilon above zero."
+        )
+    gain = 1 / np.sqrt(variance + layer.epsilon)
+    if layer.scale:
+        gain = gain * _array(layer.gamma, name)
+    beta = _array(layer.beta, name) if layer.center else 0.0
+    return _Affine(**shared, layer=name, gain=gain, offset=beta - mean * gain)
+
+
+def _replaced(nodes: list[Node], old: str, new: str) -> list[Node]:
+    """Return the nodes with every reading of ``old`` turned to ``new``."""
+    return [
+        replace(node, inputs=tuple(new if name == old else name for name in node.inputs))
+        if old in node.inputs
+        else node
+        for node in nodes
+    ]
+
+
+def _folded(nodes: list[Node]) -> list[Node]:
+    """Fold every batch norm into the convolution before it, or make it a depthwise one."""
+    while affine := next((node for node in nodes if isinstance(node, _Affine)), None):
+        source = next(node for node in nodes if node.name == affine.inputs[0])
+        readers = sum(affine.inputs[0] in node.inputs for node in nodes)
+        position = nodes.index(affine)
+        if isinstance(source, Input) and affine.gain.ndim == 0:
+            if readers > 1 or not np.isclose(affine.gain, 1 / 255, rtol=1e-6):
+                raise ExportError(
+                    f"Layer {affine.name!r} rescales the image by {affine.gain:g}: expected 1/255, "
+                    "pixels from 0 to 255 to values from 0 to 1, and no other reader of the image."
+                )
+            nodes = _replaced(nodes[:position] + nodes[position + 1 :], affine.name, source.name)
+            nodes = [replace(node, raw=True) if node is source else node for node in nodes]
+            continue
+        if isinstance(source, Weighted) and readers == 1:
+            folded = _with_gain(source, affine)
+            nodes = [folded if node is source else node for node in nodes]
+            nodes = _replaced(nodes[:position] + nodes[position + 1 :], affine.name, source.name)
+        else:
+            nodes = [*nodes[:position], _as_depthwise(affine, nodes), *nodes[position + 1 :]]
+    return nodes
+
+
+def _with_gain(node: Weighted, affine: _Affine) -> Weighted:
+    gain = np.broadcast_to(affine.gain, node.bias.shape)
+    sources = (affine.layer, *node.bias_sources)
+    bias = node.bias * gain + affine.offset
+    # The kernel's last axes are the output channels: one axis, or two of a depthwise kernel.
+    per_channel = gain.reshape(node.weights.shape[2:]) if node.depthwise else gain
+    if node.step is None:
+        weights = (node.weights * per_channel).astype(np.float32)
+        return replace(node, weights=weights, bias=bias, bias_sources=sources)
+    step = np.where(gain == 0, node.step, node.step * np.abs(gain)).astype(np.float32)
+    weights = (node.weights * np.sign(per_channel)).astype(np.int16)
+    return replace(node, weights=weights, step=step, bias=bias, bias_sources=sources)
+
+
+def _as_depthwise(affine: _Affine, nodes: list[Node]) -> Convolution:
+    channels = IntegerNetwork(tuple(nodes[: nodes.index(affine)])).shapes[affine.inputs[0]][-1]
+    gain, offset = (np.broadcast_to(part, channels) for part in (affine.gain, affine.offset))
+    return Convolution(
+        name=affine.name,
+        inputs=affine.inputs,
+        weights=np.sign(gain).astype(np.int16).reshape(1, 1, channels, 1),
+        step=np.where(gain == 0, 1, np.abs(gain)).astype(np.float32),
+        bias=offset.astype(np.float64),
+        bits=8,  # the sign is all that its codes hold; int8 is how it is stored
+        is_depthwise=True,
+        bias_sources=(affine.layer,),
+    )
+
+
+def _simplified(nodes: list[Node]) -> list[Node]:
+    """Put each activation directly after the convolution or add whose output it rounds.
+
+    Rounding to a grid is monotone and elementwise, so it commutes with max-pooling, concatenation
+    and reshaping; a grid from 0 up does what a ReLU before it does, and where the ReLU ends at 6
+    the grid ends at the code of 6.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for node in nodes:
+            if not isinstance(node, (Activation, ReLU)):
+                continue
+            source = next(other for other in nodes if other.name == node.inputs[0])
+            if sum(source.name in other.inputs for other in nodes) != 1:
+                continue
+            if isinstance(source, ReLU) and (isinstance(node, ReLU) or node.grid.lowest == 0):
+                both = _ended(node, source.highest)
+                nodes = [both if other is node else other for other in nodes if other is not source]
+                nodes = _replaced(nodes, source.name, source.inputs[0])
+            elif isinstance(source, (MaxPool, Concatenate, Reshape)):
+                many, taken = len(source.inputs) > 1, {other.name for other in nodes}
+                moved = []
+                for i, name in enumerate(source.inputs):
+                    new = unique(f"{node.name}_{i + 1}", taken) if many else node.name
+                    taken.add(new)
+                    moved.append(replace(node, name=new, inputs=(name,)))
+                after = replace(source, inputs=tuple(each.name for each in moved))
+                nodes = _replaced(nodes, node.name, source.name)
+                position = next(i for i, n in enumerate(nodes) if n.name == source.name)
+                nodes = [n for n in nodes if n.name not in (node.name, source.name)]
+                nodes[position:position] = [*moved, after]
+            else:
+                continue
+            changed = True
+            break
+    return nodes
+
+
+def _ended(node: Activation | ReLU, highest: float) -> Activation | ReLU:
+    """Return the node with its outputs ended at ``highest``."""
+    if isinstance(node, ReLU):
+        return replace(node, highest=min(node.highest, highest))
+    code = min(node.grid.highest, np.rint(np.float32(highest) / node.grid.step))
+    return replace(node, grid=replace(node.grid, highest=int(code)))

@@ -1,0 +1,289 @@
+"""IntegerNetwork: what a low-bit network computes, as a short list of typed nodes.
+
+Between Keras and the files. :mod:`dlqat_tf.export.integer.lower` makes it (batch norm is folded
+there), :mod:`dlqat_tf.export.integer.plan` decides which kernel runs each node, the writers and the
+simulation read the result. Weights are integer codes with one float step per output channel,
+activations integer codes with one float step per tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dlqat_tf.quantizers import ActivationGrid
+
+
+class ExportError(ValueError):
+    """The model or the file cannot be exported or read as asked; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: Unique name, that of the Keras layer where there is one.
+        inputs: Names of the nodes whose outputs it reads.
+    """
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Node):
+    """Images: the integers 0 to 255, standing for [0, 1].
+
+    Attributes:
+        shape: (height, width, channels).
+        raw: Whether the Keras model takes the integers (it starts by rescaling them).
+    """
+
+    shape: tuple[int, ...]
+    raw: bool = False
+
+    @property
+    def grid(self) -> ActivationGrid:
+        """Codes of the pixels."""
+        return ActivationGrid(0, 255, np.float32(1 / 255))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Node):
+    """Base of the nodes with weights: output = input . (weights * step) + bias, per channel.
+
+    Attributes:
+        weights: int16 codes, or float32 where ``step`` is None.
+        step: float32 (output channels,), always above zero; None for weights that are not rounded.
+        bias: float64 (output channels,).
+        bits: Declared width of the weights; 32 where ``step`` is None.
+        kernel: What runs it: "int8", "int4", "planes" (binary), "float", or "" before planning.
+        bias_sources: Keras layers that the bias was folded from, last one first; the name of
+            a layer in a nested model follows the model's name and a slash.
+        pad_value: What "same" padding puts around the image, where there is any.
+    """
+
+    weights: np.ndarray
+    step: np.ndarray | None
+    bias: np.ndarray
+    bits: int
+    kernel: str = ""
+    bias_sources: tuple[str, ...] = ()
+    pad_value: float = 0.0
+
+    @property
+    def values(self) -> np.ndarray:
+        """float32 weights as the float kernels see them."""
+        if self.step is None:
+            return self.weights
+        step = self.step.reshape(self.weights.shape[-2:]) if self.depthwise else self.step
+        return self.weights.astype(np.float32) * step
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads one input channel only."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution(Weighted):
+    """Two-dimensional convolution.
+
+    Attributes:
+        weights: (height, width, input channels / groups, output channels), or for a depthwise
+            convolution (height, width, input channels, multiplier).
+        strides: Rows and columns.
+        dilation: Rows and columns.
+        padding: "same" or "valid", as TensorFlow means them.
+        groups: 1, or the number of separate groups of channels.
+        is_depthwise: Whether it is depthwise.
+    """
+
+    strides: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: str = "valid"
+    groups: int = 1
+    is_depthwise: bool = False
+
+    @property
+    def depthwise(self) -> bool:
+        return self.is_depthwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Weighted):
+    """Fully connected layer; weights (features, units)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation(Node):
+    """Clips and rounds to a grid.
+
+    Attributes:
+        grid: The codes and their step.
+        bits: Declared width.
+        calibrated: Whether the range comes from images, not from training.
+    """
+
+    grid: ActivationGrid
+    bits: int
+    calibrated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(Node):
+    """+1 where the input is at least 0, else -1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLU(Node):
+    """The larger of the input and 0, but at most ``highest``, which is 6 or infinite."""
+
+    highest: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Node):
+    """Sum of its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concatenate(Node):
+    """Inputs side by side along the channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pad(Node):
+    """Rows and columns of ``value`` around the image; amounts ((top, bottom), (left, right))."""
+
+    amounts: tuple[tuple[int, int], tuple[int, int]]
+    value: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Node):
+    """Base of the pools: window and strides in rows and columns, padding "same" or "valid"."""
+
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(Pool):
+    """Maximum over each window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragePool(Pool):
+    """Mean over each window, padding not counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAveragePool(Node):
+    """Mean over all rows and columns; (batch, 1, 1, channels) if ``keepdims``, else rank 2."""
+
+    keepdims: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reshape(Node):
+    """The same values, in the same order, in another shape without the batch."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """Nodes in topological order: the Inputs come first, the last one gives the logits.
+
+    Attributes:
+        nodes: The operations.
+        shapes: Output shape of every node without the batch.
+    """
+
+    nodes: tuple[Node, ...]
+    shapes: dict[str, tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self):
+        shapes: dict[str, tuple[int, ...]] = {}
+        for node in self.nodes:
+            if node.name in shapes:
+                raise ExportError(
+                    f"Expected unique names. Received: two nodes named {node.name!r}."
+                )
+            shapes[node.name] = output_shape(node, [shapes[name] for name in node.inputs])
+        object.__setattr__(self, "shapes", shapes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The Inputs, in the order of the Keras model's."""
+        return tuple(node for node in self.nodes if isinstance(node, Input))
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Return the nodes that read each node's output."""
+        readers: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                readers[name].append(node)
+        return readers
+
+
+def output_size(size: int, window: int, stride: int, dilation: int, padding: str) -> int:
+    """Return the rows (or columns) that a window leaves of ``size``."""
+    if padding == "same":
+        return -(-size // stride)
+    return (size - (window - 1) * dilation - 1) // stride + 1
+
+
+def missing_rows(size: int, window: int, stride: int, dilation: int) -> int:
+    """Return how many rows "same" windows reach beyond ``size``; negative where some are left."""
+    reach = (window - 1) * dilation + 1
+    return (output_size(size, window, stride, dilation, "same") - 1) * stride + reach - size
+
+
+def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Return what TensorFlow's "same" puts before and after ``size`` rows."""
+    total = max(missing_rows(size, window, stride, dilation), 0)
+    return total // 2, total - total // 2
+
+
+def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape of a node's output without the batch, given those of its inputs."""
+    match node:
+        case Input() | Reshape():
+            return node.shape
+        case Convolution():
+            sizes = zip(
+                inputs[0], node.weights.shape[:2], node.strides, node.dilation, strict=False
+            )
+            return (*(output_size(*each, node.padding) for each in sizes), len(node.bias))
+        case Dense():
+            return (*inputs[0][:-1], len(node.bias))
+        case Pool():
+            sizes = zip(inputs[0], node.size, node.strides, strict=False)
+            return (*(output_size(*each, 1, node.padding) for each in sizes), inputs[0][2])
+        case GlobalAveragePool():
+            return (1, 1, inputs[0][-1]) if node.keepdims else inputs[0][-1:]
+        case Concatenate():
+            return (*inputs[0][:-1], sum(shape[-1] for shape in inputs))
+        case Pad():
+            padded = (n + sum(amount) for n, amount in zip(inputs[0], node.amounts, strict=False))
+            return (*padded, inputs[0][2])
+        case Add() if len(set(inputs)) > 1:
+            raise ExportError(
+                f"Layer {node.name!r} adds outputs of shapes {', '.join(map(str, inputs))}: "
+                "expected one shape, since adding one value to many has no integer form here."
+            )
+        case _:
+            return inputs[0]

@@ -1,0 +1,358 @@
+"""Decides which kernel runs each node.
+
+A value is either *coded* (integers on a grid) or float. Integer kernels need coded inputs and a
+grid for their output, so a convolution runs on them when one activation quantizer directly follows.
+Where training saw no rounding none is added, except where asked for by calibration images: the
+nodes between run in float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from dlqat_tf.export.integer.integers import rounding_of, stored_bias
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    ExportError,
+    GlobalAveragePool,
+    Input,
+    IntegerNetwork,
+    MaxPool,
+    Node,
+    Pad,
+    ReLU,
+    Reshape,
+    Sign,
+    Weighted,
+)
+from dlqat_tf.quantizers import ActivationGrid
+
+
+def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
+    """Return the grid of every node's output; None where it is float (or a sign)."""
+    found: dict[str, ActivationGrid | None] = {}
+    for node in network:
+        match node:
+            case Input() | Activation():
+                found[node.name] = node.grid
+            case MaxPool() | Reshape():
+                found[node.name] = found[node.inputs[0]]
+            case Pad():
+                grid = found[node.inputs[0]]
+                found[node.name] = grid if grid and code_of(node.value, grid) is not None else None
+            case Concatenate():
+                first = found[node.inputs[0]]
+                same = all(found[name] == first for name in node.inputs)
+                found[node.name] = first if same else None
+            case _:
+                found[node.name] = None
+    return found
+
+
+def code_of(value: float, grid: ActivationGrid) -> int | None:
+    """Return the code of ``value`` on the grid, or None where it is none of its levels."""
+    code = round(value / float(grid.step))
+    exact = math.isclose(code * float(grid.step), value, rel_tol=1e-6, abs_tol=0.0)
+    return code if exact and grid.lowest <= code <= grid.highest else None
+
+
+def plan(
+    network: IntegerNetwork,
+    *,
+    calibrate: Callable[[IntegerNetwork, list[str]], dict[str, tuple[float, float]]] | None = None,
+    plane_limit: int = 0,
+    int4: bool = False,
+    clear: bool = True,
+) -> IntegerNetwork:
+    """Return the network with the kernel and the stored bias of every node decided.
+
+    Args:
+        network: What :func:`dlqat_tf.export.integer.lower.lower` returns.
+        calibrate: Given a network and names of nodes, returns the lowest and highest output of
+            each, measured on images. None: a convolution that needs a range is an error, or runs
+            in float where ``plane_limit`` is set.
+        plane_limit: Largest product of weight and activation bits that runs as binary planes;
+            0 for stock kernels only.
+        int4: Store hidden weights of up to 3 bits as int4.
+        clear: Move biases that put sums within float32 error of a rounding threshold, see
+            :func:`dlqat_tf.export.integer.integers.stored_bias`; else they are as trained, up to
+            what the kernel can hold.
+
+    Raises:
+        ExportError: A layer has no kernel that computes what was trained; names it.
+    """
+    network = _with_integer_pools(_with_common_grids(network))
+    network = _with_kernels(network, plane_limit)
+    missing = _without_range(network)
+    if missing and plane_limit and calibrate is None:
+        nodes = (replace(n, kernel="float") if n.name in missing else n for n in network)
+        network = IntegerNetwork(tuple(nodes))
+    elif missing and calibrate is None:
+        raise ExportError(
+            f"The output range of {', '.join(repr(name) for name in missing)} cannot be known from "
+            "the model: no activation quantizer directly follows. Either train with one there "
+            "(resnet18(residual_bits=8) has one on each input of its residual adds), or pass "
+            "calibration images."
+        )
+    elif missing:
+        network = _calibrated(network, missing, calibrate)
+    if int4:
+        network = _with_int4(network)
+    for node in network:
+        if isinstance(node, Sign) and not plane_limit:
+            raise ExportError(
+                f"Layer {node.name!r} takes the sign of its input: stock int8 kernels have no such "
+                "form. Export with to_lce (binarized kernels)."
+            )
+    return _with_stored_biases(network, clear)
+
+
+def _single_activation(node: Node, readers: dict[str, list[Node]]) -> Activation | None:
+    reading = readers[node.name]
+    return reading[0] if len(reading) == 1 and isinstance(reading[0], Activation) else None
+
+
+def _tail(network: IntegerNetwork) -> set[str]:
+    """Return the nodes after the last rounding: no activation is downstream of them."""
+    readers = network.consumers()
+    tail: set[str] = set()
+    for node in reversed(network.nodes):
+        if not isinstance(node, (Activation, Sign)) and all(
+            reader.name in tail for reader in readers[node.name]
+        ):
+            tail.add(node.name)
+    return tail
+
+
+def _identity(name: str, source: str, channels: int) -> Convolution:
+    """Return a depthwise 1x1 convolution by one, the integer kernel that changes a grid."""
+    return Convolution(
+        name=name,
+        inputs=(source,),
+        weights=np.ones((1, 1, channels, 1), np.int16),
+        step=np.ones(channels, np.float32),
+        bias=np.zeros(channels),
+        bits=8,
+        is_depthwise=True,
+    )
+
+
+def _with_common_grids(network: IntegerNetwork) -> IntegerNetwork:
+    """Bring the inputs of a concatenation to one grid; round coded values by an integer kernel."""
+    known, tail = grids(network), _tail(network)
+    nodes: list[Node] = []
+    for node in network:
+        inputs = list(node.inputs)
+        if isinstance(node, Concatenate) and node.name not in tail and not known[node.name]:
+            each = [known[name] for name in inputs]
+            if all(each):
+                common = _common_grid(each)
+                for i, (name, grid) in enumerate(zip(inputs, each, strict=True)):
+                    if grid != common:
+                        inputs[i] = f"{node.name}_input{i + 1}"
+                        again = Activation(name=inputs[i], inputs=(name,), grid=common, bits=8)
+                        nodes += _rescaled(again, network.shapes[name])
+        if isinstance(node, Activation) and known[inputs[0]]:
+            nodes += _rescaled(node, network.shapes[inputs[0]])
+        else:
+            nodes.append(replace(node, inputs=tuple(inputs)))
+    return IntegerNetwork(tuple(nodes))
+
+
+def _rescaled(node: Activation, shape: tuple[int, ...]) -> list[Node]:
+    """Return nodes that round coded values of a shape to the grid of an activation."""
+    source, around, channels = node.inputs[0], f"{node.name}_rescale", shape[-1]
+    if len(shape) == 3:
+        return [_identity(around, source, channels), replace(node, inputs=(around,))]
+    image, rounded = f"{node.name}_image", f"{node.name}_rounded"  # convolutions take images
+    return [
+        Reshape(name=image, inputs=(source,), shape=(1, 1, channels)),
+        _identity(around, image, channels),
+        replace(node, name=rounded, inputs=(around,)),
+        Reshape(name=node.name, inputs=(rounded,), shape=shape),
+    ]
+
+
+def _common_grid(each: list[ActivationGrid]) -> ActivationGrid:
+    highest = max(float(grid.step) * grid.highest for grid in each)
+    lowest = min(float(grid.step) * grid.lowest for grid in each)
+    top, bottom = (127, -128) if lowest < 0 else (255, 0)
+    step = max(highest / top, lowest / bottom if bottom else 0.0)
+    return ActivationGrid(bottom, top, np.float32(step))
+
+
+def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
+    """Turn average pools between coded values into depthwise convolutions by 1 / window."""
+    known, readers = grids(network), network.consumers()
+    nodes: list[Node] = []
+    for node in network:
+        if (
+            isinstance(node, (AveragePool, GlobalAveragePool))
+            and known[node.inputs[0]]
+            and len(network.shapes[node.name]) == 3
+            and _single_activation(node, readers)
+            and getattr(node, "padding", "valid") == "valid"
+        ):
+            shape = network.shapes[node.inputs[0]]
+            size = node.size if isinstance(node, AveragePool) else shape[:2]
+            one = _identity(node.name, node.inputs[0], shape[2])
+            node = replace(
+                one,
+                weights=np.ones((*size, shape[2], 1), np.int16),
+                step=one.step / np.float32(np.prod(size)),
+                strides=node.strides if isinstance(node, AveragePool) else (1, 1),
+            )
+        nodes.append(node)
+    return IntegerNetwork(tuple(nodes))
+
+
+def _with_kernels(network: IntegerNetwork, plane_limit: int) -> IntegerNetwork:
+    known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
+    nodes: list[Node] = []
+    for node in network:
+        if isinstance(node, Weighted):
+            node = replace(node, kernel=_kernel(node, known, tail, by_name, plane_limit))
+        nodes.append(node)
+    return IntegerNetwork(tuple(nodes))
+
+
+def _kernel(node: Weighted, known, tail, by_name, plane_limit: int) -> str:
+    source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
+    signed = isinstance(source, Sign)
+    if isinstance(node, Convolution) and plane_limit and (signed or _hidden(node, by_name)):
+        activation_bits = 1 if signed else _activation_bits(grid)
+        if _binary(node) and activation_bits and node.bits * activation_bits <= plane_limit:
+            return "planes"
+    if node.step is None or grid is None or node.name in tail:
+        return "float"
+    return "int8"
+
+
+def _hidden(node: Convolution, by_name: dict[str, Node]) -> bool:
+    return not isinstance(by_name[node.inputs[0]], Input)
+
+
+def _activation_bits(grid: ActivationGrid | None) -> int | None:
+    """Return how many binary planes make the codes, or None where they are signed or float."""
+    return grid.highest.bit_length() if grid and grid.lowest == 0 else None
+
+
+def _binary(node: Convolution) -> bool:
+    """Return whether the codes are a sum of ``bits`` planes of +-2^i, all of one group."""
+    top = 2**node.bits - 1
+    return (
+        node.step is not None
+        and not node.depthwise
+        and node.groups == 1
+        and bool(np.all(node.weights % 2))
+        and np.abs(node.weights).max() <= top
+    )
+
+
+def planes(node: Convolution) -> list[np.ndarray]:
+    """Return int8 arrays of -1 and +1, least significant first: codes = sum_i 2^i planes[i]."""
+    offsets = (node.weights.astype(np.int32) + 2**node.bits - 1) // 2
+    return [(2 * ((offsets >> i) & 1) - 1).astype(np.int8) for i in range(node.bits)]
+
+
+def integer_add(node: Node, network: IntegerNetwork, known, readers) -> bool:
+    """Return whether an integer kernel runs this add: two coded inputs, rounded directly after."""
+    return (
+        isinstance(node, Add)
+        and len(node.inputs) == 2
+        and all(known[name] for name in node.inputs)
+        and _single_activation(node, readers) is not None
+    )
+
+
+def _without_range(network: IntegerNetwork) -> list[str]:
+    """Return the nodes on integer kernels whose output no activation rounds."""
+    readers = network.consumers()
+    return [
+        node.name
+        for node in network
+        if isinstance(node, Weighted)
+        and node.kernel == "int8"
+        and not _single_activation(node, readers)
+    ]
+
+
+def _calibrated(network: IntegerNetwork, missing: list[str], calibrate) -> IntegerNetwork:
+    """Add an 8-bit activation, its range measured on images, after each node in ``missing``."""
+    readers = network.consumers()
+    # A ReLU that follows is where the range is: its zero is the lowest code.
+    at = {
+        name: readers[name][0].name
+        if len(readers[name]) == 1 and isinstance(readers[name][0], ReLU)
+        else name
+        for name in missing
+    }
+    ranges = calibrate(network, list(at.values()))
+    nodes: list[Node] = []
+    renamed: dict[str, str] = {}
+    for node in network:
+        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        if node.name not in at.values():
+            nodes.append(node)
+            continue
+        low, high = ranges[node.name]
+        if isinstance(node, ReLU):
+            grid = ActivationGrid(0, 255, np.float32(max(high, 1e-6) / 255))
+            nodes.append(
+                Activation(name=node.name, inputs=node.inputs, grid=grid, bits=8, calibrated=True)
+            )
+            continue
+        step = np.float32(max(high / 127, -low / 128, 1e-8))
+        renamed[node.name] = f"{node.name}_calibrated"
+        nodes.append(node)
+        nodes.append(
+            Activation(
+                name=renamed[node.name],
+                inputs=(node.name,),
+                grid=ActivationGrid(-128, 127, step),
+                bits=8,
+                calibrated=True,
+            )
+        )
+    return IntegerNetwork(tuple(nodes))
+
+
+def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
+    nodes = (
+        replace(node, kernel="int4")
+        if isinstance(node, Convolution)
+        and node.kernel == "int8"
+        and node.bits <= 4
+        and np.abs(node.weights).max() <= 7
+        and node.groups == 1
+        and not node.depthwise
+        else node
+        for node in network
+    )
+    planned = IntegerNetwork(tuple(nodes))
+    if not any(getattr(node, "kernel", "") == "int4" for node in planned):
+        raise ExportError(
+            'weights="int4" holds codes from -7 to 7, that is 1 to 3 bits: no convolution of this '
+            'model has them. Export with weights="int8".'
+        )
+    return planned
+
+
+def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
+    known, readers = grids(network), network.consumers()
+    nodes: list[Node] = []
+    for node in network:
+        target = rounding_of(node, readers)
+        if target:
+            bias = stored_bias(node, known[node.inputs[0]], target, clear=clear)
+            node = replace(node, bias=bias)
+        nodes.append(node)
+    return IntegerNetwork(tuple(nodes))

@@ -1,0 +1,397 @@
+"""Runs a planned IntegerNetwork in exact integer arithmetic, rounding as the kernels do.
+
+Independent of TFLite: the reference that files are compared with. The rounding rules are those of
+XNNPACK (which TFLite uses by default), of TFLite's built-in kernels where XNNPACK has none (int4
+weights) and of Larq Compute Engine's output transform; none of them is an approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.export.integer.integers import fixed_point, integers, is_integer, target_of
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Dense,
+    ExportError,
+    GlobalAveragePool,
+    Input,
+    IntegerNetwork,
+    MaxPool,
+    Node,
+    Pad,
+    Pool,
+    ReLU,
+    Reshape,
+    Sign,
+    Weighted,
+    same_padding,
+)
+from dlqat_tf.export.integer.plan import code_of, grids, integer_add, planes
+from dlqat_tf.quantizers import ActivationGrid
+
+_EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
+
+
+@dataclass(frozen=True)
+class _Accumulator:
+    """Exact sums of a convolution or dense layer, before the activation that rounds them."""
+
+    sums: np.ndarray  # int64
+    scale: np.ndarray  # float32, per channel, of the stretched weights
+    source: ActivationGrid
+    fixed_point: bool  # whether TFLite's built-in kernels round it, as they do for int4 weights
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The two coded inputs of an add, before the activation that rounds it."""
+
+    codes: tuple[np.ndarray, np.ndarray]
+    sources: tuple[ActivationGrid, ActivationGrid]
+
+
+class Simulation:
+    """Evaluates the nodes of a planned network.
+
+    Values are int32 codes where the node's output is coded, float32 otherwise.
+
+    Args:
+        network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
+    """
+
+    def __init__(self, network: IntegerNetwork):
+        self.network = network
+        self.grids = grids(network)
+        self._readers = network.consumers()
+        self._integers = {
+            node.name: integers(
+                node, self.grids[node.inputs[0]], target_of(node, self._readers).grid
+            )
+            for node in network
+            if is_integer(node)
+        }
+
+    def run(
+        self, images: np.ndarray | list[np.ndarray], names: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs of the last node and of the nodes in ``names``.
+
+        Args:
+            images: uint8 (batch, height, width, channels), or a list of one such array for each
+                input.
+            names: Nodes to return beside the last one.
+        """
+        wanted = {*names, self.network.nodes[-1].name}
+        names_of_inputs = (node.name for node in self.network.inputs)
+        values: dict = dict(zip(names_of_inputs, by_input(images), strict=True))
+        last_reader = {
+            name: node.name for node in self.network for name in (*node.inputs, node.name)
+        }
+        for node in self.network:
+            if not isinstance(node, Input):
+                inputs = [values[name] for name in node.inputs]
+                values[node.name] = self.evaluate(node, inputs)
+            for name in [name for name in values if last_reader[name] == node.name]:
+                if name not in wanted:
+                    del values[name]
+        return {name: values[name] for name in wanted}
+
+    def logits(self, images: np.ndarray | list[np.ndarray], batch_size: int = 128) -> np.ndarray:
+        """Return float32 logits (images, classes) of ``images``, which are as for :meth:`run`."""
+        last = self.network.nodes[-1].name
+        return np.concatenate([self.run(each)[last] for each in batches(images, batch_size)])
+
+    def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Sum:
+        """Return a node's value, given the values of its inputs."""
+        match node:
+            case Activation():
+                return self._round(node, inputs[0])
+            case Weighted() if is_integer(node):
+                return self._integer(node, inputs[0])
+            case Convolution() if node.kernel == "planes":
+                return self._planes(node, inputs[0])
+            case Weighted():
+                x = self._float(node.inputs[0], inputs[0])
+                product = _product(node, _padded(node, x, node.pad_value), node.values)
+                return (product + node.bias.astype(np.float32)).astype(np.float32)
+            case Add() if integer_add(node, self.network, self.grids, self._readers):
+                return _Sum(tuple(inputs), tuple(self.grids[name] for name in node.inputs))
+            case MaxPool() | Reshape() | Concatenate() | Pad() if self.grids[node.name]:
+                return _moved(node, inputs, self.grids[node.name])
+            case _:
+                floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
+                return _on_floats(node, floats)
+
+    def _float(self, name: str, value: np.ndarray) -> np.ndarray:
+        grid = self.grids[name]
+        return np.float32(value) * grid.step if grid else np.float32(value)
+
+    def _integer(self, node: Weighted, codes: np.ndarray) -> _Accumulator:
+        numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
+        x = _padded(node, codes, code_of(node.pad_value, source))
+        sums = _exact_product(node, x, numbers.codes, source)
+        return _Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
+
+    def _round(self, node: Activation, value) -> np.ndarray:
+        grid = node.grid
+        if isinstance(value, _Accumulator) and value.fixed_point:
+            rounded = _fixed_point_product(value, grid)
+        elif isinstance(value, _Accumulator):
+            # XNNPACK: one float32 multiplication, rounded half to even.
+            ratio = value.source.step * value.scale / grid.step
+            rounded = np.rint(value.sums.astype(np.float32) * ratio)
+        elif isinstance(value, _Sum):
+            rounded = _fixed_point_sum(value, grid)
+        else:
+            rounded = np.rint(value * (np.float32(1) / grid.step))
+        return np.clip(rounded, grid.lowest, grid.highest).astype(np.int32)
+
+    def _planes(self, node: Convolution, value: np.ndarray) -> np.ndarray:
+        """Binary convolutions of each weight plane with each bit of the codes, summed in float32.
+
+        A bit is (1 - s) / 2 with s = -1 where it is set, so padding by +1 stands for code 0.
+        """
+        grid = self.grids[node.inputs[0]]
+        size = int(np.prod(node.weights.shape[:3]))
+        layer = binary_layer(node, grid)
+        total = None
+        for part in layer.parts:
+            if grid is None:  # signs
+                signs = _padded(node, value, node.pad_value)
+            else:
+                bit = (value >> part.activation_bit) & 1
+                signs = _padded(node, 1 - 2 * bit, 1)
+            sums = _product(node, signs.astype(np.float32), part.signs.astype(np.float32))
+            doubled = (size - sums).astype(np.float32)  # twice the number of differing bits
+            offset = part.bias.astype(np.float64) + size * part.multiplier.astype(np.float64)
+            term = doubled * -part.multiplier + offset.astype(np.float32)
+            total = term if total is None else total + term
+        return total if layer.scale is None else total * layer.scale + layer.bias
+
+
+@dataclass(frozen=True)
+class BinaryPart:
+    """One binary convolution: output = sums of (signs * input signs) * multiplier + bias.
+
+    Attributes:
+        weight_bit: Which plane of the weights.
+        activation_bit: Which bit of the activation's codes.
+        signs: int8 (height, width, input channels, output channels) of -1 and +1.
+        multiplier: float32 (output channels,).
+        bias: float32 (output channels,).
+    """
+
+    weight_bit: int
+    activation_bit: int
+    signs: np.ndarray
+    multiplier: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True)
+class BinaryLayer:
+    """A layer as binary convolutions: output = (sum of the parts) * scale + bias.
+
+    Attributes:
+        parts: The binary convolutions.
+        scale: float32 (output channels,), or None where one part does all of it.
+        bias: float32 (output channels,), or None likewise.
+    """
+
+    parts: list[BinaryPart]
+    scale: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def binary_layer(node: Convolution, grid: ActivationGrid | None) -> BinaryLayer:
+    """Return the binary convolutions of ``node``; ``grid`` is None for sign inputs.
+
+    The sum of several parts is taken in codes, where float32 is exact, and scaled once: large terms
+    cancel in it, and rounding each before would cost more than Keras's own rounding.
+    """
+    step = node.step.astype(np.float64) * (float(grid.step) if grid else 1.0)
+    constant = np.zeros_like(step)
+    bits = 1
+    if grid:
+        bits = grid.highest.bit_length()
+        constant = (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2), dtype=np.float64)
+    signs = planes(node)
+    alone = len(signs) * bits == 1
+    parts = []
+    for i, each in enumerate(signs):
+        for j in range(bits):
+            factor = np.full_like(step, -(2.0 ** (i + j - 1)) if grid else 2.0**i)
+            bias = np.zeros_like(step) if parts else constant
+            if alone:
+                factor, bias = factor * step, bias * step + node.bias
+            parts.append(BinaryPart(i, j, each, np.float32(factor), np.float32(bias)))
+    if alone:
+        return BinaryLayer(parts, None, None)
+    return BinaryLayer(parts, step.astype(np.float32), node.bias.astype(np.float32))
+
+
+def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:
+    """TFLite's built-in convolutions: a 32-bit multiplier and a shift, each rounded half up."""
+    ratio = float(value.source.step) * value.scale.astype(np.float64) / float(grid.step)
+    multiplier, exponent = fixed_point(ratio)
+    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
+    product = ((value.sums << left) * multiplier + (1 << 30)) >> 31
+    return (product + ((1 << right) >> 1)) >> right
+
+
+def _fixed_point_sum(value: _Sum, grid: ActivationGrid) -> np.ndarray:
+    """XNNPACK's add: 21-bit multipliers with a common shift, rounded half up."""
+    ratios = [source.step / grid.step for source in value.sources]
+    largest = max(ratios)
+    if not all(2.0**-10 <= ratio < 2.0**8 for ratio in ratios):
+        raise ExportError(
+            f"An add has input steps of {value.sources[0].step:g} and {value.sources[1].step:g} "
+            f"for an output step of {grid.step:g}: int8 adds hold ratios from 1/1024 to 256. "
+            "A range (alpha) has collapsed or exploded; retrain with a larger initial range."
+        )
+    shift = 20 - (int(np.frexp(largest)[1]) - 1)
+    first, second = (int(np.rint(ratio * np.float32(2.0**shift))) for ratio in ratios)
+    sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
+    return (sums + (1 << (shift - 1))) >> shift
+
+
+def _padded(node: Node, x: np.ndarray, value: float) -> np.ndarray:
+    """Return ``x`` with what a "same" convolution puts around it."""
+    if not isinstance(node, Convolution) or node.padding == "valid":
+        return x
+    amounts = [
+        same_padding(*each)
+        for each in zip(x.shape[1:3], node.weights.shape, node.strides, node.dilation, strict=False)
+    ]
+    return np.pad(x, ((0, 0), *amounts, (0, 0)), constant_values=value)
+
+
+def _exact_product(node: Weighted, x: np.ndarray, weights: np.ndarray, grid) -> np.ndarray:
+    """Return int64 sums of integer products, by float32 kernels that stay below 2^24."""
+    flat = np.abs(weights.astype(np.int64))
+    reach = int(flat.sum(axis=(0, 1) if node.depthwise else tuple(range(flat.ndim - 1))).max())
+    bits = max((_EXACT // max(reach, 1)).bit_length() - 1, 1)
+    weights = weights.astype(np.float32)
+    rest, total, factor = x.astype(np.int64), 0, 1
+    span = max(grid.highest, -grid.lowest)
+    while True:
+        if span < 2**bits:
+            part = _product(node, rest.astype(np.float32), weights)
+            return total + factor * np.rint(part).astype(np.int64)
+        digit = rest & (2**bits - 1)
+        part = _product(node, digit.astype(np.float32), weights)
+        total = total + factor * np.rint(part).astype(np.int64)
+        rest, span, factor = rest >> bits, (span >> bits) + 1, factor << bits
+
+
+def _product(node: Weighted, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the convolution (valid padding) or matrix product, without bias."""
+    if isinstance(node, Dense):
+        return x.astype(np.float64) @ weights.astype(np.float64)
+    if node.depthwise:
+        strides = (1, *node.strides, 1)
+        # TensorFlow wants square strides here; the rest of a larger stride is dropped afterwards.
+        if node.strides[0] != node.strides[1]:
+            y = tf.nn.depthwise_conv2d(x, weights, (1, 1, 1, 1), "VALID", dilations=node.dilation)
+            return y.numpy()[:, :: node.strides[0], :: node.strides[1]]
+        return tf.nn.depthwise_conv2d(x, weights, strides, "VALID", dilations=node.dilation).numpy()
+    parts = zip(np.split(x, node.groups, -1), np.split(weights, node.groups, -1), strict=True)
+    outputs = [
+        tf.nn.conv2d(part, kernel, node.strides, "VALID", dilations=node.dilation).numpy()
+        for part, kernel in parts
+    ]
+    return np.concatenate(outputs, -1) if len(outputs) > 1 else outputs[0]
+
+
+def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.ndarray:
+    """Return the output of an operation that moves codes and changes none."""
+    match node:
+        case MaxPool():
+            return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
+        case Reshape():
+            return inputs[0].reshape(len(inputs[0]), *node.shape)
+        case Concatenate():
+            return np.concatenate(inputs, -1)
+        case Pad():
+            value = code_of(node.value, grid)
+            return np.pad(inputs[0], ((0, 0), *node.amounts, (0, 0)), constant_values=value)
+    raise TypeError(node)
+
+
+def _pooled(node: Pool, x: np.ndarray, kind: str) -> np.ndarray:
+    pool = tf.nn.max_pool2d if kind == "MAX" else tf.nn.avg_pool2d
+    return pool(x, node.size, node.strides, node.padding.upper()).numpy()
+
+
+def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
+    match node:
+        case Add():
+            total = inputs[0]
+            for value in inputs[1:]:
+                total = total + value
+            return total
+        case Sign():
+            return np.where(inputs[0] >= 0, np.float32(1), np.float32(-1))
+        case ReLU():
+            return np.clip(inputs[0], np.float32(0), np.float32(node.highest))
+        case MaxPool():
+            return _pooled(node, inputs[0], "MAX")
+        case AveragePool():
+            return _pooled(node, inputs[0], "AVG")
+        case GlobalAveragePool():
+            return (
+                inputs[0]
+                .mean(axis=(1, 2), keepdims=node.keepdims, dtype=np.float64)
+                .astype(np.float32)
+            )
+        case Reshape():
+            return inputs[0].reshape(len(inputs[0]), *node.shape)
+        case Concatenate():
+            return np.concatenate(inputs, -1)
+        case Pad():
+            return np.pad(inputs[0], ((0, 0), *node.amounts, (0, 0)), constant_values=node.value)
+    raise TypeError(node)
+
+
+def by_input(images) -> list[np.ndarray]:
+    """Return the list of one array for each input that ``images`` is, or whose only one it is."""
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def batches(images: np.ndarray | list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Yield ``size`` images at a time, in one array for each input."""
+    arrays = by_input(images)
+    for i in range(0, len(arrays[0]), size):
+        yield [each[i : i + size] for each in arrays]
+
+
+def measured_ranges(images: np.ndarray | list[np.ndarray]) -> Callable:
+    """Return the ``calibrate`` of :func:`dlqat_tf.export.integer.plan.plan` for some images.
+
+    Args:
+        images: As for :meth:`Simulation.run`.
+    """
+
+    def calibrate(network: IntegerNetwork, names: list[str]) -> dict[str, tuple[float, float]]:
+        floats = [replace(n, kernel="float") if isinstance(n, Weighted) else n for n in network]
+        simulation = Simulation(IntegerNetwork(tuple(floats)))
+        ranges = {name: (0.0, 0.0) for name in names}
+        for batch in batches(images, 64):
+            values = simulation.run(batch, names)
+            for name, (low, high) in ranges.items():
+                ranges[name] = (
+                    min(low, float(values[name].min())),
+                    max(high, float(values[name].max())),
+                )
+        return ranges
+
+    return calibrate

@@ -1,0 +1,133 @@
+"""Moves biases to values that a file can hold, in a copy of the Keras model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from rich.table import Table
+
+from dlqat_tf.export.integer.integers import rounding_of
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork
+from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.quantizers import unwrapped
+from dlqat_tf.report import Report
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the biases of one layer moved.
+
+    Attributes:
+        layer: The convolution or dense layer.
+        variable: The Keras layer that holds the bias.
+        largest: Largest shift of a channel, in units of the layer's output.
+        steps: The same in steps of the activation that follows; None where that is a sign.
+    """
+
+    layer: str
+    variable: str
+    largest: float
+    steps: float | None
+
+
+@dataclass(frozen=True)
+class SnapReport(Report):
+    """How far the biases moved, layer by layer."""
+
+    shifts: list[Shift]
+
+    @property
+    def largest_steps(self) -> float:
+        """Largest shift in steps of the activation that follows."""
+        return max((shift.steps for shift in self.shifts if shift.steps), default=0.0)
+
+    def tables(self):
+        table = Table(title="Biases moved to those of the file", title_justify="left")
+        for column in ("layer", "in", "largest shift", "in output steps"):
+            table.add_column(column, justify="left" if column in ("layer", "in") else "right")
+        for shift in self.shifts:
+            steps = "" if shift.steps is None else f"{shift.steps:.2g}"
+            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", steps)
+        return [table]
+
+
+def snap(
+    model: tf.keras.Model, network: IntegerNetwork | None = None
+) -> tuple[tf.keras.Model, SnapReport]:
+    """Return a copy of a model whose folded biases are exactly those of its file.
+
+    A file on int8 kernels holds a bias as an integer multiple of input step times (stretched)
+    weight step. Biases on int8 and on binary kernels also keep clear of values at which an integer
+    sum is so near a rounding threshold that the order of float32 additions decides its code; of the
+    places that are left each takes one that changes the fewest codes, see
+    :func:`dlqat_tf.export.integer.integers.stored_bias`. The copy's batch norms have their beta
+    (their moving mean, or the convolution's bias, where there is none) moved likewise, so the copy
+    and the file compute the same numbers; a shift is at most half a unit of the sum of codes, that
+    is of input step times weight step. A layer that is called more than once moves where all its
+    calls move it by the same, as where they read one grid and end on one.
+
+    Args:
+        model: As for :func:`dlqat_tf.export.integer.lower.lower`.
+        network: The planned network of the model, where it is at hand; else that of its int8 file.
+
+    Raises:
+        ExportError: The model cannot be exported, or two calls of a layer need different biases.
+    """
+    lowered = lower(model)
+    network = plan(lowered) if network is None else network
+    copy = tf.keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    readers = network.consumers()
+    shifts = []
+    moves: dict[str, list] = {}  # what each call moves its layer by
+    for node in network:
+        sources = getattr(node, "bias_sources", ())
+        target = rounding_of(node, readers)
+        # Layers before the last one stay where they are, and so do those that nothing rounds.
+        for path in sources[1:] if target else sources:
+            moves.setdefault(path, []).append(0.0)
+        if not target or not sources:
+            continue
+        shift = node.bias - lowered[node.name].bias
+        moves.setdefault(sources[0], []).append(shift)
+        largest = float(np.abs(shift).max())
+        steps = largest / float(target.grid.step) if isinstance(target, Activation) else None
+        shifts.append(Shift(node.name, sources[0], largest, steps))
+    layers = _layers(copy)
+    for path, each in moves.items():
+        if not all(np.all(shift == each[0]) for shift in each):
+            raise ExportError(
+                f"Layer {path!r} is called more than once, and its biases cannot be moved to the "
+                "grids of all calls: share the activation quantizers before and after it too, or "
+                "export with snap=False."
+            )
+        if np.any(each[0]):
+            _move(unwrapped(layers[path]).layer, each[0])
+    return copy, SnapReport(shifts)
+
+
+def _layers(model: tf.keras.Model, prefix: str = "") -> dict:
+    """Return the layers by name; that of a nested model and a slash stand before its layers'."""
+    found = {}
+    for layer in model.layers:
+        found[prefix + layer.name] = layer
+        if isinstance(layer, tf.keras.Model):
+            found |= _layers(layer, f"{prefix}{layer.name}/")
+    return found
+
+
+def _move(layer, shift: np.ndarray) -> None:
+    """Add ``shift`` to what a layer adds to its output."""
+    if not isinstance(layer, tf.keras.layers.BatchNormalization):
+        layer.bias.assign_add(shift)
+    elif layer.center:
+        layer.beta.assign_add(shift)
+    else:
+        gain = layer.gamma.numpy() if layer.scale else 1.0
+        deviation = np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moved = np.nan_to_num(shift * deviation / gain, posinf=0.0, neginf=0.0)
+        layer.moving_mean.assign_sub(moved)

@@ -1,0 +1,1 @@
+"""What runs a file: this host and phones."""

@@ -1,0 +1,141 @@
+r"""Straight-through primitives: pure functions with the gradient in each docstring.
+
+A straight-through estimator (Bengio et al. 2013, arXiv 1308.3432) computes a step function in the
+forward pass and pretends in the backward pass that it was the identity.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+from dlqat_tf.quantizers.rematerialize import rematerialize
+
+# The bounds of the gradient kernel below are inclusive; these make them exclusive.
+_ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
+_JUST_BELOW = 1.0 - 2.0**-23  # times x: the next or second next float32 below x
+
+
+@tf.custom_gradient
+def ste_round(x: tf.Tensor) -> tf.Tensor:
+    r"""Round to the nearest integer, half to even.
+
+    .. math:: y = \operatorname{rne}(x), \qquad \partial y / \partial x = 1
+
+    Args:
+        x: Float tensor of any shape.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``. NaN stays NaN.
+    """
+    return tf.round(x), lambda upstream: upstream
+
+
+def highest_code(bits: int, signed: bool) -> int:
+    """Return the highest code of a grid of ``bits`` bits that has a zero at its end or middle."""
+    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+
+
+def divide_exactly(x: tf.Tensor, divisor: int) -> tf.Tensor:
+    """Return float32 ``x / divisor`` rounded once, whoever computes it.
+
+    In a graph TensorFlow replaces the division by a constant by a product with its reciprocal. That
+    is one unit in the last place off, so a step would differ between `model.predict` and `grid`.
+    """
+    return tf.cast(tf.cast(x, tf.float64) / divisor, tf.float32)
+
+
+def clip_and_round(
+    x: tf.Tensor,
+    alpha: tf.Tensor,
+    bits: int,
+    *,
+    signed: bool = False,
+    calibrated: bool = True,
+    fused: bool = False,
+) -> tf.Tensor:
+    r"""Clip to a trainable range and round to ``bits`` bits.
+
+    With the highest code :math:`h = 2^b - 1` and the lowest 0, or :math:`h = 2^{b-1} - 1` and
+    :math:`-h` when signed, and :math:`\Delta = \alpha / h`:
+
+    .. math::
+        y &= \Delta \operatorname{rne}(\operatorname{clip}(x, l, \alpha) / \Delta),
+            \qquad l = 0 \text{, or } -\alpha \text{ when signed} \\
+        \partial y / \partial x &= 1 \text{ if } 0 < x \le \alpha
+            \text{ (signed: } l \le x \le \alpha \text{), else } 0 \\
+        \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha \text{; }
+            l / \alpha \text{ if } x \le l \text{; else } (y - x) / \alpha
+
+    that is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
+    \alpha) / \alpha)`. Without ``calibrated`` the last case is 0. Signed with 8 bits the lowest
+    code is -128 and :math:`l = -128 \Delta`: all of int8, whose saturation then is the clip.
+
+    Args:
+        x: float32 tensor of any shape.
+        alpha: float32 scalar above zero, the range in units of ``x``.
+        bits: Bit width, 1 to 8 (2 to 8 when signed).
+        signed: Whether negative values are represented.
+        calibrated: Whether values inside the range move ``alpha``.
+        fused: Compute the same values by one kernel in one pass over memory (a ReLU takes one too),
+            instead of four elementwise operations. For training: the TFLite converter turns that
+            kernel into an operation that its interpreter cannot run below 8 bits.
+
+    Returns:
+        float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
+    """
+
+    @tf.custom_gradient
+    def quantize(x, alpha):
+        full = signed and bits == 8
+        lowest = -alpha * (128 / 127 if full else 1.0) if signed else tf.zeros_like(alpha)
+        if fused:
+            y = tf.raw_ops.QuantizeAndDequantizeV2(
+                input=x,
+                # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
+                input_min=-alpha if signed else lowest,
+                input_max=alpha,
+                signed_input=signed,
+                num_bits=bits,
+                range_given=True,
+                round_mode="HALF_TO_EVEN",
+                narrow_range=signed and not full,
+            )
+        else:
+            highest = highest_code(bits, signed)
+            step = divide_exactly(alpha, highest)
+            y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * step
+
+        def where_between(upstream, x, low, high):
+            if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+                return tf.where((x >= low) & (x <= high), upstream, 0.0)
+            # The same by one kernel in less than half of the time; XLA does not know it.
+            return tf.raw_ops.QuantizeAndDequantizeV4Grad(
+                gradients=upstream, input=x, input_min=low, input_max=high
+            )[0]
+
+        def gradient(upstream):
+            before = rematerialize(x, after=upstream) if fused else x
+            # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
+            # upstream * (y / alpha) is the sum over everything less the sum over the inside.
+            low = lowest if signed else _ABOVE_ZERO
+            inside_low = lowest * _JUST_BELOW if signed else _ABOVE_ZERO
+            # One after the other, so that each product overwrites an operand that is not needed
+            # any more, and nothing of this waits while the layers below use the result.
+            if before is not x and before.op.type == "FusedBatchNormV3":
+                # Recomputed in float32, off by a rounding: whether it hits an end means nothing.
+                inside = from_x = where_between(upstream, before, low, alpha)
+                subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+            else:
+                inside = where_between(upstream, before, inside_low, alpha * _JUST_BELOW)
+                subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+                with tf.control_dependencies([subtracted]):
+                    from_x = where_between(upstream, before, low, alpha)
+            with tf.control_dependencies([from_x, subtracted]):
+                from_alpha = tf.reduce_sum(upstream * y) - subtracted
+            with tf.control_dependencies([from_alpha]):
+                return tf.identity(from_x), from_alpha / alpha
+
+        return y, gradient
+
+    return quantize(x, alpha)

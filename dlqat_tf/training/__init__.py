@@ -1,0 +1,7 @@
+"""From a recipe to a trained network: data, stages, results, and the recipes' command line."""
+
+from dlqat_tf.training.recipe import Recipe, read_recipe
+from dlqat_tf.training.results import TrainingResult
+from dlqat_tf.training.stages import TrainingDiverged, run
+
+__all__ = ["Recipe", "TrainingDiverged", "TrainingResult", "read_recipe", "run"]

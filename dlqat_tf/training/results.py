@@ -1,0 +1,149 @@
+"""What a finished run leaves to cite: accuracies, curves, and what a reader needs to place them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import tensorflow as tf
+
+from dlqat_tf._host import cpu_name
+from dlqat_tf.training.recipe import Recipe
+
+_VERSIONS = ("tensorflow", "tf_keras", "larq", "numpy", "keras-cv", "tensorflow-datasets")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run ended with; also in ``result.json``.
+
+    Attributes:
+        accuracy: Test top-1 after the last epoch, 0 to 1: the headline.
+        best_accuracy: Best test top-1 of any epoch of the last stage; selected on the test set.
+        float_accuracy: Test top-1 after the last epoch of the float stage, None without one.
+        stages: Per stage: name, epochs, final and best accuracy, seconds.
+        recipe: The recipe, as plain values.
+        seconds: Training and evaluation time of all stages, also of interrupted runs.
+        environment: Versions, commit, device and command.
+    """
+
+    accuracy: float
+    best_accuracy: float
+    float_accuracy: float | None
+    stages: list[dict]
+    recipe: dict
+    seconds: float
+    environment: dict
+
+    def to_json(self) -> str:
+        """Return the result as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Return one row per epoch; the last one where a kill made an epoch run twice."""
+    if not path.is_file():
+        return []
+    rows = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if all(row.values()):  # a kill can also cut a line short
+                rows[row["epoch"]] = {name: float(value) for name, value in row.items()}
+    return sorted(rows.values(), key=lambda row: row["epoch"])
+
+
+def summarise(recipe: Recipe, histories: dict[str, list[dict]]) -> TrainingResult:
+    """Return the result of a finished run.
+
+    Args:
+        recipe: Its settings.
+        histories: What :func:`read_history` returns, by stage.
+    """
+    stages = [
+        {
+            "name": name,
+            "epochs": len(rows),
+            "final_accuracy": rows[-1]["val_accuracy"],
+            "best_accuracy": max(row["val_accuracy"] for row in rows),
+            "seconds": sum(row["seconds"] for row in rows),
+        }
+        for name, rows in histories.items()
+    ]
+    floats = [stage["final_accuracy"] for stage in stages if stage["name"] == "float"]
+    return TrainingResult(
+        accuracy=stages[-1]["final_accuracy"],
+        best_accuracy=stages[-1]["best_accuracy"],
+        float_accuracy=floats[0] if floats else None,
+        stages=stages,
+        recipe=recipe.plain(),
+        seconds=sum(stage["seconds"] for stage in stages),
+        environment=environment(),
+    )
+
+
+def environment() -> dict:
+    """Return what a reader needs to place a figure: command, versions, commit and device."""
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "commit": _commit(),
+        "device": _device(),
+    }
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "."],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a wheel, or no git
+    return commit + ("-modified" if changed else "")
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name") for gpu in gpus]
+        return ", ".join(str(name) for name in names)
+    return f"{cpu_name()}, {os.cpu_count()} logical cores"
+
+
+def draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
+    """Draw loss and accuracy of every epoch, one stage after the other."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, metric, label in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("loss", "top-1 accuracy"), strict=True
+    ):
+        first = 1
+        for color, (name, rows) in zip(("tab:blue", "tab:orange"), histories.items(), strict=False):
+            epochs = range(first, first + len(rows))
+            for prefix, style, where in (("", "--", "train"), ("val_", "-", "test")):
+                values = [row[prefix + metric] for row in rows]
+                axes.plot(epochs, values, style, color=color, marker=".", label=f"{name}, {where}")
+            first += len(rows)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.axes[1].set_ylim(bottom=0)
+    figure.axes[1].legend(fontsize="small")
+    figure.savefig(path, dpi=120)

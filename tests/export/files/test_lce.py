@@ -1,0 +1,172 @@
+import sys
+from pathlib import Path
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dlqat_tf
+from dlqat_tf.export import ExportError, parity, to_lce
+from dlqat_tf.export.files import flatbuffer
+from tests.export.networks import (
+    convolution,
+    depthwise,
+    draw_network,
+    images_for,
+    randomize,
+    randomize_norms,
+    siamese_network,
+    small_network,
+)
+
+layers = tf.keras.layers
+
+
+@given(data=st.data())
+@settings(max_examples=20)
+def test_every_integer_of_the_file_is_that_of_the_simulation(data, tmp_path_factory):
+    model = draw_network(data.draw, binary=True)
+    path = tmp_path_factory.mktemp("random") / "model.tflite"
+    to_lce(model, path, snap=False)
+    report = parity(model, path, images_for(model, 16), batch_size=16)
+    assert [layer for layer in report.layers if layer.differing] == []
+    assert report.agreement["simulation_file"] == 100.0
+
+
+def test_each_weight_plane_is_stored_once(tmp_path):
+    model = randomize(dlqat_tf.resnet18(10, width=32, weight_bits=2, activation_bits=3))
+    report = to_lce(model, tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 19 * 2 * 3
+    hidden = report.census.layers[1:-1]
+    assert {layer.stored_bits for layer in hidden} == {2}
+    assert all(layer.bytes == layer.weights * 2 // 8 for layer in hidden)
+    result = parity(tf.keras.models.load_model(report.snapped), report.path, images_for(model, 4))
+    assert result.first_diverging is None
+    assert result.agreement["simulation_file"] == 100.0
+
+
+@pytest.mark.parametrize("weight_bits", [1, 2])
+def test_size_is_one_bit_a_weight_and_the_ends(tmp_path, weight_bits):
+    model = dlqat_tf.resnet18(100, width=64, weight_bits=weight_bits, stem="imagenet")
+    randomize_norms(model, np.random.default_rng(0))  # equal biases would be stored once
+    report = to_lce(model, tmp_path / "model.tflite", snap=False)
+    hidden = 4 * 9 * 64 * 64  # the first stage's four 3x3 convolutions
+    for channels in (128, 256, 512):  # of four 3x3 and a 1x1 one, two have half the inputs
+        hidden += (9 * 3.5 + 0.5) * channels**2
+    ends = 7 * 7 * 3 * 64 + 512 * 100
+    channels = 64 + 4 * 64 + 5 * (128 + 256 + 512) + 100
+    # Hidden weights in bits, the ends in bytes, a float32 scale and bias for each channel.
+    assert report.census.file_bytes < 1.05 * (hidden * weight_bits / 8 + ends + 8 * channels)
+
+
+def test_equal_vectors_are_written_once(tmp_path):
+    model = small_network(weight_bits=1)
+    report = to_lce(model, tmp_path / "model.tflite", snap=False)
+    content = flatbuffer.read(report.path)
+    data = Path(report.path).read_bytes()
+    options = {
+        bytes(operator.customOptions)
+        for operator in content.subgraphs[0].operators
+        if operator.customOptions is not None and len(operator.customOptions)
+    }
+    assert report.census.operators["LceBconv2d"] == 2
+    assert [data.count(each) for each in options] == [1]
+    for buffer in content.buffers:  # kernels read constants in place
+        if buffer.data is not None and len(buffer.data) > 32:
+            assert data.index(bytes(buffer.data)) % 16 == 0
+
+
+def test_convolutions_beyond_the_limit_stay_on_other_kernels(tmp_path):
+    model = small_network(weight_bits=4, activation_bits=4)
+    with pytest.raises(ExportError, match="raise plane_limit"):
+        to_lce(model, tmp_path / "model.tflite")
+    report = to_lce(model, tmp_path / "model.tflite", plane_limit=16)
+    assert report.census.operators["LceBconv2d"] == 16
+    assert parity(model, report.path, images_for(model)).first_diverging is None
+
+
+@pytest.mark.parametrize("pad_values", [0.0, 1.0])
+def test_plain_binary_network(tmp_path, pad_values):
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(32, 3, padding="same")(inputs))
+    for name in ("first", "second"):
+        y = lq.layers.QuantConv2D(
+            32,
+            3,
+            padding="same",
+            pad_values=pad_values,
+            input_quantizer="ste_sign",
+            kernel_quantizer="ste_sign",
+            kernel_constraint="weight_clip",
+            use_bias=False,
+            name=name,
+        )(x)
+        x = layers.Add()([layers.BatchNormalization()(layers.ReLU()(y)), x])
+    outputs = layers.Dense(4)(layers.GlobalAveragePooling2D()(x))
+    model = randomize(tf.keras.Model(inputs, outputs))
+    report = to_lce(model, tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 2
+    images = images_for(model, 32)
+    result = parity(model, report.path, images)
+    assert result.first_diverging is None
+    assert result.agreement["keras_file"] == 100.0
+
+
+def test_calibration_puts_the_rest_on_int8_kernels(tmp_path):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = shortcut = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 8, 3, weight_bits=8))
+    x = dlqat_tf.CGPACT(2, 2.0)(convolution(x, 8, 3, weight_bits=1))
+    x = dlqat_tf.CGPACT(2, 2.0)(layers.Add()([depthwise(x, 3, 1, "same", 1, 4), shortcut]))
+    outputs = dlqat_tf.LinearHead(3)(layers.GlobalAveragePooling2D()(x))
+    model = randomize(tf.keras.Model(inputs, outputs))
+    images = images_for(model, 16)
+    for name, calibration, kernel in (("float", None, "float32"), ("int8", images, "int8")):
+        path = tmp_path / f"{name}.tflite"
+        report = to_lce(model, path, calibration=calibration, snap=False)
+        assert report.census.layers[2].kernel == f"DEPTHWISE_CONV_2D {kernel}"
+        assert parity(model, path, images).agreement["simulation_file"] == 100.0
+    assert len(report.calibrated) == 1
+
+
+def test_a_sign_has_no_stock_kernel(tmp_path):
+    inputs = tf.keras.Input((8, 8, 3))
+    x = lq.layers.QuantConv2D(8, 3, input_quantizer="ste_sign", kernel_quantizer="ste_sign")(
+        layers.Conv2D(8, 3)(inputs)
+    )
+    model = tf.keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    with pytest.raises(ExportError, match="to_lce"):
+        dlqat_tf.export.to_tflite(model, tmp_path / "model.tflite")
+
+
+def test_a_missing_engine_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "larq_compute_engine.tflite.python.interpreter", None)
+    with pytest.raises(ExportError, match="pip install larq-compute-engine"):
+        to_lce(small_network(), tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planes_of_codes_are_their_bits():
+    from dlqat_tf.export.integer.network import Convolution
+    from dlqat_tf.export.integer.plan import planes
+
+    codes = np.array([-3, -1, 1, 3], np.int16).reshape(1, 1, 1, 4)
+    node = Convolution(name="x", weights=codes, step=np.ones(4), bias=np.zeros(4), bits=2)
+    low, high = (plane.ravel().tolist() for plane in planes(node))
+    assert low == [-1, 1, -1, 1]
+    assert high == [-1, -1, 1, 1]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_images_through_one_tower(tmp_path, nested):
+    model = siamese_network(nested=nested, shapes=((6, 6, 3), (8, 5, 3)), channels=32)
+    report = to_lce(model, tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 2 * 2 * 2
+    layer_bytes = {layer.layer.split("/")[-1]: layer.bytes for layer in report.census.layers}
+    assert layer_bytes["second"] == 3 * 3 * 32 * 32 * 2 // 8
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 32))
+    assert result.first_diverging is None
+    assert result.agreement["simulation_file"] == 100.0

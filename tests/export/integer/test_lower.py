@@ -1,0 +1,368 @@
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dlqat_tf
+from dlqat_tf import CGPACT, SATWeights
+from dlqat_tf.export import ExportError, lower
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Add,
+    Concatenate,
+    Convolution,
+    Dense,
+    MaxPool,
+    Pad,
+    ReLU,
+    Reshape,
+    Sign,
+)
+from tests.export.networks import (
+    convolution,
+    images_for,
+    quantized,
+    randomize,
+    siamese_network,
+    small_network,
+)
+
+layers = tf.keras.layers
+
+
+def one_convolution(kernel, **norm):
+    """A 1x1 binary convolution of two channels, a batch norm and an activation of 2 bits."""
+    inputs = tf.keras.Input((1, 1, 2), name="images")
+    convolve = lq.layers.QuantConv2D(
+        2, 1, kernel_quantizer=SATWeights(1), use_bias=False, name="conv"
+    )
+    norm_layer = layers.BatchNormalization(epsilon=0.0, name="norm", **norm)
+    outputs = CGPACT(2, 3.0, name="act")(norm_layer(convolve(inputs)))
+    model = tf.keras.Model(inputs, layers.Flatten()(outputs))
+    convolve.kernel.assign(np.reshape(kernel, (1, 1, 2, 2)))
+    return model
+
+
+def test_batch_norm_folds_into_step_and_bias():
+    model = one_convolution([[0.5, -0.5], [-0.5, -0.5]])
+    norm = model.get_layer("norm")
+    norm.gamma.assign([2.0, -3.0])
+    norm.beta.assign([0.5, 1.0])
+    norm.moving_mean.assign([1.0, 2.0])
+    norm.moving_variance.assign([4.0, 1.0])
+    node = lower(model)["conv"]
+    # Channel 0: gain 2 / 2 = 1, bias 0.5 - 1 * 1. Channel 1: gain -3, bias 1 + 2 * 3.
+    assert node.step.tolist() == [1.0, 3.0]
+    assert node.bias.tolist() == [-0.5, 7.0]
+    # The negative gain flips channel 1, whose weights were both -1.
+    assert node.weights[0, 0].tolist() == [[1, 1], [-1, 1]]
+    assert node.bias_sources == ("norm",)
+
+
+def test_order_is_topological_and_activations_follow_what_they_round():
+    network = lower(dlqat_tf.resnet18(10, width=4, stem="imagenet"))
+    seen = set()
+    for node in network:
+        assert set(node.inputs) <= seen
+        seen.add(node.name)
+    assert sum(isinstance(node, Convolution) for node in network) == 20
+    assert sum(isinstance(node, Activation) for node in network) == 17
+    assert sum(isinstance(node, Add) for node in network) == 8
+
+
+def test_activation_moves_before_pooling_and_concatenation():
+    inputs = tf.keras.Input((4, 4, 3))
+    first, second = (convolution(inputs, 2, 1, weight_bits=1, name=name) for name in "ab")
+    x = layers.Concatenate(name="both")([first, second])
+    x = CGPACT(2, 1.0, name="act")(layers.MaxPool2D(name="pool")(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten(name="flat")(x)))
+    names = [node.name for node in network]
+    assert names[-5:] == ["act_1", "act_2", "both", "pool", "flat"]
+    assert network["both"].inputs == ("act_1", "act_2")
+    assert isinstance(network["both"], Concatenate)
+    assert isinstance(network["pool"], MaxPool)
+
+
+@pytest.mark.parametrize(
+    "head", [dlqat_tf.LinearHead, dlqat_tf.CosineHead, dlqat_tf.GaussianMixtureHead]
+)
+def test_heads_become_dense(head):
+    inputs = tf.keras.Input((2, 2, 3))
+    layer = head(4, name="head")
+    model = tf.keras.Model(inputs, layer(layers.Flatten()(inputs)))
+    node = lower(model)["head"]
+    kernel, bias = layer.dense()
+    assert isinstance(node, Dense)
+    assert node.bits == 8
+    np.testing.assert_allclose(node.values, kernel, rtol=1e-6)
+    np.testing.assert_allclose(node.bias, bias, rtol=1e-6)
+
+
+def test_nested_and_sequential_models_are_flattened():
+    inner = tf.keras.Sequential(
+        [
+            layers.InputLayer((4, 4, 3)),
+            lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(2), name="conv"),
+            layers.BatchNormalization(name="norm"),
+        ],
+        name="inner",
+    )
+    inputs = tf.keras.Input((4, 4, 3))
+    x = CGPACT(2, 1.0, name="act")(inner(inputs))
+    network = lower(tf.keras.Model(inputs, layers.Flatten(name="flat")(x)))
+    assert [node.name for node in network][1:] == ["inner/conv", "act", "flat"]
+    assert network["inner/conv"].bias_sources == ("inner/norm", "inner/conv")
+
+
+def test_saved_and_mixed_precision_models_lower_the_same(tmp_path):
+    model = small_network()
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        mixed = small_network()
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+    mixed.set_weights(model.get_weights())
+    for other in (loaded, mixed):
+        for first, second in zip(lower(model), lower(other), strict=True):
+            if isinstance(first, (Convolution, Dense)):
+                np.testing.assert_array_equal(first.weights, second.weights)
+                np.testing.assert_array_equal(first.step, second.step)
+                np.testing.assert_array_equal(first.bias, second.bias)
+
+
+def test_model_under_a_distribution_strategy_lowers_the_same():
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        model = small_network()
+    assert len(lower(model).nodes) == len(lower(small_network()).nodes)
+
+
+def test_depthwise_padding_rescaling_and_signs():
+    inputs = tf.keras.Input((5, 5, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.ZeroPadding2D(((1, 0), (0, 2)), name="pad")(x)
+    x = lq.layers.QuantDepthwiseConv2D(
+        2, depth_multiplier=2, depthwise_quantizer=SATWeights(2), name="depthwise"
+    )(x)
+    x = lq.layers.QuantConv2D(
+        4, 1, input_quantizer="ste_sign", kernel_quantizer="ste_sign", name="binary"
+    )(layers.Dropout(0.5)(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    assert isinstance(network["pad"], Pad)
+    assert network["pad"].inputs == (network.nodes[0].name,)
+    assert network["depthwise"].depthwise
+    assert network.shapes["depthwise"] == (5, 6, 6)
+    assert isinstance(network["binary_input"], Sign)
+    assert set(network["binary"].weights.ravel().tolist()) <= {-1, 1}
+
+
+def refused(*stack, shape=(4, 4, 3)):
+    inputs = tf.keras.Input(shape)
+    x = inputs
+    for layer in stack:
+        x = layer(x)
+    return tf.keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        (
+            [layers.LayerNormalization(name="odd")],
+            r"'odd' \(LayerNormalization\).*Supported: Conv2D",
+        ),
+        ([layers.Lambda(lambda x: x + 1, name="odd")], "'odd'"),
+        ([layers.Activation("tanh", name="odd")], "'odd'.*'tanh'\\. Supported"),
+        ([layers.Dense(3, activation="softmax", name="odd")], r"'odd'.*activations\.linear"),
+        ([layers.ReLU(5.0, name="odd")], "'odd'.*no ReLU or ReLU6; use a quantizer"),
+        ([layers.Softmax(name="odd")], r"'odd'.*get_layer\('odd'\).input\): same arg-max"),
+        ([layers.Activation("softmax", name="odd")], r"'odd'.*get_layer\('odd'\).input\)"),
+        ([layers.Reshape((8, 6), name="odd")], r"'odd'.*\(8, 6\) is no image"),
+        ([layers.Rescaling(1 / 127.5, offset=-1, name="odd")], "'odd'.*offset"),
+        ([layers.Rescaling(0.5, name="odd")], "'odd'.*expected 1/255"),
+        ([CGPACT(32, name="odd")], "'odd'.*32 bits are not rounded"),
+        (
+            [lq.layers.QuantConv2D(2, 1, kernel_quantizer=SATWeights(32), name="odd")],
+            "'odd'.*bits=32",
+        ),
+        (
+            [lq.layers.QuantConv2D(2, 1, kernel_quantizer="dorefa_quantizer", name="odd")],
+            "'odd'.*DoReFa",
+        ),
+    ],
+)
+def test_what_has_no_integer_form_is_named(stack, message):
+    with pytest.raises(ExportError, match=message):
+        lower(refused(*stack))
+
+
+def test_nan_is_refused_by_layer():
+    model = small_network()
+    kernel = model.get_layer("second").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.raises(ExportError, match="'second' holds NaN"):
+        lower(model)
+
+
+def test_zero_variance():
+    model = one_convolution([[0.5, -0.5], [-0.5, -0.5]])
+    model.get_layer("norm").moving_variance.assign([0.0, 1.0])
+    with pytest.raises(ExportError, match="'norm' has channels of zero variance"):
+        lower(model)
+
+
+def test_models_without_a_fixed_graph_are_refused():
+    with pytest.raises(ExportError, match="images of a fixed size"):
+        lower(refused(layers.Conv2D(2, 1), shape=(None, None, 3)))
+    with pytest.raises(ExportError, match="functional or Sequential"):
+        lower(tf.keras.Sequential([layers.Dense(2)]))
+    inputs = tf.keras.Input((4, 4, 3))
+    with pytest.raises(ExportError, match=r"one output\. Received: 2"):
+        lower(tf.keras.Model(inputs, [inputs, inputs]))
+
+
+def test_fixed_batch_dimension_lowers():
+    inputs = tf.keras.Input((4, 4, 3), batch_size=2)
+    model = tf.keras.Model(inputs, layers.Flatten()(CGPACT(2, 1.0)(inputs)))
+    assert lower(model).shapes["images" if "images" in model.input_names else model.input_names[0]]
+
+
+def test_float_evaluation_of_the_network_is_the_keras_model():
+    from dlqat_tf.export.integer.plan import plan
+    from dlqat_tf.export.integer.simulate import Simulation
+
+    model = randomize(small_network(), seed=3)
+    images = images_for(model, 8)
+    expected = model(images.astype(np.float32) / np.float32(255)).numpy()
+    actual = Simulation(plan(lower(model))).logits(images)
+    # Unsnapped biases may move single codes, so only the bulk is compared.
+    assert np.median(np.abs(actual - expected)) < 0.05 * np.abs(expected).max()
+
+
+def test_adding_one_value_to_many_is_refused():
+    inputs = tf.keras.Input((4, 4, 3))
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(inputs)
+    with pytest.raises(ExportError, match="'odd' adds outputs of shapes"):
+        lower(tf.keras.Model(inputs, layers.Add(name="odd")([inputs, pooled])))
+
+
+def test_inputs_come_first_in_the_order_of_the_model():
+    inputs = {"b": tf.keras.Input((4, 4, 3), name="x"), "a": tf.keras.Input((2, 3, 1), name="y")}
+    parts = [layers.Flatten()(CGPACT(2, 1.0)(each)) for each in inputs.values()]
+    network = lower(tf.keras.Model(inputs, layers.Concatenate()(parts)))
+    # Keras sorts dictionaries by key.
+    assert [(node.name, node.shape) for node in network.inputs] == [
+        ("y", (2, 3, 1)),
+        ("x", (4, 4, 3)),
+    ]
+    assert network.inputs == network.nodes[:2]
+
+
+def test_a_vector_is_no_image():
+    image, vector = tf.keras.Input((2, 2, 1)), tf.keras.Input((4,), name="age")
+    model = tf.keras.Model([image, vector], layers.Concatenate()([layers.Flatten()(image), vector]))
+    with pytest.raises(ExportError, match=r"'age' of shape \(4,\).*no image"):
+        lower(model)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_each_call_of_a_layer_is_a_node_with_its_weights(nested):
+    network = lower(siamese_network(nested=nested))
+    prefix = "tower/" if nested else ""
+    for name, image in (("first", "left"), ("first_2", "right")):
+        node = network[prefix + name]
+        assert node.inputs == (image,)
+        # The layer that holds the bias, whichever call it is.
+        assert node.bias_sources == (f"{prefix}first_bn", f"{prefix}first")
+        np.testing.assert_array_equal(node.weights, network[f"{prefix}first"].weights)
+    assert network[f"{prefix}second_act_2"].inputs == (f"{prefix}second_2",)
+
+
+def test_calls_have_the_same_names_after_saving(tmp_path):
+    model = siamese_network()
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    described = [[(node.name, node.inputs) for node in lower(each)] for each in (model, loaded)]
+    assert described[0] == described[1]
+
+
+def test_a_nested_model_called_by_names():
+    x, y = tf.keras.Input((2, 2, 1), name="x"), tf.keras.Input((2, 2, 1), name="y")
+    inner = tf.keras.Model([y, x], layers.Concatenate(name="both")([y, x]), name="inner")
+    first, second = (
+        tf.keras.Input((2, 2, 1), name="first"),
+        tf.keras.Input((2, 2, 1), name="second"),
+    )
+    outputs = layers.Flatten()(inner({"x": first, "y": second}))
+    network = lower(tf.keras.Model([first, second], outputs))
+    assert network["inner/both"].inputs == ("second", "first")
+
+
+def test_a_nested_model_of_two_outputs_is_refused():
+    inputs = tf.keras.Input((2, 2, 1))
+    inner = tf.keras.Model(inputs, [inputs, layers.ReLU()(inputs)], name="inner")
+    with pytest.raises(ExportError, match=r"'inner'.*2 outputs"):
+        lower(tf.keras.Model(inputs, layers.Flatten()(inner(inputs)[1])))
+
+
+def test_moved_activations_keep_clear_of_the_names_of_calls():
+    inputs = tf.keras.Input((4, 4, 3))
+    activation = CGPACT(2, 1.0, name="act")
+    x = activation(convolution(inputs, 2, 1, weight_bits=1))
+    x = layers.Concatenate()([convolution(x, 2, 1, weight_bits=1, name=name) for name in "ab"])
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(activation(x))))
+    names = [node.name for node in network if isinstance(node, Activation)]
+    # The second call, act_2, goes to both inputs of the concatenation.
+    assert names == ["act", "act_2_1", "act_2_2"]
+
+
+@pytest.mark.parametrize("relu6", [layers.ReLU(6.0), layers.Activation("relu6")])
+@pytest.mark.parametrize(("alpha", "highest"), [(3.0, 15), (9.0, 10)])
+def test_a_grid_ends_where_a_relu6_before_it_does(relu6, alpha, highest):
+    inputs = tf.keras.Input((4, 4, 3))
+    x = CGPACT(4, alpha, name="act")(relu6(convolution(inputs, 2, 1, weight_bits=2)))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    assert not any(isinstance(node, ReLU) for node in network)
+    # 15 steps to 3.0; 10 steps of 9 / 15 to 6.0.
+    assert network["act"].grid.highest == highest
+
+
+def test_the_lowest_of_three_relus_stays():
+    inputs = tf.keras.Input((4, 4, 3))
+    x = layers.Conv2D(2, 1, activation="relu6")(inputs)
+    x = layers.ReLU()(layers.Activation(tf.nn.relu)(x))
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    assert [node.highest for node in network if isinstance(node, ReLU)] == [6.0]
+
+
+def test_what_reshapes_and_what_is_a_convolution():
+    inputs = tf.keras.Input((2, 3, 4))
+    x = quantized(4, 2, name="conv")(inputs)
+    x = lq.layers.QuantDense(5, kernel_quantizer=SATWeights(2), name="dense")(x)
+    x = layers.GlobalMaxPooling2D(name="max")(x)
+    x = layers.Reshape((1, 1, -1), name="image")(x)
+    network = lower(tf.keras.Model(inputs, layers.Flatten(name="flat")(x)))
+    assert isinstance(network["dense"], Convolution)
+    assert network["dense"].weights.shape == (1, 1, 4, 5)
+    assert network["max"].size == (2, 3)
+    reshaped = {node.name: node.shape for node in network if isinstance(node, Reshape)}
+    assert reshaped == {"max_flat": (5,), "image": (1, 1, 5), "flat": (5,)}
+    kept = tf.keras.Model(inputs, layers.GlobalMaxPooling2D(keepdims=True, name="max")(inputs))
+    assert lower(kept).shapes["max"] == (1, 1, 4)
+
+
+@pytest.mark.parametrize("kind", [layers.Subtract, layers.Multiply])
+def test_other_merges_are_named(kind):
+    inputs = tf.keras.Input((4, 4, 3))
+    with pytest.raises(ExportError, match=f"'odd' .{kind.__name__}. cannot be exported"):
+        lower(tf.keras.Model(inputs, kind(name="odd")([inputs, inputs])))
+
+
+@pytest.mark.parametrize("alpha", [1e7, np.inf, np.nan])
+def test_a_range_that_exploded_is_refused(alpha):
+    model = small_network()
+    model.get_layer("first_act").alpha.assign(alpha)
+    with pytest.raises(ExportError, match=r"'first_act' has the step (3.3|inf|nan).*diverged"):
+        lower(model)

@@ -1,0 +1,493 @@
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from dlqat_tf.training import data
+from dlqat_tf.training.data import DataError, load
+
+SIZE = 16  # of the images that the folder fixtures are decoded to
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def random_image(seed, size=(40, 30), mode="RGB"):
+    """Smooth noise, which JPEG keeps nearly as it is."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.BILINEAR).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes; 6 training and 2 test images, in every colour mode that occurs in the wild."""
+    for split, count in (("train", 3), ("val", 1)):
+        for label in ("cat", "dog"):
+            target = tmp_path / split / label
+            target.mkdir(parents=True)
+            for i in range(count):
+                random_image(i).save(target / f"{i}.png")
+    cat = tmp_path / "train" / "cat"
+    random_image(0, mode="L").save(cat / "0.png")
+    random_image(1, mode="RGBA").save(cat / "1.png")
+    (cat / "2.png").unlink()
+    random_image(2, mode="CMYK").save(cat / "2.JPEG", quality=95)
+    dog = tmp_path / "train" / "dog"
+    (dog / "2.png").unlink()
+    random_image(2, mode="L").save(dog / "2.jpg", quality=95)
+    return tmp_path
+
+
+def take(dataset, count):
+    return list(dataset.take(count).as_numpy_iterator())
+
+
+def assert_same(first, second):
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def images_of(batches):
+    return np.concatenate([images for images, _ in batches])
+
+
+def labels_of(batches):
+    return np.concatenate([labels for _, labels in batches])
+
+
+# Digits: what holds for all sets.
+
+
+def test_digits_are_scaled_and_split(digits):
+    assert (digits.name, digits.image_shape, digits.num_classes) == ("digits", (8, 8, 1), 10)
+    assert (digits.train_count, digits.test_count) == (1437, 360)
+    assert digits.class_names == tuple("0123456789")
+    images, labels = take(digits.test_batches(360), 1)[0]
+    assert (images.dtype, labels.dtype) == (np.float32, np.int32)
+    assert (images.min(), images.max()) == (0.0, 1.0)
+    # 17 grey levels, each the nearest of 256
+    expected = np.rint(np.arange(17) * 255 / 16).astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(np.unique(images), expected)
+    assert np.bincount(labels).min() >= 34  # stratified
+
+
+def test_split_is_fixed(digits):
+    again = load("digits", seed=1)
+    assert_same(take(digits.test_batches(360), 1), take(again.test_batches(360), 1))
+
+
+def test_test_batches_cover_the_set_in_order(digits):
+    whole = take(digits.test_batches(360), 2)
+    parts = take(digits.test_batches(100), 9)
+    assert [len(labels) for _, labels in parts] == [100, 100, 100, 60]
+    assert digits.test_batches(100).cardinality() == 4
+    np.testing.assert_array_equal(images_of(parts), images_of(whole))
+    assert digits.test_batches(100).element_spec[0].shape == (None, 8, 8, 1)
+
+
+def test_train_batches_have_static_shapes(digits):
+    images, labels = digits.train_batches(32, seed=0).element_spec
+    assert (images.shape, images.dtype) == ((32, 8, 8, 1), tf.float32)
+    assert (labels.shape, labels.dtype) == ((32,), tf.int32)
+
+
+def test_an_epoch_shows_each_image_at_most_once(digits):
+    assert digits.steps_per_epoch(100) == 14
+    batches = take(digits.train_batches(479, seed=0, augment=()), 6)  # 3 steps are all 1437
+    first, second = labels_of(batches[:3]), labels_of(batches[3:])
+    assert (first != second).any()  # a new order in each epoch
+    for epoch in (batches[:3], batches[3:]):
+        sums = np.sort(images_of(epoch).reshape(1437, -1) @ np.arange(64))
+        np.testing.assert_allclose(
+            sums, np.sort(digits._train.images.reshape(1437, -1) @ np.arange(64) / 255), rtol=1e-5
+        )
+
+
+def test_resumed_run_is_bit_identical(digits):
+    steps = digits.steps_per_epoch(100)
+    whole = take(digits.train_batches(100, seed=3), 3 * steps)
+    resumed = take(digits.train_batches(100, seed=3, first_epoch=2), steps)
+    assert_same(whole[2 * steps :], resumed)
+    assert (resumed[0][0] != whole[0][0]).any()
+
+
+def test_seed_decides_order_crop_and_flip(digits):
+    for augment in ((), ("crop",), ("flip",)):
+        first = take(digits.train_batches(64, seed=0, augment=augment), 2)
+        assert_same(first, take(digits.train_batches(64, seed=0, augment=augment), 2))
+        other = take(digits.train_batches(64, seed=1, augment=augment), 2)
+        assert (images_of(first) != images_of(other)).any()
+    assert (labels_of(first) != labels_of(other)).any()
+
+
+def test_flip_mirrors_about_half(digits):
+    plain = images_of(take(digits.train_batches(1000, seed=0, augment=()), 1))
+    flipped = images_of(take(digits.train_batches(1000, seed=0, augment=("flip",)), 1))
+    same = (flipped == plain).all(axis=(1, 2, 3))
+    mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same | mirrored).all()
+    assert 0.45 < mirrored.mean() < 0.55
+
+
+def test_crop_shifts_by_one_pixel_and_fills_with_zeros(digits):
+    plain = images_of(take(digits.train_batches(500, seed=0, augment=()), 1))
+    cropped = images_of(take(digits.train_batches(500, seed=0, augment=("crop",)), 1))
+    padded = np.pad(plain, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    matches = np.stack(
+        [
+            (cropped == padded[:, y : y + 8, x : x + 8]).all(axis=(1, 2, 3))
+            for y in range(3)
+            for x in range(3)
+        ]
+    )
+    assert matches.any(axis=0).all()
+    assert (matches.mean(axis=1) > 0.05).all()  # each of the nine shifts occurs
+
+
+def test_train_size_is_a_stratified_subset(digits):
+    small = load("digits", train_size=200)
+    assert (small.train_count, small.test_count) == (200, 360)
+    assert np.bincount(small._train.labels).min() >= 18
+    np.testing.assert_array_equal(small._train.images, load("digits", train_size=200)._train.images)
+    other = load("digits", train_size=200, seed=1)
+    assert (small._train.images != other._train.images).any()
+    # near the whole, where the rest cannot hold all classes
+    assert load("digits", train_size=1436).train_count == 1436
+    assert load("digits", train_size=1437).train_count == 1437
+
+
+@pytest.mark.parametrize("train_size", [9, 1438])
+def test_train_size_out_of_range(train_size):
+    with pytest.raises(DataError, match=rf"from 10 .* to 1437 .* received {train_size}\."):
+        load("digits", train_size=train_size)
+
+
+def test_bad_arguments(digits):
+    with pytest.raises(ValueError, match="'mnist': expected one of digits, cifar10, cifar100"):
+        load("mnist")
+    with pytest.raises(ValueError, match=r"image_size 8 .* received 32"):
+        load("digits", image_size=32)
+    with pytest.raises(ValueError, match="at least 1 pixel, received 0"):
+        load("folder", image_size=0)
+    assert load("digits", image_size=8).image_shape == (8, 8, 1)
+    with pytest.raises(ValueError, match=r"from 1 to 1437 .* received 1438"):
+        digits.steps_per_epoch(1438)
+    with pytest.raises(ValueError, match="received 0"):
+        digits.train_batches(0, seed=0)
+    with pytest.raises(ValueError, match="received 0"):
+        digits.test_batches(0)
+    with pytest.raises(ValueError, match="first_epoch of at least 0, received -1"):
+        digits.train_batches(8, seed=0, first_epoch=-1)
+    with pytest.raises(ValueError, match="received 'rotate'"):
+        digits.train_batches(8, seed=0, augment=("rotate",))
+    with pytest.raises(ValueError, match="received 'crop'"):
+        digits.train_batches(8, seed=0, augment="crop")
+    with pytest.raises(ValueError, match="3 channels"):
+        digits.train_batches(8, seed=0, augment=("randaugment",))
+
+
+@pytest.mark.parametrize("policy", ["cutmix", "mixup"])
+def test_mixing_gives_soft_labels(digits, policy):
+    batches = digits.train_batches(64, seed=0, augment=(policy,))
+    images, labels = take(batches, 1)[0]
+    plain_images, plain_labels = take(digits.train_batches(64, seed=0, augment=()), 1)[0]
+    assert batches.element_spec[0].shape == (64, 8, 8, 1)
+    assert (labels.shape, labels.dtype) == ((64, 10), np.float32)
+    np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-5)
+    assert ((labels > 0).sum(axis=1) == 2).any()
+    # each image keeps a share of its own label, and some were changed
+    assert (labels[np.arange(64), plain_labels] > 0).mean() > 0.9
+    assert (images != plain_images).any()
+    assert 0 <= images.min() <= images.max() <= 1
+
+
+# Folders.
+
+
+def test_folder(folder):
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    assert images.class_names == ("cat", "dog")
+    assert (images.train_count, images.test_count) == (6, 2)
+    assert images.image_shape == (SIZE, SIZE, 3)
+    assert load("folder", data_dir=folder).image_shape == (224, 224, 3)
+    batch, labels = take(images.train_batches(6, seed=0), 1)[0]
+    assert (batch.shape, batch.dtype) == ((6, SIZE, SIZE, 3), np.float32)
+    assert 0 <= batch.min() < batch.max() <= 1
+    np.testing.assert_array_equal(batch * 255, np.rint(batch * 255))  # uint8 / 255
+    np.testing.assert_array_equal(np.sort(labels), [0, 0, 0, 1, 1, 1])
+    batch, labels = take(images.test_batches(5), 1)[0]
+    np.testing.assert_array_equal(labels, [0, 1])
+
+
+def test_folder_prefers_val_and_takes_test(folder):
+    shutil.copytree(folder / "val", folder / "test")
+    random_image(9).save(folder / "test" / "cat" / "9.png")
+    assert load("folder", data_dir=folder).test_count == 2
+    shutil.rmtree(folder / "val")
+    assert load("folder", data_dir=folder).test_count == 3
+
+
+def test_centre_crop_of_the_shorter_side(folder):
+    # 30 pixels high, 40 wide: resized to 18 x 24 (16 * 256 / 224 = 18.3), cropped to 16 x 16
+    images, _ = take(load("folder", data_dir=folder, image_size=SIZE).test_batches(1), 1)[0]
+    resized = random_image(0).resize((24, 18), Image.BILINEAR)
+    expected = np.asarray(resized, np.float32)[1:17, 4:20] / 255
+    assert np.abs(images[0] - expected).max() < 0.02
+
+
+def test_colour_modes_are_read_as_rgb(folder):
+    """Grayscale, RGBA and CMYK files show what their RGB version shows."""
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    shown, labels = take(images.train_batches(6, seed=0, augment=()), 1)[0]
+    order = [int(i) for i in images._train.shuffled(0, 0)]
+    crop = {index: image for index, image in zip(order, shown, strict=True)}
+    np.testing.assert_array_equal(labels, [index // 3 for index in order])
+    gray, rgba, cmyk, _, rgb_1, gray_jpeg = (crop[i] for i in range(6))
+    for image in (gray, gray_jpeg):
+        np.testing.assert_array_equal(image[..., 0], image[..., 2])
+    np.testing.assert_array_equal(rgba, rgb_1)
+    reference = np.asarray(random_image(2).resize((24, 18), Image.BILINEAR), np.float32)
+    assert np.abs(cmyk - reference[1:17, 4:20] / 255).mean() < 0.05
+
+
+def test_resumed_folder_run_is_bit_identical(folder):
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    whole = take(images.train_batches(2, seed=5), 9)
+    assert_same(whole[6:], take(images.train_batches(2, seed=5, first_epoch=2), 3))
+    other = take(images.train_batches(2, seed=6, first_epoch=2), 3)
+    assert (images_of(other) != images_of(whole[6:])).any()
+
+
+def test_random_resized_crop_differs_from_epoch_to_epoch(folder):
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    for source in ("cat", "dog"):  # JPEG and PNG both occur in either
+        label = images.class_names.index(source)
+        seen = [
+            image
+            for batch, labels in take(images.train_batches(6, seed=0, augment=("crop",)), 4)
+            for image in batch[labels == label]
+        ]
+        assert len(np.unique(np.stack(seen), axis=0)) > len(seen) - 2
+    plain = take(images.train_batches(6, seed=0, augment=()), 2)
+    unique = np.unique(images_of(plain), axis=0)
+    assert len(unique) <= 6  # the same centre crops in both epochs
+
+
+def test_folder_train_size(folder):
+    small = load("folder", data_dir=folder, image_size=SIZE, train_size=2)
+    assert small.train_count == 2
+    np.testing.assert_array_equal(np.sort(small._train.labels), [0, 1])
+
+
+def test_rand_augment(folder):
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    batches = images.train_batches(6, seed=0, augment=("randaugment",))
+    batch, labels = take(batches, 1)[0]
+    plain, plain_labels = take(images.train_batches(6, seed=0, augment=()), 1)[0]
+    np.testing.assert_array_equal(labels, plain_labels)
+    assert batches.element_spec[0].shape == (6, SIZE, SIZE, 3)
+    assert (batch != plain).any()
+    assert 0 <= batch.min() <= batch.max() <= 1
+
+
+def remove(path):
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: remove(root), "found none at {root}:"),
+        (lambda root: remove(root / "train"), "no train/ in {root}:"),
+        (lambda root: remove(root / "val"), "no val/ or test/ in {root}:"),
+        (
+            lambda root: [remove(root / "train" / name) for name in ("cat", "dog")],
+            "no class folder in {root}/train:",
+        ),
+        (
+            lambda root: (root / "val" / "cat" / "0.png").unlink(),
+            "no image in {root}/val/cat:",
+        ),
+        (lambda root: remove(root / "val" / "dog"), "{root}/val, but dog is in one of them only"),
+        (
+            lambda root: (root / "train" / "cat" / "notes.txt").write_text("x"),
+            "found {root}/train/cat/notes.txt:",
+        ),
+        (
+            lambda root: (root / "train" / "notes.txt").write_text("x"),
+            "found the file {root}/train/notes.txt:",
+        ),
+        (
+            lambda root: (root / "train" / "dog" / "1.png").write_bytes(b"no image"),
+            "Corrupt image {root}/train/dog/1.png: replace or remove",
+        ),
+        (
+            lambda root: (root / "val" / "dog" / "0.png").write_bytes(b""),
+            "Corrupt image {root}/val/dog/0.png: replace or remove",
+        ),
+    ],
+)
+def test_folder_failures_name_the_path(folder, damage, message):
+    damage(folder)
+    with pytest.raises(DataError) as error:
+        load("folder", data_dir=folder)
+    assert message.format(root=folder) in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_folder_needs_data_dir():
+    with pytest.raises(DataError, match="needs data_dir"):
+        load("folder")
+
+
+def test_hidden_files_are_passed_over(folder):
+    (folder / "train" / ".DS_Store").write_text("x")
+    (folder / "train" / "cat" / ".DS_Store").write_text("x")
+    assert load("folder", data_dir=folder).train_count == 6
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("augment", [(), ("crop", "flip")])
+@pytest.mark.parametrize("name", ["cat/0.png", "dog/2.jpg"])
+def test_large_folder_names_a_corrupt_file_at_run_time(folder, monkeypatch, name, augment):
+    monkeypatch.setattr(data, "_VERIFY_LIMIT", 0)
+    path = folder / "train" / name
+    path.write_bytes(path.read_bytes()[:40])
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=str(path)):
+        take(images.train_batches(2, seed=0, augment=augment), 3)
+
+
+def test_last_test_file_corrupt_at_run_time(folder, monkeypatch):
+    monkeypatch.setattr(data, "_VERIFY_LIMIT", 0)
+    path = folder / "val" / "dog" / "0.png"
+    truncate(path)
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=str(path)):
+        take(images.test_batches(1), 2)
+
+
+# tensorflow-datasets, with sets written here in its format.
+
+
+@pytest.fixture
+def tiny_tfds(tmp_path, monkeypatch):
+    """Write a set of 12 training and 6 other images in 2 classes under the name of a real one."""
+    import tensorflow_datasets as tfds
+
+    def examples(count):
+        for i in range(count):
+            yield i, {"image": np.asarray(random_image(i, (32, 32))), "label": i % 2}
+
+    def write(name, image_shape, other_split):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=image_shape, encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=["ant", "bee"]),
+                }
+            ),
+            split_datasets={"train": list(examples(12)), other_split: list(examples(6))},
+            data_dir=tmp_path,
+        )
+        return tmp_path
+
+    # The real builders insist on the real features and a thousand classes.
+    monkeypatch.setattr(
+        tfds,
+        "builder",
+        lambda name, data_dir: tfds.builder_from_directory(data_dir / name / "1.0.0"),
+    )
+    return write
+
+
+def test_cifar_from_its_data_dir(tiny_tfds):
+    root = tiny_tfds("cifar10", (32, 32, 3), "test")
+    images = load("cifar10", data_dir=root)
+    assert images.class_names == ("ant", "bee")
+    assert (images.image_shape, images.train_count, images.test_count) == ((32, 32, 3), 12, 6)
+    with pytest.raises(ValueError, match=r"image_size 32 .* received 64"):
+        load("cifar10", data_dir=root, image_size=64)
+
+
+@pytest.mark.parametrize("global_seed", [None, 0])
+def test_imagenet_from_records(tiny_tfds, global_seed):
+    tf.random.set_seed(global_seed)  # training.run sets one
+    root = tiny_tfds("imagenet2012", (None, None, 3), "validation")
+    images = load("imagenet2012", data_dir=root, image_size=SIZE)
+    assert images.image_shape == (SIZE, SIZE, 3)
+    assert (images.train_count, images.test_count, images.num_classes) == (12, 6, 2)
+    np.testing.assert_array_equal(
+        np.sort(labels_of(take(images.test_batches(4), 9))), [0] * 3 + [1] * 3
+    )
+    whole = take(images.train_batches(4, seed=1), 9)
+    assert_same(whole[6:], take(images.train_batches(4, seed=1, first_epoch=2), 3))
+    other = take(images.train_batches(4, seed=2), 9)
+    assert (labels_of(other) != labels_of(whole)).any()
+    np.testing.assert_array_equal(np.sort(labels_of(whole[:3])), [0] * 6 + [1] * 6)
+    plain = take(images.train_batches(4, seed=1, augment=()), 3)
+    assert len(np.unique(images_of(plain), axis=0)) == 12  # each record once
+
+
+def test_imagenet_train_size(tiny_tfds):
+    root = tiny_tfds("imagenet2012", (None, None, 3), "validation")
+    images = load("imagenet2012", data_dir=root, image_size=SIZE, train_size=4)
+    assert images.train_count == 4
+    first, second = take(images.train_batches(4, seed=1, augment=()), 2)
+    np.testing.assert_array_equal(np.sort(first[1]), [0, 0, 1, 1])
+    assert len(np.unique(images_of([first, second]), axis=0)) == 4  # the same four again
+
+
+def test_missing_imagenet_says_what_to_download(tmp_path):
+    with pytest.raises(DataError) as error:
+        load("imagenet2012", data_dir=tmp_path)
+    message = str(error.value)
+    assert "ILSVRC2012_img_train.tar" in message
+    assert str(tmp_path / "downloads" / "manual") in message
+    assert message.endswith("does not exist or is empty).")
+    assert "\n" not in message
+    assert ". " not in message  # one sentence
+
+
+def test_missing_cifar_without_network(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host\nmore lines")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
+    with pytest.raises(DataError, match=f"no cifar10 in {tmp_path}: .*network.*no route to host"):
+        load("cifar10", data_dir=tmp_path)
+
+
+# Real data.
+
+
+def test_cifar100(tfds_dir):
+    images = load("cifar100", data_dir=tfds_dir)
+    assert (images.train_count, images.test_count, images.num_classes) == (50_000, 10_000, 100)
+    assert images.class_names[:3] == ("apple", "aquarium_fish", "baby")
+    np.testing.assert_allclose(
+        images._train.images.mean(axis=(0, 1, 2)) / 255, [0.5071, 0.4865, 0.4409], atol=1e-4
+    )
+    assert np.bincount(images._train.labels).tolist() == [500] * 100
+    whole = images.train_batches(1000, seed=0).skip(50)
+    assert_same(take(whole, 3), take(images.train_batches(1000, seed=0, first_epoch=1), 3))
+
+
+def test_imagenet10(imagenet10_dir):
+    images = load("folder", data_dir=imagenet10_dir, image_size=64)
+    assert (images.train_count, images.test_count, images.num_classes) == (1300, 500, 10)
+    batch, _ = take(images.train_batches(64, seed=0), 1)[0]
+    assert 0.3 < batch.mean() < 0.6
+    assert np.bincount(labels_of(take(images.test_batches(100), 9))).tolist() == [50] * 10

@@ -1,0 +1,345 @@
+import dataclasses
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlqat_tf
+from dlqat_tf.training import data, stages
+from dlqat_tf.training.recipe import Recipe, read_recipe
+from dlqat_tf.training.results import read_history
+from dlqat_tf.training.stages import TrainingDiverged, run
+
+import tensorflow as tf  # isort: skip
+
+# 1437 digits of 8x8 pixels, a ResNet-18 of 4 to 32 channels: seconds an epoch.
+TINY = Recipe(
+    dataset="digits",
+    augment=("crop",),
+    width=4,
+    batch_size=64,
+    learning_rate=0.05,
+    reference_batch=64,
+    float_epochs=2,
+    epochs=2,
+    final_gain=0.15,
+    margin_warmup_epochs=1,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    recipe = dataclasses.replace(
+        TINY, width=8, float_epochs=3, epochs=4, output=tmp_path_factory.mktemp("runs") / "tiny"
+    )
+    return recipe, run(recipe)
+
+
+def test_run_writes_what_it_promises(finished):
+    recipe, result = finished
+    written = {path.name for path in recipe.output.iterdir()}
+    assert written >= {"model.keras", "best.keras", "curves.png", "result.json", "recipe.json"}
+    assert [(stage["name"], stage["epochs"]) for stage in result.stages] == [
+        ("float", 3),
+        ("quantized", 4),
+    ]
+    stored = json.loads((recipe.output / "result.json").read_text())
+    assert stored["accuracy"] == result.accuracy
+    assert stored["recipe"]["weight_bits"] == 1
+    assert stored["environment"]["versions"]["tensorflow"] == tf.__version__
+    assert stored["seconds"] > 0
+
+
+def test_headline_is_the_last_epoch_of_the_saved_model(finished):
+    recipe, result = finished
+    images = data.load("digits")
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    right = [
+        np.argmax(model.predict_on_batch(batch), axis=1) == labels
+        for batch, labels in images.test_batches(64)
+    ]
+    assert np.concatenate(right).mean() == pytest.approx(result.accuracy, abs=1e-6)
+    assert result.accuracy > 0.4  # chance is 0.1
+    assert result.best_accuracy >= result.accuracy
+
+
+def test_exported_files_compute_what_was_trained(finished, tmp_path):
+    recipe, _ = finished
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    batches = list(data.load("digits").test_batches(64).as_numpy_iterator())
+    images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+    for write in (dlqat_tf.export.to_tflite, dlqat_tf.export.to_lce):
+        path = tmp_path / f"{write.__name__}.tflite"
+        write(model, path)
+        snapped = tf.keras.models.load_model(path.with_suffix(".snapped.keras"))
+        report = dlqat_tf.export.parity(snapped, path, images, labels)
+        assert report.agreement["simulation_file"] == 100.0
+        assert report.first_diverging is None
+        assert report.agreement["keras_file"] >= 99.0  # 360 images: three of them
+        assert report.top1["file"] > 40.0
+
+
+def test_last_stage_has_the_widths_of_the_recipe(finished):
+    recipe, _ = finished
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    assert model.get_layer("stage2_block1_1_conv").kernel_quantizer.bits == 1
+    assert model.get_layer("stage2_block1_1_act").bits == 2
+    assert model.get_layer("stage2_block1_residual").bits == 8
+    assert isinstance(model.get_layer("head"), dlqat_tf.GaussianMixtureHead)
+    first = tf.keras.models.load_model(recipe.output / "float" / "last.keras")
+    assert first.get_layer("stage2_block1_1_conv").kernel_quantizer.bits == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": 1}, "only where a quantized stage follows"),
+        ({"float_stage": Path("nowhere")}, "with last.keras and history.csv in it"),
+        (
+            {"width": 4},
+            r"same head, stem, width and classes.*stem_conv/kernel.*\(3, 3, 1, 4\) here",
+        ),
+        ({"head": "linear"}, "same head, stem, width and classes.*head/bias is kept"),
+    ],
+)
+def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
+    recipe, _ = finished
+    values = dict(float_stage=recipe.output / "float", output=tmp_path / "run") | changes
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(recipe, **values))
+
+
+def test_parity_sweep(finished, tmp_path, monkeypatch, capsys):
+    recipe, result = finished
+    assert read_recipe(recipe.output) == recipe
+    script = Path(__file__).parents[2] / "benchmarks" / "parity_sweep.py"
+    report = tmp_path / "report.json"
+    arguments = [recipe.output, "--widths", 2, 2, "--steps", 3, "--binary", "--int4"]
+    arguments += ["--output", tmp_path / "sweep", "--json", report]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    for status in ((0, 1), (2,)):  # a second report is refused
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(script), run_name="__main__")
+        assert exit_.value.code in status
+    assert "--force" in capsys.readouterr().err
+    rows = json.loads(report.read_text())["rows"]
+    assert [(row["network"], row["file"]) for row in rows] == [
+        ("W2A2", "int8"),
+        ("W2A2", "binary"),
+        ("W2A2", "int4"),
+    ]
+    assert {row["simulation_file"] for row in rows} == {100.0}
+    assert len({row["bytes"] for row in rows}) == 3
+    trained = tmp_path / "sweep" / "W2A2"
+    assert read_recipe(trained).images_per_epoch == 3 * 64
+    assert json.loads((trained / "result.json").read_text())["float_accuracy"] == (
+        result.float_accuracy
+    )
+    assert not (trained / "float").exists()  # the run's own is where training started
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    recipe, result = finished
+    before = (recipe.output / "quantized" / "last.keras").stat().st_mtime_ns
+    again = run(recipe)
+    assert again.accuracy == result.accuracy
+    assert (recipe.output / "quantized" / "last.keras").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished):
+    recipe, _ = finished
+    with pytest.raises(ValueError, match=r"other settings: weight_bits \(there 1, here 4\)"):
+        run(dataclasses.replace(recipe, weight_bits=4))
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="it has other files"):
+        run(dataclasses.replace(TINY, output=tmp_path))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    recipe = dataclasses.replace(
+        TINY, head="linear", stages=1, learning_rate=1e38, momentum=0.0, output=tmp_path / "run"
+    )
+    with pytest.raises(TrainingDiverged, match="last good checkpoint: none yet"):
+        run(recipe)
+    assert not (recipe.output / "model.keras").exists()
+
+
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from dlqat_tf.training.stages import *;"
+        "run(Recipe(dataset='digits', augment=('crop',), width=4, stages=1, epochs=2, batch_size=8,"
+        "learning_rate=.05, reference_batch=64, output=Path(sys.argv[1])))"
+    )
+
+    def start(name):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / name)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    killed = start("killed")
+    history = tmp_path / "killed" / "quantized" / "history.csv"
+    backup = tmp_path / "killed" / "quantized" / "backup"
+    deadline = time.monotonic() + 240
+    while stages._completed_epochs(backup) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # 179 steps of the next epoch take seconds
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert len(read_history(history)) == 1
+    assert not (tmp_path / "killed" / "model.keras").exists()
+
+    assert start("killed").wait() == 0
+    assert start("whole").wait() == 0
+    weights = [
+        tf.keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        for name in ("killed", "whole")
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+    histories = [
+        [row["loss"] for row in read_history(tmp_path / name / "quantized/history.csv")]
+        for name in ("killed", "whole")
+    ]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_sixteen_bit_policies_train(tmp_path, precision):
+    recipe = dataclasses.replace(
+        TINY, stages=1, epochs=1, precision=precision, images_per_epoch=320, output=tmp_path / "run"
+    )
+    result = run(recipe)
+    assert np.isfinite(result.accuracy)
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    model = tf.keras.models.load_model(recipe.output / "model.keras")
+    assert model.get_layer("stage1_block1_1_conv").compute_dtype == precision.removeprefix("mixed_")
+    assert model.get_layer("stage1_block1_1_act").alpha.dtype == tf.float32
+
+
+def test_soft_labels_train(tmp_path):
+    recipe = dataclasses.replace(
+        TINY, augment=("mixup",), stages=1, epochs=1, output=tmp_path / "run"
+    )
+    assert 0 < run(recipe).accuracy <= 1
+
+
+def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
+    recipe = dataclasses.replace(
+        TINY, head="cosine", stages=1, epochs=1, images_per_epoch=130, output=tmp_path / "run"
+    )
+    run(recipe)
+    assert "1 epochs of 2 steps" in capsys.readouterr().out
+
+
+def test_learning_rate_scales_with_the_batch():
+    recipe = Recipe(learning_rate=0.2, reference_batch=768, batch_size=192)
+    assert recipe.peak_learning_rate() == pytest.approx(0.05)
+    assert recipe.peak_learning_rate(starts_random=False) == pytest.approx(0.05)
+
+
+def test_quantized_stage_can_have_its_own_learning_rate():
+    recipe = dataclasses.replace(TINY, head="linear", quantized_learning_rate=0.01)
+    images = data.load("digits")
+    peaks = []
+    for stage in stages._stages(recipe):
+        model = stages.build_model(recipe, images, stage)
+        stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+        peaks.append(float(model.optimizer._learning_rate(10)))
+    assert peaks == pytest.approx([0.05, 0.01])
+
+
+def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
+    recipe = dataclasses.replace(TINY, lr_warmup_epochs=1, head="linear")
+    stage = stages._stages(recipe)[0]
+    model = stages.build_model(recipe, data.load("digits"), stage)
+    stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+    rate = model.optimizer._learning_rate
+    assert float(rate(0)) == 0.0
+    assert float(rate(5)) == pytest.approx(0.025)
+    assert float(rate(10)) == pytest.approx(0.05)
+    assert float(rate(15)) == pytest.approx(0.025)
+    assert float(rate(20)) == pytest.approx(0.0, abs=1e-9)
+
+
+def compiled(**changes):
+    recipe = dataclasses.replace(TINY, **changes)
+    stage = stages._stages(recipe)[0]
+    model = stages.build_model(recipe, data.load("digits"), stage)
+    stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+    return model
+
+
+def test_losses_have_the_margins_of_the_recipe():
+    loss = compiled(gml_alpha=0.3, likelihood_weight=0.1).loss
+    assert (loss.alpha, loss.likelihood_weight) == (0.3, 0.1)
+    loss = compiled(head="cosine", ams_margin=0.2, ams_scale=10.0).loss
+    assert (loss.margin, loss.scale) == (0.2, 10.0)
+
+
+def test_network_has_the_shape_and_seed_of_the_recipe():
+    model = compiled(stem="imagenet", width=8, final_gain=0.5, momentum=0.7)
+    assert model.get_layer("stem_conv").kernel.shape == (7, 7, 1, 8)
+    assert model.get_layer("stage4_block2_2_bn").gamma.numpy()[0] == 0.5
+    assert model.optimizer.momentum == 0.7
+    first, same, other = (
+        compiled(seed=seed).get_layer("stem_conv").get_weights()[0] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+
+def test_restart_deletes_a_run_of_other_settings(tmp_path):
+    recipe = dataclasses.replace(TINY, output=tmp_path / "run")
+    stages._claim_output(recipe)
+    (recipe.output / "model.keras").touch()
+    stages._claim_output(recipe)
+    assert (recipe.output / "model.keras").exists()
+    stages._claim_output(dataclasses.replace(recipe, weight_bits=4, restart=True))
+    assert not (recipe.output / "model.keras").exists()
+    assert json.loads((recipe.output / "recipe.json").read_text())["weight_bits"] == 4
+
+
+def test_weight_decay_is_on_kernels_only():
+    images = data.load("digits")
+    stage = stages._stages(TINY)[-1]
+    model = stages.build_model(TINY, images, stage)
+    decayed = [layer.name for layer in model.layers if layer.losses]
+    assert decayed == [layer.name for layer in model.layers if hasattr(layer, "kernel")]
+    kernel = model.get_layer("stem_conv").kernel.latent_variable.numpy()
+    with tf.GradientTape() as tape:
+        penalty = model.get_layer("stem_conv").losses[0]
+    gradient = tape.gradient(penalty, model.get_layer("stem_conv").trainable_weights)[0]
+    np.testing.assert_allclose(gradient, TINY.weight_decay * kernel, rtol=1e-6)
+    none = stages.build_model(dataclasses.replace(TINY, weight_decay=0.0), images, stage)
+    assert not none.losses
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs of at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate to be finite and not negative"),
+        ({"quantized_learning_rate": -1.0}, "quantized_learning_rate to be finite"),
+        ({"images_per_epoch": 3}, r"at least one batch \(64\)"),
+        ({"weight_bits": 9}, "bits=9"),
+        ({"batch_size": 5000}, "batch_size from 1 to 1437"),
+        ({"train_size": 3}, "train_size from 10"),
+    ],
+)
+def test_bad_settings_fail_before_anything_is_written(tmp_path, change, message):
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(TINY, output=output, **change))
+    assert not output.exists()
