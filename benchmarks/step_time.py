@@ -6,7 +6,7 @@ several processes per configuration (the allocator's peaks scatter): of the whol
 what it holds before there is a network.
 
     python benchmarks/step_time.py
-    python benchmarks/step_time.py --stem imagenet --batch-size 128
+    python benchmarks/step_time.py --stem imagenet --batch-size 128 --precision mixed_bfloat16
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class Settings:
     """Height and width of the images in pixels."""
     batch_size: int = 64
     """Images per step."""
+    residual_bits: int | None = 8
+    """Bits of both inputs of a residual add; 8 is what every recipe trains, None adds in float."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Keras policy of all networks, the reference included."""
     repeats: int = 15
     """Turns that each configuration takes."""
     steps: int = 2
@@ -66,6 +70,7 @@ def stepper(settings: Settings, name: str):
 
     import dlqat_tf
 
+    tf.keras.mixed_precision.set_global_policy(settings.precision)
     weight_bits, activation_bits = widths(name)
     size = settings.image_size
     model = dlqat_tf.resnet18(
@@ -75,6 +80,7 @@ def stepper(settings: Settings, name: str):
         activation_bits,
         stem=settings.stem,
         width=settings.width,
+        residual_bits=None if name == "float" else settings.residual_bits,
         kernel_regularizer=tf.keras.regularizers.L2(2e-5),
     )
     model.compile(
@@ -140,7 +146,8 @@ def main() -> None:
     reference = settings.configurations[0]
     table = Table(
         title=f"ResNet-18 training step, {settings.stem} stem, width {settings.width}, "
-        f"{settings.image_size} px, batch {settings.batch_size}, one core, CPU time"
+        f"{settings.image_size} px, batch {settings.batch_size}, residual bits "
+        f"{settings.residual_bits}, {settings.precision}, one core, CPU time"
     )
     for heading in ("network", "images/s", f"time over {reference}", "quartiles", "peak MB"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
