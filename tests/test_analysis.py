@@ -1,0 +1,105 @@
+"""Clusters with known values, and what a network's classifier reads."""
+
+import numpy as np
+import pytest
+
+import dlqat_tf
+from dlqat_tf.analysis import cluster_statistics, delta_p, embed, features, per_class
+
+import tensorflow as tf  # isort: skip
+
+# Around (0, 0), (6, 0) and (0, 8): each class mean is its centre, every point is 1 away from it,
+# and the fifth lies on it, so the mean squared distance is 4 / 5.
+CROSS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]], np.float32)
+CENTRES = np.array([[0, 0], [6, 0], [0, 8]], np.float32)
+POINTS = np.concatenate([CROSS + centre for centre in CENTRES])
+LABELS = np.repeat([7, 3, 5], 5)  # classes need not be numbered from zero
+
+
+def test_statistics_of_three_crosses():
+    result = cluster_statistics(POINTS, LABELS)
+    assert (result.images, result.classes) == (15, 3)
+    assert result.intra_class_variance == pytest.approx(0.8)
+    assert result.smallest_distance == pytest.approx(6)
+    assert result.mean_distance == pytest.approx((6 + 8 + 10) / 3)
+    assert result.separation == pytest.approx(8 / np.sqrt(0.8))
+    assert result.probe_accuracy == 1.0
+
+
+def test_separation_ignores_the_scale_of_the_features():
+    small, large = cluster_statistics(POINTS, LABELS), cluster_statistics(100 * POINTS, LABELS)
+    assert large.separation == pytest.approx(small.separation)
+    assert large.intra_class_variance == pytest.approx(1e4 * small.intra_class_variance)
+
+
+def test_probe_cannot_separate_one_cluster():
+    generator = np.random.default_rng(0)
+    points, labels = generator.normal(size=(200, 2)), np.arange(200) % 2
+    assert 0.3 < cluster_statistics(points, labels).probe_accuracy < 0.7
+
+
+def test_probe_folds_follow_the_seed():
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    points = generator.normal(size=(200, 2)) + labels[:, None]
+    found = {cluster_statistics(points, labels, seed=seed).probe_accuracy for seed in range(5)}
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "message"),
+    [
+        (POINTS[:, 0], LABELS, r"\(images, features\)"),
+        (POINTS, LABELS[1:], r"Received: \(15, 2\) and \(14,\)"),
+        (POINTS * np.nan, LABELS, "finite"),
+        (POINTS[:-1], LABELS[:-1], "the smallest with 4"),
+        (POINTS[:5], LABELS[:5], "two classes"),
+    ],
+)
+def test_statistics_refuse(points, labels, message):
+    with pytest.raises(ValueError, match=message):
+        cluster_statistics(points, labels)
+
+
+def test_report_reads_as_table_and_json():
+    result = cluster_statistics(POINTS, LABELS)
+    assert '"probe_accuracy": 1.0' in result.to_json()
+    assert [column.header for column in result.tables()[0].columns][-1] == "linear probe"
+
+
+def test_delta_p_is_the_papers_equation_6():
+    assert delta_p(73.6, 71.3) == pytest.approx(2.3)
+
+
+def test_features_are_what_the_head_reads():
+    model = dlqat_tf.resnet18(4, (8, 8, 3), 1, 2, width=2)
+    images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+    found = features(model, images, batch_size=2)
+    assert found.shape == (5, 16)
+    np.testing.assert_allclose(
+        model.get_layer("head")(found), model.predict(images, verbose=0), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_features_refuse_a_model_without_a_classifier():
+    model = tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Softmax(name="end")])
+    with pytest.raises(ValueError, match="Received: Softmax 'end'"):
+        features(model, np.zeros((1, 4)))
+
+
+def test_per_class_takes_the_first_of_each_class():
+    labels = np.array([1, 0, 1, 1, 0, 0])
+    assert per_class(labels, 2).tolist() == [1, 4, 0, 2]
+    with pytest.raises(ValueError, match="3 of class 0, count=4"):
+        per_class(labels, 4)
+
+
+def test_embedding_keeps_clusters_apart():
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    points = generator.normal(size=(40, 8)) + 50 * labels[:, None]
+    first = embed(points, perplexity=5, iterations=300)
+    assert first.shape == (40, 2)
+    assert cluster_statistics(first, labels).separation > 1
+    assert not np.allclose(first, embed(points, perplexity=5, iterations=250))
+    assert not np.allclose(first, embed(points, perplexity=9, iterations=300))
