@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import larq as lq
 import numpy as np
@@ -132,8 +133,9 @@ print([float(part) for part in model.layers[1].alpha.values])
 
 
 def test_on_every_replica_of_a_distribution_strategy():
+    root = Path(__file__).parents[2]
     arguments = [sys.executable, "-c", TWO_REPLICAS]
-    run = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    run = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root)
     assert run.stdout.splitlines()[-1:] == ["[2.0, 2.0]"], run.stderr
 
 
