@@ -76,31 +76,7 @@ class _MarginLoss(tf.keras.losses.Loss):
     def call(self, y_true, y_pred):
         self._check_head(y_pred)
         logits = tf.cast(tf.convert_to_tensor(y_pred), tf.float32)
-        labels = tf.convert_to_tensor(y_true)
-        classes = logits.shape[-1]
-        if labels.shape.rank == 2 and labels.shape[1] == 1 and classes != 1:
-            labels = labels[:, 0]
-        is_soft = labels.shape.rank == 2 and labels.shape[1] == classes
-        if labels.shape.rank != 1 and not is_soft:
-            raise ValueError(
-                f"{self.name} expected labels of shape (batch,), (batch, 1) or "
-                f"(batch, {classes}). Received: shape {labels.shape}."
-            )
-        labels = tf.cast(labels, tf.float32 if is_soft else tf.int32)
-        if is_soft:
-            sums = tf.reduce_sum(labels, axis=1)
-            right_labels = (
-                tf.reduce_all(tf.abs(sums - 1.0) < 1e-3),
-                f"{self.name} expected soft labels that sum to 1 for each image. Received sums",
-                sums,
-            )
-        else:
-            # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
-            right_labels = (
-                tf.reduce_all((labels >= 0) & (labels < classes)),
-                f"{self.name} expected labels from 0 to {classes - 1}. Received labels",
-                labels,
-            )
+        labels, right_labels = self._labels(tf.convert_to_tensor(y_true), logits.shape[-1])
         right_predictions = (
             self.in_range(logits) | tf.reduce_any(tf.math.is_nan(logits)),
             f"{self._expectation} Received predictions",
@@ -109,6 +85,30 @@ class _MarginLoss(tf.keras.losses.Loss):
         logits = _require(logits, right_predictions, right_labels)
         return margin_cross_entropy(labels, *self.logits_and_targets(logits)) + self.penalty(
             labels, logits
+        )
+
+    def _labels(self, labels: tf.Tensor, classes: int) -> tuple:
+        """Return integers (batch,) or a distribution (batch, classes), and what `_require` asks."""
+        if labels.shape.rank == 2 and labels.shape[1] == 1 and classes != 1:
+            labels = labels[:, 0]
+        if labels.shape.rank == 2 and labels.shape[1] == classes:
+            labels = tf.cast(labels, tf.float32)
+            sums = tf.reduce_sum(labels, axis=1)
+            sum_to_1 = f"{self.name} expected soft labels that sum to 1 for each image."
+            is_right = tf.reduce_all(tf.abs(sums - 1.0) < 1e-3)
+            return labels, (is_right, f"{sum_to_1} Received sums", sums)
+        if labels.shape.rank != 1:
+            raise ValueError(
+                f"{self.name} expected labels of shape (batch,), (batch, 1) or "
+                f"(batch, {classes}). Received: shape {labels.shape}."
+            )
+        whole = tf.cast(labels, tf.int32)
+        # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
+        are_classes = (whole >= 0) & (whole < classes) & (tf.cast(whole, labels.dtype) == labels)
+        return whole, (
+            tf.reduce_all(are_classes),
+            f"{self.name} expected labels from 0 to {classes - 1}, whole numbers. Received labels",
+            labels if labels.dtype.is_floating else whole,
         )
 
     def _check_head(self, predictions) -> None:

@@ -111,7 +111,7 @@ def test_no_margin_is_cross_entropy():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32, np.float16])
 def test_every_form_of_hard_labels(loss, dtype):
     values, labels = predictions(loss), np.array([0, 2, 1, 1])
     expected = np.mean([reference(loss, *pair) for pair in zip(labels, values, strict=True)])
@@ -264,10 +264,16 @@ def test_soft_labels_that_do_not_sum_to_1(loss, shares):
     assert np.isfinite(loss(np.float32([[0.5, 0.4995, 0]]), predictions(loss, batch=1)))
 
 
+@pytest.mark.parametrize("labels", [[0.0, 0.5], np.int64([0, 2**32])])
+def test_labels_that_are_no_classes(labels):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="labels from 0 to 2, whole numbers"):
+        GMLoss()(labels, predictions(GMLoss(), batch=2))
+
+
 def test_the_sentence_of_an_eager_check():
     with pytest.raises(
         tf.errors.InvalidArgumentError,
-        match=r"^gm_loss expected labels from 0 to 2\. Received labels from -1 to 4\.$",
+        match=r"^gm_loss expected labels from 0 to 2, whole .*\. Received labels from -1 to 4\.$",
     ):
         GMLoss()([0, -1, 4], np.zeros((3, 3), np.float32))
 
