@@ -44,7 +44,7 @@ class Head(tf.keras.layers.Dense):
     """
 
     has_bias = False
-    outputs: str | None = None  # what they are, where a loss has to know it
+    gives: str | None = None  # what the outputs are, where a loss has to know it
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class LinearHead(Head):
     """
 
     has_bias = True
-    outputs = "logits"
+    gives = "logits"
 
     def make_quantizer(self, bits):
         return SATWeights(bits, scale_adjust=True)
@@ -198,7 +198,7 @@ class CosineHead(Head):
         kernel_regularizer: Optional Keras regularizer of the latent kernel.
     """
 
-    outputs = "cosines"
+    gives = "cosines"
 
     def make_quantizer(self, bits):
         return SATWeights(bits)
@@ -235,7 +235,7 @@ class GaussianMixtureHead(Head):
         kernel_regularizer: Optional Keras regularizer of the latent means.
     """
 
-    outputs = "negated distances"
+    gives = "negated distances"
 
     def __init__(self, units: int, weight_bits: int | None = 8, kernel_initializer=None, **kwargs):
         if kernel_initializer is None:

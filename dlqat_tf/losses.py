@@ -66,7 +66,7 @@ class _MarginLoss(tf.keras.losses.Loss):
     """
 
     head: str  # the class of this package whose outputs these are
-    expects: str  # what its `outputs` say
+    expects: str  # what that head gives
     bounds: str
 
     def __init__(self, reduction, name: str):
@@ -113,9 +113,9 @@ class _MarginLoss(tf.keras.losses.Loss):
 
     def _check_head(self, predictions) -> None:
         head = head_of(predictions)
-        if head is not None and head.outputs not in (None, self.expects):
+        if head is not None and head.gives not in (None, self.expects):
             raise ValueError(
-                f"{self._expectation} Received: the {head.outputs} of {head.name!r} "
+                f"{self._expectation} Received: the {head.gives} of {head.name!r} "
                 f"({type(head).__name__})."
             )
 

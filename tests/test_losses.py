@@ -331,7 +331,7 @@ def test_another_head_is_refused_wherever_the_model_came_from(tmp_path):
 
 def test_layers_and_heads_of_the_users_own_are_judged_by_their_values():
     class Mine(CosineHead):
-        outputs = None
+        gives = None
 
     negated = tf.keras.layers.Lambda(lambda cosines: cosines - 2.0)
     for layers in ([Mine(3), negated], [CosineHead(3), negated], [tf.keras.layers.Dense(3)]):
