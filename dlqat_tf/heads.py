@@ -44,6 +44,7 @@ class Head(tf.keras.layers.Dense):
     """
 
     has_bias = False
+    gives: str | None = None  # what the outputs are, where a loss has to know it
 
     def __init__(
         self,
@@ -124,7 +125,9 @@ class Head(tf.keras.layers.Dense):
         self.kernel.precision = self.kernel_quantizer.precision if self.kernel_quantizer else 32
 
     def call(self, inputs):
-        return self.logits(tf.cast(inputs, tf.float32), self._quantized_kernel())
+        logits = self.logits(tf.cast(inputs, tf.float32), self._quantized_kernel())
+        logits._dlqat_head = self  # for `head_of`
+        return logits
 
     def get_config(self):
         return {
@@ -138,6 +141,15 @@ class Head(tf.keras.layers.Dense):
     def _quantized_kernel(self) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
         return kernel if self.kernel_quantizer is None else self.kernel_quantizer(kernel)
+
+
+def head_of(predictions: tf.Tensor) -> Head | None:
+    """Return the head whose very output this tensor is, where that is known.
+
+    Known also while a training step is traced, so a loss can refuse another head before any step,
+    whatever compiles it.
+    """
+    return getattr(predictions, "_dlqat_head", None)
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
@@ -157,6 +169,7 @@ class LinearHead(Head):
     """
 
     has_bias = True
+    gives = "logits"
 
     def make_quantizer(self, bits):
         return SATWeights(bits, scale_adjust=True)
@@ -184,6 +197,8 @@ class CosineHead(Head):
         kernel_initializer: Keras initializer of the latent kernel, class vectors in its columns.
         kernel_regularizer: Optional Keras regularizer of the latent kernel.
     """
+
+    gives = "cosines"
 
     def make_quantizer(self, bits):
         return SATWeights(bits)
@@ -219,6 +234,8 @@ class GaussianMixtureHead(Head):
         kernel_initializer: Keras initializer of the means, one per column.
         kernel_regularizer: Optional Keras regularizer of the latent means.
     """
+
+    gives = "negated distances"
 
     def __init__(self, units: int, weight_bits: int | None = 8, kernel_initializer=None, **kwargs):
         if kernel_initializer is None:

@@ -7,6 +7,11 @@ softmax, so that training has to separate the classes by more than arg-max needs
 
 The predictions they are given are the logits themselves, without a margin, so accuracy metrics and
 deployed files need to know nothing about the loss.
+
+Both check what they are given: the head when a step is traced, labels and predictions in every
+batch. XLA (``jit_compile=True``) drops assertions; a batch that would have failed one has a loss of
+NaN there and changes no weight. The same batch outside the compiled step says what is wrong:
+``loss(labels, model(images))``.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import math
 from numbers import Real
 
 import tensorflow as tf
+
+from dlqat_tf.heads import head_of
 
 
 def margin_cross_entropy(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
@@ -50,48 +57,77 @@ def margin_cross_entropy(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tenso
 
 
 class _MarginLoss(tf.keras.losses.Loss):
-    """Label handling and the margin's ramp, shared by both losses."""
+    """Checks, label handling and the margin's ramp, shared by both losses.
+
+    Attributes:
+        ramp: Share of the margin in force. It is 1 but for the training steps that
+            :class:`MarginWarmup` runs, so nothing that is measured or saved between them depends on
+            a warm-up.
+    """
+
+    head: str  # the class of this package whose outputs these are
+    expects: str  # what that head gives
+    bounds: str
 
     def __init__(self, reduction, name: str):
         super().__init__(reduction=reduction, name=name)
         self.ramp = tf.Variable(1.0, trainable=False, name=f"{name}_ramp")
 
     def call(self, y_true, y_pred):
+        self._check_head(y_pred)
         logits = tf.cast(tf.convert_to_tensor(y_pred), tf.float32)
-        labels = tf.convert_to_tensor(y_true)
-        classes = logits.shape[-1]
-        if labels.shape.rank == 2 and labels.shape[1] == 1 and classes != 1:
-            labels = labels[:, 0]
-        is_soft = labels.shape.rank == 2 and labels.shape[1] == classes
-        if labels.shape.rank != 1 and not is_soft:
-            raise ValueError(
-                f"{self.name} expected labels of shape (batch,), (batch, 1) or "
-                f"(batch, {classes}). Received: shape {labels.shape}."
-            )
-        labels = tf.cast(labels, tf.float32 if is_soft else tf.int32)
-        checks = self.check_predictions(logits)
-        if is_soft:
-            sums = tf.reduce_sum(labels, axis=1)
-            checks += _require(
-                tf.reduce_all(tf.abs(sums - 1.0) < 1e-3),
-                f"{self.name} expected soft labels that sum to 1 for each image. Received sums",
-                sums,
-            )
-        else:
-            # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
-            checks += _require(
-                tf.reduce_all((labels >= 0) & (labels < classes)),
-                f"{self.name} expected labels from 0 to {classes - 1}. Received labels",
-                labels,
-            )
-        with tf.control_dependencies(checks):
-            logits = tf.identity(logits)
+        labels, right_labels = self._labels(tf.convert_to_tensor(y_true), logits.shape[-1])
+        right_predictions = (
+            self.in_range(logits) | tf.reduce_any(tf.math.is_nan(logits)),
+            f"{self._expectation} Received predictions",
+            logits,
+        )
+        logits = _require(logits, right_predictions, right_labels)
         return margin_cross_entropy(labels, *self.logits_and_targets(logits)) + self.penalty(
             labels, logits
         )
 
-    def check_predictions(self, predictions: tf.Tensor) -> list:
-        """Return assertions that the predictions come from the right head."""
+    def _labels(self, labels: tf.Tensor, classes: int) -> tuple:
+        """Return integers (batch,) or a distribution (batch, classes), and what `_require` asks."""
+        if labels.shape.rank == 2 and labels.shape[1] == 1 and classes != 1:
+            labels = labels[:, 0]
+        if labels.shape.rank == 2 and labels.shape[1] == classes:
+            labels = tf.cast(labels, tf.float32)
+            sums = tf.reduce_sum(labels, axis=1)
+            sum_to_1 = f"{self.name} expected soft labels that sum to 1 for each image."
+            is_right = tf.reduce_all(tf.abs(sums - 1.0) < 1e-3)
+            return labels, (is_right, f"{sum_to_1} Received sums", sums)
+        if labels.shape.rank != 1:
+            raise ValueError(
+                f"{self.name} expected labels of shape (batch,), (batch, 1) or "
+                f"(batch, {classes}). Received: shape {labels.shape}."
+            )
+        whole = tf.cast(labels, tf.int32)
+        # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
+        are_classes = (whole >= 0) & (whole < classes) & (tf.cast(whole, labels.dtype) == labels)
+        return whole, (
+            tf.reduce_all(are_classes),
+            f"{self.name} expected labels from 0 to {classes - 1}, whole numbers. Received labels",
+            labels if labels.dtype.is_floating else whole,
+        )
+
+    def _check_head(self, predictions) -> None:
+        head = head_of(predictions)
+        if head is not None and head.gives not in (None, self.expects):
+            raise ValueError(
+                f"{self._expectation} Received: the {head.gives} of {head.name!r} "
+                f"({type(head).__name__})."
+            )
+
+    @property
+    def _expectation(self) -> str:
+        return (
+            f"{self.name} expected {self.expects} {self.bounds}: end the model with "
+            f"dlqat_tf.{self.head}."
+        )
+
+    def in_range(self, predictions: tf.Tensor) -> tf.Tensor:
+        """Return whether all predictions are what the right head could give."""
         raise NotImplementedError
 
     def logits_and_targets(self, predictions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -103,12 +139,25 @@ class _MarginLoss(tf.keras.losses.Loss):
         return 0.0
 
 
-def _require(condition: tf.Tensor, message: str, values: tf.Tensor) -> list:
-    """Return control dependencies that stop training with ``message`` unless ``condition``."""
-    check = tf.debugging.Assert(
-        condition, [message, "from", tf.reduce_min(values), "to", tf.reduce_max(values)]
-    )
-    return [] if check is None else [check]  # eager execution has raised by now
+def _require(logits: tf.Tensor, *requirements: tuple[tf.Tensor, str, tf.Tensor]) -> tf.Tensor:
+    """Return ``logits``, in a graph that stops with a message unless all requirements hold.
+
+    Args:
+        logits: What the loss is computed from.
+        requirements: Whether each holds, the message where it does not, and the values that decide.
+    """
+    assertions = []
+    for holds, message, values in requirements:
+        lowest, highest = tf.reduce_min(values), tf.reduce_max(values)
+        if not tf.executing_eagerly():
+            data = [message, "from", lowest, "to", highest]
+            assertions.append(tf.debugging.Assert(holds, data))
+        elif not holds:
+            sentence = f"{message} from {lowest.numpy()} to {highest.numpy()}."
+            raise tf.errors.InvalidArgumentError(None, None, sentence)
+    with tf.control_dependencies(assertions):
+        # Where XLA drops the assertions, NaN shows in the loss, while no gradient passes.
+        return tf.where(tf.reduce_all([holds for holds, *_ in requirements]), logits, math.nan)
 
 
 def _check_number(name: str, value: float, *, lowest: float, exclusive: bool = False) -> float:
@@ -145,10 +194,16 @@ class AMSLoss(_MarginLoss):
         (batch, classes), any float dtype; computed in float32.
 
     Raises:
-        ValueError: ``margin`` or ``scale`` is out of range, or labels have another shape.
-        tf.errors.InvalidArgumentError: At the first batch, when predictions leave [-1, 1] or labels
-            leave [0, classes). Not under XLA (``jit_compile=True``), which drops assertions.
+        ValueError: ``margin`` or ``scale`` is out of range; when the first step is traced, the
+            predictions are those of another head or labels have another shape.
+        tf.errors.InvalidArgumentError: At the first batch, when predictions leave [-1, 1], labels
+            leave [0, classes) or soft ones do not sum to 1. Under XLA (``jit_compile=True``), which
+            drops assertions, the loss is NaN instead.
     """
+
+    head = "CosineHead"
+    expects = "cosines"
+    bounds = "in [-1, 1]"
 
     def __init__(
         self,
@@ -161,13 +216,8 @@ class AMSLoss(_MarginLoss):
         self.margin = _check_number("margin", margin, lowest=0)
         self.scale = _check_number("scale", scale, lowest=0, exclusive=True)
 
-    def check_predictions(self, predictions):
-        return _require(
-            tf.reduce_all(tf.abs(predictions) <= 1.01) | tf.reduce_any(tf.math.is_nan(predictions)),
-            f"{self.name} expected cosines in [-1, 1]: end the model with "
-            "dlqat_tf.CosineHead. Received predictions",
-            predictions,
-        )
+    def in_range(self, predictions):
+        return tf.reduce_all(tf.abs(predictions) <= 1.01)
 
     def logits_and_targets(self, predictions):
         return self.scale * predictions, self.scale * (predictions - self.ramp * self.margin)
@@ -202,10 +252,16 @@ class GMLoss(_MarginLoss):
         half-distances (batch, classes), any float dtype; computed in float32.
 
     Raises:
-        ValueError: ``alpha`` or ``likelihood_weight`` is negative, or labels have another shape.
-        tf.errors.InvalidArgumentError: At the first batch, when predictions are positive or labels
-            leave [0, classes). Not under XLA (``jit_compile=True``), which drops assertions.
+        ValueError: ``alpha`` or ``likelihood_weight`` is negative; when the first step is traced,
+            the predictions are those of another head or labels have another shape.
+        tf.errors.InvalidArgumentError: At the first batch, when predictions are positive, labels
+            leave [0, classes) or soft ones do not sum to 1. Under XLA (``jit_compile=True``), which
+            drops assertions, the loss is NaN instead.
     """
+
+    head = "GaussianMixtureHead"
+    expects = "negated distances"
+    bounds = "of zero or below"
 
     def __init__(
         self,
@@ -218,13 +274,8 @@ class GMLoss(_MarginLoss):
         self.alpha = _check_number("alpha", alpha, lowest=0)
         self.likelihood_weight = _check_number("likelihood_weight", likelihood_weight, lowest=0)
 
-    def check_predictions(self, predictions):
-        return _require(
-            tf.reduce_all(predictions <= 0.0) | tf.reduce_any(tf.math.is_nan(predictions)),
-            f"{self.name} expected negated distances, zero or below: end the model with "
-            "dlqat_tf.GaussianMixtureHead. Received predictions",
-            predictions,
-        )
+    def in_range(self, predictions):
+        return tf.reduce_all(predictions <= 0.0)
 
     def logits_and_targets(self, predictions):
         return predictions, (1.0 + self.ramp * self.alpha) * predictions
@@ -245,10 +296,13 @@ class GMLoss(_MarginLoss):
 
 
 class MarginWarmup(tf.keras.callbacks.Callback):
-    """Ramps the margin of the model's loss linearly from 0 to its full value.
+    """Ramps the margin of the model's losses linearly from 0 to its full value.
 
     The share in force follows the optimizer's step counter, so a run that is resumed from a
-    checkpoint continues where it was, and one that was not resumed starts at 0.
+    checkpoint continues where it was, and one that was not resumed starts at 0. It is in force
+    while a training step runs and never else: validation, ``evaluate``, a saved model and a later
+    ``fit`` have the full margin, however this one ends. Callbacks that compare epochs should watch
+    ``val_loss``, since ``loss`` grows with the margin.
 
     >>> model.fit(images, labels, epochs=30, callbacks=[dlqat_tf.MarginWarmup(epochs=5)])
 
@@ -258,7 +312,7 @@ class MarginWarmup(tf.keras.callbacks.Callback):
 
     Raises:
         ValueError: ``epochs`` is negative or ``steps_per_epoch`` not above zero; at the start of
-            training, the loss has no margin, or the number of steps is not known.
+            training, no loss of the model has a margin, or the number of steps is not known.
     """
 
     def __init__(self, epochs: float, steps_per_epoch: int | None = None):
@@ -269,11 +323,10 @@ class MarginWarmup(tf.keras.callbacks.Callback):
         self.steps_per_epoch = steps_per_epoch
 
     def on_train_begin(self, logs=None):
-        loss = self.model.loss
-        if not isinstance(loss, _MarginLoss):
+        if not self._ramps():
             raise ValueError(
                 "MarginWarmup expected a model compiled with AMSLoss or GMLoss. "
-                f"Received: loss={loss!r}."
+                f"Received: loss={self.model.loss!r}."
             )
         if not (self.steps_per_epoch or self.params.get("steps")):
             raise ValueError(
@@ -283,4 +336,25 @@ class MarginWarmup(tf.keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         steps = self.epochs * (self.steps_per_epoch or self.params["steps"])
         done = float(self.model.optimizer.iterations.numpy())
-        self.model.loss.ramp.assign(min(1.0, done / steps) if steps else 1.0)
+        if done >= steps:
+            return
+        train_function = self.model.train_function
+
+        # Around the step itself, since no callback is told of a step that raises.
+        def at_this_share(iterator):
+            self.model.train_function = train_function
+            try:
+                self._assign(done / steps)
+                return train_function(iterator)
+            finally:
+                self._assign(1.0)
+
+        self.model.train_function = at_this_share
+
+    def _ramps(self) -> list[tf.Variable]:
+        losses = tf.nest.flatten(self.model.loss)  # one, or a list or dict of one per output
+        return [loss.ramp for loss in losses if isinstance(loss, _MarginLoss)]
+
+    def _assign(self, share: float) -> None:
+        for ramp in self._ramps():
+            ramp.assign(share)

@@ -22,6 +22,7 @@ import tensorflow_model_optimization as tfmot
 from dlqat_tf.convert.network import MOVING, POOLS, WIDTHS, Call, Network, Overrides
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import CGPACT, SATWeights, Unwrapped, unwrapped
+from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
 
 _api = tfmot.quantization.keras
 _layers = tf.keras.layers
@@ -118,7 +119,8 @@ class CGPACTTFMOT(_Quantizer):
         quantizer = self.larq_quantizer({})
         if quantizer.bits == 32:
             return {}
-        return {"alpha": layer.add_weight(f"{name}_alpha", **quantizer.alpha_settings)}
+        alpha = layer.add_weight(f"{name}_alpha", **quantizer.alpha_settings)
+        return {"alpha": exempt_from_weight_decay(alpha)}
 
     def get_config(self):
         return dict(self._config)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import AMSLoss, CosineHead, GaussianMixtureHead, GMLoss, MarginWarmup
+from dlqat_tf import AMSLoss, CosineHead, GaussianMixtureHead, GMLoss, LinearHead, MarginWarmup
 
 LOSSES = [AMSLoss(), GMLoss(), GMLoss(likelihood_weight=0.3), AMSLoss(0.2, 5.0), GMLoss(0.0)]
 Reduction = tf.keras.losses.Reduction
@@ -76,11 +76,18 @@ def test_golden_additive_margin():
 
 
 def test_golden_additive_margin_through_the_head():
-    total, from_features, _ = head_gradients(
+    total, from_features, from_kernel = head_gradients(
         CosineHead(3, None), [[1, 1, -1], [0, 1, 2]], [3.0, 4.0], AMSLoss(), 1
     )
     assert total == pytest.approx(0.265999, abs=2e-6)
     np.testing.assert_allclose(from_features, [[0.719110, -0.539332]], atol=1e-5)
+    # s (p_k - 1[k = y]) (f / |f| - cos_k w_k / |w_k|) / |w_k|: at right angles to each w_k
+    vectors, cosines = np.float64([[1, 0], [1, 1], [-1, 2]]), [0.6, 0.989949, 0.447214]
+    p = np.exp([18 - 19.198485, 0, 13.416408 - 19.198485])
+    outer = 30 * (p / p.sum() - [0, 1, 0])
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = (np.float64([0.6, 0.8]) - np.c_[cosines] * vectors / norms) / norms
+    np.testing.assert_allclose(tf.transpose(from_kernel), np.c_[outer] * expected, atol=1e-4)
 
 
 def test_defaults():
@@ -104,7 +111,7 @@ def test_no_margin_is_cross_entropy():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32, np.float16])
 def test_every_form_of_hard_labels(loss, dtype):
     values, labels = predictions(loss), np.array([0, 2, 1, 1])
     expected = np.mean([reference(loss, *pair) for pair in zip(labels, values, strict=True)])
@@ -194,9 +201,10 @@ def test_config_round_trip(loss, defaults):
     assert tf.keras.losses.deserialize(serialized).get_config() == config
 
 
-def network(head, loss, **settings):
+def network(head, loss, optimizer=None, jit=None, **settings):
     model = tf.keras.Sequential([tf.keras.Input((4,)), head])
-    model.compile(tf.keras.optimizers.SGD(0.0), loss, **settings)
+    optimizer = optimizer or tf.keras.optimizers.SGD(0.0)
+    model.compile(optimizer, loss, jit_compile=jit, **settings)
     return model
 
 
@@ -247,6 +255,94 @@ def test_predictions_out_of_range(loss, values):
 
 
 @pytest.mark.parametrize("loss", [AMSLoss(), GMLoss()])
+@pytest.mark.parametrize("shares", [[0.5, 0.4, 0.0], [1.0, 0.5, 0.5], [0.0, 0.0, 0.0]])
+def test_soft_labels_that_do_not_sum_to_1(loss, shares):
+    sentence = f"{loss.name} expected soft labels that sum to 1 for each image. Received sums from "
+    with pytest.raises(tf.errors.InvalidArgumentError, match=sentence):
+        loss(np.float32([[1, 0, 0], shares]), predictions(loss, batch=2))
+    # half of the last bit of 16-bit floats is no mistake
+    assert np.isfinite(loss(np.float32([[0.5, 0.4995, 0]]), predictions(loss, batch=1)))
+
+
+@pytest.mark.parametrize("labels", [[0.0, 0.5], np.int64([0, 2**32])])
+def test_labels_that_are_no_classes(labels):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="labels from 0 to 2, whole numbers"):
+        GMLoss()(labels, predictions(GMLoss(), batch=2))
+
+
+def test_the_sentence_of_an_eager_check():
+    with pytest.raises(
+        tf.errors.InvalidArgumentError,
+        match=r"^gm_loss expected labels from 0 to 2, whole .*\. Received labels from -1 to 4\.$",
+    ):
+        GMLoss()([0, -1, 4], np.zeros((3, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("head", "loss", "labels", "message"),
+    [
+        (GaussianMixtureHead, GMLoss(), [0, 3], "expected labels from 0 to 2"),
+        (CosineHead, AMSLoss(), [0, -1], "expected labels from 0 to 2"),
+        (CosineHead, AMSLoss(), [[0, 0, 1], [0, 1, 1]], "expected soft labels that sum to 1"),
+        (tf.keras.layers.Dense, GMLoss(), [0, 2], "expected negated distances of zero or below"),
+        (tf.keras.layers.Dense, AMSLoss(), [0, 2], r"expected cosines in \[-1, 1\]"),
+    ],
+)
+def test_under_xla_the_loss_is_nan_and_the_weights_stay(head, loss, labels, message):
+    settings = {} if head is not tf.keras.layers.Dense else {"kernel_initializer": "ones"}
+    model = network(head(3, **settings), loss, optimizer=tf.keras.optimizers.SGD(1.0), jit=True)
+    images, labels = np.ones((2, 4), np.float32), np.array(labels)
+    before = model.get_weights()
+    assert np.isnan(model.fit(images, labels, verbose=0).history["loss"]).all()
+    for now, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, old)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"^{loss.name} {message}"):
+        loss(labels, model(images))
+
+
+@pytest.mark.parametrize("settings", [{}, {"jit": True}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    ("head", "loss", "message"),
+    [
+        (GaussianMixtureHead, AMSLoss(), "ams_loss expected cosines .* Received: the negated dist"),
+        (LinearHead, AMSLoss(), r"dlqat_tf\.CosineHead\. Received: the logits of 'mine' \(Linear"),
+        (CosineHead, GMLoss(), r"gm_loss expected negated .*\.GaussianMixtureHead\. .* cosines of"),
+    ],
+)
+def test_the_outputs_of_another_head_are_refused_before_a_step(head, loss, message, settings):
+    model = network(head(3, name="mine"), loss, **settings)
+    with pytest.raises(ValueError, match=message):
+        model.fit(np.zeros((2, 4)), np.zeros(2), verbose=0)
+    assert model.optimizer.iterations == 0
+
+
+def test_another_head_is_refused_wherever_the_model_came_from(tmp_path):
+    inner = network(CosineHead(3), "mse")
+    inner.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    nested = tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(4), inner])
+    linear = tf.keras.layers.Activation("linear", dtype="float32")
+    ended = tf.keras.Sequential([tf.keras.Input((4,)), CosineHead(3), linear])
+    for model in (loaded, nested, ended):
+        model.compile("sgd", GMLoss())
+        with pytest.raises(ValueError, match="gm_loss expected negated distances"):
+            model.fit(np.zeros((2, 4)), np.zeros(2), verbose=0)
+
+
+def test_layers_and_heads_of_the_users_own_are_judged_by_their_values():
+    class Mine(CosineHead):
+        gives = None
+
+    negated = tf.keras.layers.Lambda(lambda cosines: cosines - 2.0)
+    for layers in ([Mine(3), negated], [CosineHead(3), negated], [tf.keras.layers.Dense(3)]):
+        model = tf.keras.Sequential([tf.keras.Input((4,)), *layers])
+        for variable in model.trainable_variables:
+            variable.assign(-tf.ones_like(variable))
+        model.compile("sgd", GMLoss())
+        assert np.isfinite(model.fit(np.ones((2, 4)), np.zeros(2), verbose=0).history["loss"])
+
+
+@pytest.mark.parametrize("loss", [AMSLoss(), GMLoss()])
 def test_nan_predictions_show_as_a_nan_loss(loss):
     assert np.isnan(loss([0], np.float32([[np.nan, -1, -1]])))
 
@@ -282,60 +378,153 @@ def test_scale_zero_is_no_loss_but_other_zeros_are_values():
 
 
 class Recorder(tf.keras.callbacks.Callback):
+    """Keeps the loss of each training step."""
+
     def __init__(self):
         super().__init__()
-        self.ramps = []
+        self.losses = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.reset_metrics()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.ramps.append(float(self.model.loss.ramp))
+        self.losses.append(logs["loss"])
 
 
-def fit(model, warmup, batches=2, **settings):
+IMAGES, LABELS = tf.ones((2, 4)), tf.constant([0, 2])
+
+
+def batches(count=2):
+    return tf.data.Dataset.from_tensors((IMAGES, LABELS)).repeat(count)
+
+
+def fit(model, *callbacks, count=2, **settings):
+    """Share of the margin that each step of a fit ran with."""
     recorder = Recorder()
-    data = tf.data.Dataset.from_tensors((tf.ones((2, 4)), tf.constant([0, 2])))
-    data = data.repeat(batches) if batches else data.repeat()
-    history = model.fit(data, callbacks=[warmup, recorder], verbose=0, **settings)
-    return recorder.ramps, history.history["loss"]
+    model.fit(batches(count), callbacks=[*callbacks, recorder], verbose=0, **settings)
+    return shares(model, recorder.losses)
 
 
-def test_warmup_is_a_linear_ramp():
-    ramps, _ = fit(network(CosineHead(3), AMSLoss()), MarginWarmup(2), epochs=3)
-    assert ramps == [0, 0.25, 0.5, 0.75, 1, 1]
+def shares(model, losses):
+    """Share of the margin behind each loss, of a model whose weights do not change."""
+    (loss,) = tf.nest.flatten(model.loss)
+    logits = model(IMAGES)
+    grid = np.arange(0, 1 + 1e-9, 1 / 16)
+
+    def at(share):
+        changed = {"margin": loss.margin} if isinstance(loss, AMSLoss) else {"alpha": loss.alpha}
+        changed = {name: value * share for name, value in changed.items()}
+        return float(type(loss).from_config({**loss.get_config(), **changed})(LABELS, logits))
+
+    curve = np.array([at(share) for share in grid])
+    assert (np.diff(curve) > 1e-4).all()
+    nearest = [int(np.abs(curve - loss).argmin()) for loss in losses]
+    np.testing.assert_allclose(losses, curve[nearest], 1e-5)
+    return grid[nearest].tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"jit": True}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    ("head", "loss"), [(GaussianMixtureHead, GMLoss(0.8)), (CosineHead, AMSLoss())]
+)
+def test_warmup_is_a_linear_ramp(head, loss, settings):
+    model = network(head(3), loss, **settings)
+    assert fit(model, MarginWarmup(2), epochs=3) == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 def test_warmup_of_half_an_epoch():
-    ramps, _ = fit(network(CosineHead(3), AMSLoss()), MarginWarmup(0.5), batches=4)
-    assert ramps == [0, 0.5, 1, 1]
+    model = network(CosineHead(3), AMSLoss())
+    assert fit(model, MarginWarmup(0.5), count=4) == [0, 0.5, 1, 1]
 
 
 def test_no_warmup():
-    assert fit(network(CosineHead(3), AMSLoss()), MarginWarmup(0))[0] == [1, 1]
+    assert fit(network(CosineHead(3), AMSLoss()), MarginWarmup(0)) == [1, 1]
 
 
 def test_warmup_follows_the_optimizer():
     model = network(GaussianMixtureHead(3), GMLoss())
     model.optimizer.iterations.assign(3)
-    assert fit(model, MarginWarmup(2), epochs=2)[0] == [0.75, 1, 1, 1]
+    assert fit(model, MarginWarmup(2), epochs=2) == [0.75, 1, 1, 1]
 
 
 def test_warmup_with_steps_per_epoch():
     model = network(GaussianMixtureHead(3), GMLoss())
-    assert fit(model, MarginWarmup(2, steps_per_epoch=4))[0] == [0, 0.125]
+    assert fit(model, MarginWarmup(2, steps_per_epoch=4)) == [0, 0.125]
 
 
-@pytest.mark.parametrize(
-    ("head", "create"),
-    [
-        (GaussianMixtureHead, lambda share: GMLoss(alpha=0.8 * share)),
-        (CosineHead, lambda share: AMSLoss(margin=0.4 * share)),
-    ],
-)
-def test_the_compiled_loss_uses_the_ramp(head, create):
-    model = network(head(3), create(1.0))
-    _, losses = fit(model, MarginWarmup(2), batches=1, epochs=3)
-    logits = model(tf.ones((2, 4)))
-    expected = [float(create(share)([0, 2], logits)) for share in (0, 0.5, 1)]
-    np.testing.assert_allclose(losses, expected, 1e-5)
+def test_warmup_with_several_steps_in_one_execution():
+    model = network(GaussianMixtureHead(3), GMLoss(), steps_per_execution=2)
+    assert fit(model, MarginWarmup(1), count=4) == [0, 0.5]
+
+
+def test_validation_is_at_the_full_margin():
+    model = network(CosineHead(3), AMSLoss())
+    history = model.fit(
+        batches(), epochs=4, validation_data=batches(), callbacks=[MarginWarmup(3)], verbose=0
+    ).history
+    full = float(AMSLoss()(LABELS, model(IMAGES)))
+    np.testing.assert_allclose(history["val_loss"], full, 1e-5)
+    assert history["loss"][0] < history["loss"][1] < full
+
+
+def test_a_fit_that_ends_inside_the_ramp_leaves_the_full_margin(tmp_path):
+    model = network(GaussianMixtureHead(3), GMLoss())
+    saved = tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
+    assert fit(model, saved, MarginWarmup(4)) == [0, 0.125]
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        assert shares(each, [each.evaluate(batches(), verbose=0)]) == [1]
+        assert fit(each, MarginWarmup(4)) == [0.25, 0.375]  # goes on
+        assert fit(each) == [1, 1]
+
+
+class Interrupt(tf.keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_fit_leaves_the_full_margin():
+    model = network(GaussianMixtureHead(3), GMLoss())
+    for callbacks in ([Interrupt(), MarginWarmup(4)], [MarginWarmup(4), Interrupt()]):
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, *callbacks)
+        assert shares(model, [model.evaluate(batches(), verbose=0)]) == [1]
+        assert fit(model) == [1, 1]
+
+
+def test_a_step_that_fails_leaves_the_full_margin():
+    model = network(GaussianMixtureHead(3), GMLoss())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="expected labels from 0 to 2"):
+        model.fit(np.ones((2, 4)), np.array([0, 3]), callbacks=[MarginWarmup(4)], verbose=0)
+    assert shares(model, [model.evaluate(batches(), verbose=0)]) == [1]
+    assert fit(model) == [1, 1]
+
+
+@pytest.mark.parametrize("container", [lambda loss: [loss], lambda loss: {"mine": loss}])
+def test_warmup_of_a_loss_in_a_list_or_dict(container, tmp_path):
+    model = network(GaussianMixtureHead(3, name="mine"), container(GMLoss()))
+    assert fit(model, MarginWarmup(2)) == [0, 0.25]
+    model.save(tmp_path / "model.keras")
+    assert fit(tf.keras.models.load_model(tmp_path / "model.keras"), MarginWarmup(2)) == [0.5, 0.75]
+
+
+def test_warmup_of_several_outputs():
+    inputs = tf.keras.Input((4,))
+    heads = [GaussianMixtureHead(3, name="a"), CosineHead(3, name="b"), LinearHead(3, name="c")]
+    model = tf.keras.Model(inputs, [head(inputs) for head in heads])
+    losses = {"a": GMLoss(), "b": AMSLoss(), "c": "mse"}
+    model.compile(tf.keras.optimizers.SGD(0.0), losses)
+    labels = {"a": LABELS, "b": LABELS, "c": tf.zeros((2, 3))}
+    data = tf.data.Dataset.from_tensors((IMAGES, labels))
+    first = model.fit(data, callbacks=[MarginWarmup(1)], verbose=0).history
+    second = model.fit(data, callbacks=[MarginWarmup(1)], verbose=0).history
+    outputs = model(IMAGES)
+    for name, index, create in (("a", 0, GMLoss), ("b", 1, AMSLoss)):
+        without, full = create(0.0), create()
+        np.testing.assert_allclose(first[f"{name}_loss"], without(LABELS, outputs[index]), 1e-5)
+        np.testing.assert_allclose(second[f"{name}_loss"], full(LABELS, outputs[index]), 1e-5)
+    assert first["c_loss"] == second["c_loss"]
 
 
 def test_warmup_needs_a_loss_with_a_margin():

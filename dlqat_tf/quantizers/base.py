@@ -16,6 +16,8 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
+
 
 @dataclass(frozen=True)
 class WeightGrid:
@@ -64,7 +66,10 @@ def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
 
 
 class _Quantizer(lq.quantizers.Quantizer):
-    """Float32 inside, whatever the global policy; the output has the input's dtype."""
+    """Float32 inside, whatever the global policy; the output has the input's dtype.
+
+    What a quantizer learns is no weight: optimizers do not decay it.
+    """
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -82,6 +87,9 @@ class _Quantizer(lq.quantizers.Quantizer):
     def precision(self) -> int:
         """Bit width, under the name by which Larq looks for it."""
         return self.bits
+
+    def add_weight(self, *args, **kwargs):
+        return exempt_from_weight_decay(super().add_weight(*args, **kwargs))
 
     def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)

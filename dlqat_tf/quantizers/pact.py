@@ -53,9 +53,9 @@ class CGPACT(ActivationQuantizer):
 
     32 bits are a plain ReLU (the identity when signed) without ``alpha``.
 
-    ``alpha`` is one float32 scalar per quantizer. It stays at or above 0.001, and no weight decay
-    applies to it unless ``alpha_regularizer`` is given. An optimizer with decay of its own needs
-    ``optimizer.exclude_from_weight_decay(var_names=["alpha"])``.
+    ``alpha`` is one float32 scalar per quantizer. It stays at or above 0.001, and the weight decay
+    of Keras's optimizers (``AdamW``, ``SGD(weight_decay=...)``) leaves it alone; to decay it, give
+    an ``alpha_regularizer``.
 
     Args:
         bits: 1 to 8 (2 to 8 when signed), or 32.

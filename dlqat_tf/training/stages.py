@@ -200,6 +200,8 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
     train = images.train_batches(
         recipe.batch_size, seed=recipe.seed, first_epoch=first_epoch, augment=recipe.augment
     ).skip(skipped)
+    if model.jit_compile:
+        _check_first_batch(model, train)
     test = images.test_batches(recipe.batch_size)
     if soft_labels:
         test = test.map(lambda image, label: (image, tf.one_hot(label, images.num_classes)))
@@ -269,6 +271,15 @@ def _compile(recipe, stage, model, steps: int, soft_labels: bool) -> None:
         jit_compile=bool(tf.config.list_physical_devices("GPU")),
     )
     model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its slots
+
+
+def _check_first_batch(model: tf.keras.Model, batches: tf.data.Dataset) -> None:
+    """Let the loss see one batch outside the compiled step, where its checks can speak."""
+    images, labels = next(iter(batches))
+    try:
+        model.loss(labels, model(images, training=False))
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(f"The first batch of training is wrong: {error.message}") from None
 
 
 class _StopWhenNotFinite(tf.keras.callbacks.Callback):

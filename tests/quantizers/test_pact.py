@@ -152,16 +152,6 @@ def test_weight_decay():
     assert float(loss) == pytest.approx(0.01 * 2.0**2)
 
 
-@pytest.mark.parametrize(("excluded", "expected"), [(["alpha"], 2.0), ([], 1.0)])
-def test_decay_of_the_optimizer_is_excluded_by_name(excluded, expected):
-    model = network(2.0)
-    optimizer = tf.keras.optimizers.SGD(0.5, weight_decay=1.0)
-    optimizer.exclude_from_weight_decay(var_names=excluded)
-    optimizer.build(model.trainable_variables)
-    optimizer.apply_gradients([(tf.constant(0.0), model.layers[0].alpha)])
-    assert model.layers[0].alpha.numpy() == expected
-
-
 @pytest.mark.parametrize("trainable", [True, False])
 def test_alpha_is_saved_with_the_model(tmp_path, trainable):
     model = network(signed=True, alpha_regularizer="l2")

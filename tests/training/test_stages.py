@@ -300,6 +300,19 @@ def test_network_has_the_shape_and_seed_of_the_recipe():
     assert (first != other).any()
 
 
+def test_the_first_batch_of_a_compiled_step_is_checked_outside_of_it(tmp_path, monkeypatch):
+    gpu = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpu)
+    digits = data.load("digits")
+    wrong = tf.data.Dataset.from_tensors((tf.zeros((4, 8, 8, 1)), [0, 1, 2, 10]))
+    monkeypatch.setattr(type(digits), "train_batches", lambda *_, **__: wrong)
+    stage = stages._stages(TINY)[0]
+    model = stages.build_model(TINY, digits, stage)
+    with pytest.raises(ValueError, match=r"first batch .* labels from 0 to 9.* from 0 to 10"):
+        stages._fit(TINY, digits, stage, model, tmp_path)
+    assert model.optimizer.iterations == 0
+
+
 def test_restart_deletes_a_run_of_other_settings(tmp_path):
     recipe = dataclasses.replace(TINY, output=tmp_path / "run")
     stages._claim_output(recipe)
