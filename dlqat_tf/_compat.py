@@ -59,6 +59,18 @@ def require_legacy_keras() -> None:
         tf.__path__.insert(0, legacy)
 
 
+def is_keras_3(thing: object) -> bool:
+    """Return whether an object is of a class of Keras 3, or of one made from it."""
+    return any(base.__module__.split(".")[0] == "keras" for base in type(thing).__mro__)
+
+
+def calling_layer():
+    """Return the Keras layer whose call is running, innermost first, or None outside of any."""
+    from tf_keras.src.engine import base_layer_utils
+
+    return base_layer_utils.call_context().layer
+
+
 def tflite_interpreter(
     model: str | Path | bytes, *, num_threads: int = 1, xnnpack: bool = True, allocate: bool = True
 ):
