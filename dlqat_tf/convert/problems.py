@@ -20,6 +20,7 @@ from dlqat_tf.convert.report import ConversionError
 
 _layers = tf.keras.layers
 
+_GATES = ("sigmoid", "hard_sigmoid", "softmax")  # a ReLU would be no replacement
 _RELU = "ReLU and ReLU6 have: put one there and train the float model on"
 _PREPARE = "prepare images outside of the model, or by Rescaling(1 / 255) directly after the input"
 _ADVICE = {
@@ -55,14 +56,14 @@ def no_form(network, call) -> Problem | None:
                 "rebuild them as tf.keras.Model(inputs, outputs)",
             )
         if kind is _layers.Activation:
-            return _no_form_of(activation_name(layer.activation), _RELU)
+            return _no_form_of_activation(layer.activation)
         return _no_form_of(*_described(network, call))
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return Problem("its data_format is not channels_last", "rebuild it with channels last")
     activation = getattr(layer, "activation", None)
     is_hidden = call.role == "weighted" and layer not in network.ends
     if is_hidden and network.fused(call) is None and not is_linear(activation):
-        return _no_form_of(activation_name(activation), _RELU)
+        return _no_form_of_activation(activation)
     if call.role == "relu" and ceiling_of(layer) is None:
         return Problem("a ReLU with a slope or a threshold has no quantized form", _RELU)
     if call.role == "softmax" and call.readers and call not in network.dropped:
@@ -81,6 +82,11 @@ def _no_form_of(what: str, advice: str) -> Problem:
     return Problem(f"{what!r} has no quantized form", advice)
 
 
+def _no_form_of_activation(activation) -> Problem:
+    name = activation_name(activation)
+    return _no_form_of(name, "" if name in _GATES else _RELU)
+
+
 def _described(network, call) -> tuple[str, str]:
     """Return the name of what an unknown layer computes, and the advice for it."""
     name = type(call.layer).__name__
@@ -90,7 +96,7 @@ def _described(network, call) -> tuple[str, str]:
     if call.inputs and network.from_input(call.inputs):
         return name, _PREPARE
     if name in ("add", "math.add") and len(call.inputs) > 1:
-        return name, "tf.keras.layers.Add()([x, y]) has one"
+        return name, "write it as tf.keras.layers.Add()([x, y])"
     return name, _ADVICE.get(type(call.layer), "")
 
 
@@ -116,7 +122,8 @@ def refusal(problems: dict[str, tuple], count: int) -> ConversionError:
         rest = sum(len(groups[problem]) for problem in ordered[_SHOWN_GROUPS:])
         lines.append(f"- {rest} more, of {len(ordered) - _SHOWN_GROUPS} other kinds.")
     lost = [name for name, (layer, _) in problems.items() if no_file(layer)]
-    warning = f" (then export refuses {some(lost)})" if lost else ""
+    refused = "them" if len(lost) == len(problems) else some(lost)
+    warning = f" (export then refuses {refused})" if lost else ""
     overrides = dict.fromkeys(problems, "float")
     lines.append(f"To train with them in float{warning}: {shown_overrides(overrides)}.")
     head = f"{len(problems)} of {count} layers cannot be quantized."
