@@ -33,6 +33,14 @@ _ADVICE = {
     _layers.GroupNormalization: "BatchNormalization has",
     _layers.GlobalMaxPooling2D: "MaxPool2D over the whole image and Flatten are the same",
 }
+# What Keras makes layers of where a model computes with tensors, by the end of its name.
+_OPERATORS = {
+    "add": "tf.keras.layers.Add()([x, y])",
+    "concat": "tf.keras.layers.Concatenate()",
+    "reduce_mean": "tf.keras.layers.GlobalAveragePooling2D()",
+    "relu": "tf.keras.layers.ReLU()",
+    "relu6": "tf.keras.layers.ReLU(6.0)",
+}
 _UNKNOWN_BUT_STORED = (_layers.GlobalMaxPooling2D, _layers.Reshape)
 _SHOWN_GROUPS, _SHOWN_NAMES, _SHOWN_OVERRIDES = 8, 3, 12
 
@@ -95,8 +103,9 @@ def _described(network, call) -> tuple[str, str]:
         name = str(operator).removeprefix("__operators__.")
     if call.inputs and network.from_input(call.inputs):
         return name, _PREPARE
-    if name in ("add", "math.add") and len(call.inputs) > 1:
-        return name, "write it as tf.keras.layers.Add()([x, y])"
+    same = _OPERATORS.get(name.rsplit(".", 1)[-1]) if operator else None
+    if same and not (name == "add" and len(call.inputs) == 1):  # to a constant
+        return name, f"write it as {same}"
     return name, _ADVICE.get(type(call.layer), "")
 
 
