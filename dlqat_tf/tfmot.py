@@ -293,7 +293,8 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             changes["scale_adjust"] = final
             changes["keep_scale"] = not final and not network.norms[layer]
         if place is not None:
-            changes[network.width_of(call)] = place.bits
+            width = "activation_bits" if _is_rectified(layer) else network.width_of(call)
+            changes[width] = place.bits
         if not weighted and place is None:
             return None
         return SATQuantizeConfig(**{**self._settings, **changes})

@@ -343,6 +343,17 @@ def test_sequential_models_and_linear_bottlenecks():
     }
 
 
+def test_a_network_that_ends_in_a_pool():
+    model = tf.keras.Sequential(
+        [
+            layers.Conv2D(4, 3, activation="relu", name="first", input_shape=(8, 8, 3)),
+            layers.Conv2D(5, 1, activation="relu", name="last"),
+            layers.GlobalAveragePooling2D(name="scores"),
+        ]
+    )
+    assert widths(applied(model)) == {"first": 8, "first_output": 8, "last": 8, "last_output": 8}
+
+
 def test_what_batch_norms_of_their_own_and_the_last_layer_read():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="first")(inputs)

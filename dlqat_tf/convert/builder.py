@@ -296,8 +296,11 @@ class Builder:
             )
         lost = unexportable(network)
         if lost:
-            reasons = [f"{name!r}: {reason}" for name, reason in lost.items()]
-            notes.append(f"The model trains, but export will refuse it. {'; '.join(reasons)}.")
+            names = defaultdict(list)
+            for name, reason in lost.items():
+                names[reason].append(name)
+            reasons = "; ".join(f"{some(each)}: {reason}" for reason, each in names.items())
+            notes.append(f"The model trains, but export will refuse it. {reasons}.")
         conversions = [
             self._conversion(layer, calls, lost)
             for layer, calls in network.of.items()

@@ -42,7 +42,7 @@ _OPERATORS = {
     "relu6": "tf.keras.layers.ReLU(6.0)",
 }
 _UNKNOWN_BUT_STORED = (_layers.GlobalMaxPooling2D, _layers.Reshape)
-_SHOWN_GROUPS, _SHOWN_NAMES, _SHOWN_OVERRIDES = 8, 3, 12
+_SHOWN_GROUPS, _SHOWN_NAMES, _SHOWN_OVERRIDES = 10, 3, 12
 
 
 class Problem(NamedTuple):

@@ -55,6 +55,7 @@ def test_problems_are_grouped_by_reason_with_those_that_have_advice_first():
     )
     _, report = quantize(source, overrides=overrides)
     assert "export will refuse it. 'gate': files hold no sigmoid; 'swish0'" in report.notes[-1]
+    assert len(report.notes[-1]) < 300
     assert len(message) < 1000
 
 

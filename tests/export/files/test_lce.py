@@ -184,6 +184,6 @@ def test_networks_without_a_binary_form_get_no_advice_about_planes(body, tmp_pat
     first = layers.Conv2D(8, 3, activation="relu")
     source = tf.keras.Sequential([tf.keras.Input((8, 8, 3)), first, *body, layers.Dense(4)])
     model, _ = dlqat_tf.quantize(source, 1, 2)
-    with pytest.raises(ExportError, match="has a form on binary kernels.*to_tflite") as error:
+    with pytest.raises(ExportError, match=r"has a form on binary kernels.*to_tflite") as error:
         to_lce(model, tmp_path / "model.tflite")
     assert "plane_limit" not in str(error.value)
