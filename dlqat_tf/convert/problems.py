@@ -197,11 +197,13 @@ def no_file(layer) -> str | None:
         return "its data_format is not channels_last"
     activation = getattr(layer, "activation", None)
     if role == "weighted" and not is_linear(activation) and ceiling_of(activation) is None:
-        return f"files hold no {activation_name(activation)}"
+        name = activation_name(activation)
+        advice = ", make it linear for export" if name in ("softmax", "sigmoid") else ""
+        return f"files hold no {name}{advice}"
     if role == "relu" and ceiling_of(layer) not in (6.0, math.inf):
         return "files hold no ReLU but those without an end and ReLU6"
     if role == "softmax":
-        return "files hold no softmax"
+        return "files hold no softmax, export the model up to it"
     if role == "rescaling" and (np.ndim(layer.scale) or np.any(layer.offset)):
         return "files hold no rescaling with an offset or a scale per channel"
     if role == "norm" or kind is _layers.Concatenate:
