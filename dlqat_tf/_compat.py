@@ -7,9 +7,11 @@ any other import of TensorFlow in the package.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
@@ -57,6 +59,33 @@ def require_legacy_keras() -> None:
     legacy = str(Path(tf_keras.__file__).parent / "api" / "_v2")
     if legacy not in tf.__path__:
         tf.__path__.insert(0, legacy)
+
+
+def is_keras_3(thing: object) -> bool:
+    """Return whether an object is of a class of Keras 3, or of one made from it."""
+    return any(base.__module__.split(".")[0] == "keras" for base in type(thing).__mro__)
+
+
+def check_keras_2_file(path: str | Path, error: type[ValueError] = ValueError) -> None:
+    """Raise an error for a ``.keras`` file of Keras 3, none of whose layers Keras 2 loads."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            version = json.loads(file.read("metadata.json"))["keras_version"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return  # whoever reads it says what it is
+    if str(version).startswith("3."):
+        raise error(
+            f"Expected a file of Keras 2. Received: {path}, saved by Keras {version}. Build the "
+            "model with tf.keras, which is Keras 2 once dlqat_tf is imported, copy the weights in "
+            "a Python where both are imported (new.set_weights(old.get_weights())), and save it."
+        )
+
+
+def calling_layer():
+    """Return the Keras layer whose call is running, innermost first, or None outside of any."""
+    from tf_keras.src.engine import base_layer_utils
+
+    return base_layer_utils.call_context().layer
 
 
 def tflite_interpreter(

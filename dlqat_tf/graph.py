@@ -7,9 +7,17 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from dlqat_tf._compat import is_keras_3
+
 
 def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> None:
     """Raise an error unless the model knows how its layers are connected."""
+    if is_keras_3(model):
+        raise error(
+            f"Expected a model of Keras 2. Received: {type(model).__name__} of Keras 3 (import "
+            "keras). Build it with tf.keras, which is Keras 2 once dlqat_tf is imported, and copy "
+            "its weights: new.set_weights(old.get_weights())."
+        )
     if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
         raise error(
             "Expected a functional or Sequential Keras model with a known input shape. Received: "
@@ -48,6 +56,18 @@ def tensors_of(call) -> list:
     if hasattr(call.layer, "_nodes_by_depth") and isinstance(call.call_args[0], dict):
         return call.layer._flatten_to_reference_inputs(call.call_args[0])
     return tf.nest.flatten(call.keras_inputs)
+
+
+def training_of(call, around: bool | None = None) -> bool | None:
+    """Return the ``training`` of a layer's call: its own, or that of the model call around it.
+
+    None stands for the mode that the whole model runs in.
+    """
+    spec, arguments = call.layer._call_spec, (call.call_args, call.call_kwargs)
+    if spec.arg_was_passed("training", *arguments, inputs_in_args=True):
+        own = spec.get_arg_value("training", *arguments, inputs_in_args=True)
+        return around if own is None else bool(own)
+    return around
 
 
 def unique(name: str, taken) -> str:

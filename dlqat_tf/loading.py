@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
+from dlqat_tf._compat import check_keras_2_file
 from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
@@ -153,6 +154,7 @@ def _read(model: tf.keras.Model, source) -> dict[str, np.ndarray]:
         return _values(source)
     path = Path(source)
     if (path / "saved_model.pb").is_file() or (path.suffix == ".keras" and path.is_file()):
+        check_keras_2_file(path)
         return _values(tf.keras.models.load_model(path, compile=False))
     if path.suffix in (".h5", ".hdf5") and path.is_file():
         return _read_h5(model, path)

@@ -19,7 +19,9 @@ import larq as lq
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
-from dlqat_tf.convert.network import MOVING, POOLS, WIDTHS, Call, Network, Overrides
+from dlqat_tf.convert.kinds import MOVING, POOLS
+from dlqat_tf.convert.network import Call, Network
+from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import CGPACT, SATWeights, Unwrapped, unwrapped
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
@@ -77,19 +79,21 @@ class SATWeightsTFMOT(_Quantizer):
     Args:
         bits: 1 to 8, or 32 for clamped weights that are not rounded (the float stage).
         scale_adjust: Rescale to variance 1 / n_out; for the final dense layer.
+        keep_scale: Keep the scale of the weights; for trained layers that no batch norm follows.
 
     Raises:
-        ValueError: ``bits`` is anything else, or ``scale_adjust`` is not a boolean.
+        ValueError: As :class:`dlqat_tf.SATWeights`.
     """
 
-    def __init__(self, bits: int = 1, scale_adjust: bool = False):
-        self._quantizer = SATWeights(bits, scale_adjust)
+    def __init__(self, bits: int = 1, scale_adjust: bool = False, keep_scale: bool = False):
+        self._quantizer = SATWeights(bits, scale_adjust, keep_scale)
 
     def larq_quantizer(self, weights):
         return self._quantizer
 
     def get_config(self):
-        return {"bits": self._quantizer.bits, "scale_adjust": self._quantizer.scale_adjust}
+        names = ("bits", "scale_adjust", "keep_scale")
+        return {name: getattr(self._quantizer, name) for name in names}
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
@@ -138,6 +142,7 @@ class SATQuantizeConfig(_api.QuantizeConfig):
         weight_bits: 1 to 8, or 32.
         activation_bits: 1 to 8, or 32.
         scale_adjust: Rescale the weights to variance 1 / n_out; for the final dense layer.
+        keep_scale: Keep the scale of the weights; for trained layers that no batch norm follows.
         residual_bits: 2 to 8 rounds an output that is not rectified to a signed grid, as both
             inputs of a residual add must be in int8 kernels. This is also what it means at
             BatchNormalization, Add and average pooling layers. None: such outputs stay float.
@@ -154,10 +159,11 @@ class SATQuantizeConfig(_api.QuantizeConfig):
         activation_bits: int = 2,
         *,
         scale_adjust: bool = False,
+        keep_scale: bool = False,
         residual_bits: int | None = None,
         alpha_init: float = 8.0,
     ):
-        self._weights = SATWeightsTFMOT(weight_bits, scale_adjust)
+        self._weights = SATWeightsTFMOT(weight_bits, scale_adjust, keep_scale)
         self._rectified = CGPACTTFMOT(activation_bits, alpha_init)
         self._signed = None
         if residual_bits is not None:
@@ -166,6 +172,7 @@ class SATQuantizeConfig(_api.QuantizeConfig):
             "weight_bits": weight_bits,
             "activation_bits": activation_bits,
             "scale_adjust": scale_adjust,
+            "keep_scale": keep_scale,
             "residual_bits": residual_bits,
             "alpha_init": alpha_init,
         }
@@ -202,7 +209,8 @@ class SATScheme(_api.QuantizeScheme):
 
     - convolutions and dense layers: ``weight_bits``, those that read an input and the last one 8
       bits, the last one scale-adjusted where it is dense. A head of this package is a last layer
-      that brings its own quantizer.
+      that brings its own quantizer. Where no batch norm follows, the weights keep their scale,
+      since nothing else would restore it.
     - ReLUs, as layers or as activations of others: ``activation_bits``, 8 where the last layer
       reads them.
     - what a sum, a pool, a batch norm of its own or a weighted layer reads and no ReLU rectified
@@ -283,9 +291,12 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
         changes: dict = {"residual_bits": None}
         if weighted:
             changes["weight_bits"] = network.weight_bits(call)
-            changes["scale_adjust"] = layer in network.ends and type(layer) is _layers.Dense
+            final = layer in network.ends and type(layer) is _layers.Dense
+            changes["scale_adjust"] = final
+            changes["keep_scale"] = not final and not network.norms[layer]
         if place is not None:
-            changes[network.width_of(call)] = place.bits
+            width = "activation_bits" if _is_rectified(layer) else network.width_of(call)
+            changes[width] = place.bits
         if not weighted and place is None:
             return None
         return SATQuantizeConfig(**{**self._settings, **changes})

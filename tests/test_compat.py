@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import _compat
+from dlqat_tf import _compat, load_weights
+from dlqat_tf.export import ExportError
+from dlqat_tf.export.command import load_model
 
 WORKS = """
 import sys
@@ -147,3 +149,25 @@ def test_interpreter_threads(doubling, monkeypatch):
 def test_interpreter_without_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found nothing at .*missing\.tflite"):
         _compat.tflite_interpreter(tmp_path / "missing.tflite")
+
+
+def test_files_of_keras_3_are_told_apart(tmp_path):
+    import keras
+
+    layer = keras.layers.Dense(2)
+    path = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((3,)), layer]).save(path)
+    assert _compat.is_keras_3(layer)
+    model = tf.keras.Sequential([tf.keras.Input((3,)), tf.keras.layers.Dense(2)])
+    assert not _compat.is_keras_3(model)
+    message = r"of Keras 2\. Received: .*model\.keras, saved by Keras 3\."
+    with pytest.raises(ValueError, match=message):
+        _compat.check_keras_2_file(path)
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, path)
+    with pytest.raises(ExportError, match=message):
+        load_model(path)
+    model.save(path)
+    _compat.check_keras_2_file(path)
+    path.write_bytes(b"no archive")
+    _compat.check_keras_2_file(path)  # others say so

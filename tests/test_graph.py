@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.graph import check_graph, follow, tensors_of, unique
+from dlqat_tf.graph import check_graph, follow, tensors_of, training_of, unique
 
 layers = tf.keras.layers
 
@@ -52,6 +52,27 @@ def test_check_graph():
 
     with pytest.raises(TypeError, match=r"Received: Subclassed.*tf.keras.Model\(inputs, outputs\)"):
         check_graph(Subclassed(), TypeError)
+
+
+def test_training_of():
+    inputs = tf.keras.Input((2,))
+    model = tf.keras.Sequential([inputs, layers.BatchNormalization()])
+
+    def mode(layer, *arguments, **keywords):
+        layer(inputs, *arguments, **keywords)
+        return training_of(layer.inbound_nodes[-1])
+
+    for layer in (layers.BatchNormalization(), layers.Dropout(0.5), model):
+        assert mode(layer) is None
+        assert mode(layer, False) is False
+        assert mode(layer, training=False) is False
+        assert mode(layer, training=True) is True
+        assert mode(layer, training=None) is None
+    assert mode(layers.Dense(2)) is None
+    call = layers.Dropout(0.5)(inputs, training=True).node
+    assert training_of(call, around=False) is True
+    call = layers.Dropout(0.5)(inputs).node
+    assert training_of(call, around=False) is False
 
 
 def test_unique():

@@ -58,9 +58,11 @@ def larq_network():
     x = CGPACT(8, 2.0, signed=True)(x)
     x = CGPACT(2, 2.0)(layers.Add()([x, shortcut]))
     x = layers.MaxPool2D()(x)
-    x = lq.layers.QuantDepthwiseConv2D(3, depthwise_quantizer=SATWeights(1), name="depthwise")(x)
+    kept = dict(keep_scale=True)  # no batch norm follows
+    depthwise = SATWeights(1, **kept)
+    x = lq.layers.QuantDepthwiseConv2D(3, depthwise_quantizer=depthwise, name="depthwise")(x)
     x = CGPACT(2, 2.0)(x)
-    x = lq.layers.QuantConv2D(8, 1, kernel_quantizer=SATWeights(1), name="third")(x)
+    x = lq.layers.QuantConv2D(8, 1, kernel_quantizer=SATWeights(1, **kept), name="third")(x)
     x = CGPACT(8, 2.0)(x)
     x = layers.GlobalAveragePooling2D()(x)
     last = lq.layers.QuantDense(5, kernel_quantizer=SATWeights(8, scale_adjust=True), name="last")
@@ -103,13 +105,13 @@ class Owner(layers.Layer):
         return self._used(inputs, training, weights=self._variables)
 
 
-@pytest.mark.parametrize("scale_adjust", [False, True])
+@pytest.mark.parametrize("options", [{}, {"scale_adjust": True}, {"keep_scale": True}])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 32])
-def test_weights_equal_the_larq_face(bits, scale_adjust):
+def test_weights_equal_the_larq_face(bits, options):
     kernel = tf.Variable(np.random.default_rng(bits).normal(0, 0.5, (3, 3, 2, 4)), dtype=tf.float32)
     upstream = tf.random.stateless_normal(kernel.shape, (0, bits))
     results = []
-    faces = (SATWeights(bits, scale_adjust), Owner(SATWeightsTFMOT(bits, scale_adjust)))
+    faces = (SATWeights(bits, **options), Owner(SATWeightsTFMOT(bits, **options)))
     for face in faces:
         with tf.GradientTape() as tape:
             outputs = face(kernel)
@@ -290,6 +292,32 @@ def test_only_the_last_dense_layer_is_scale_adjusted():
     assert [name for name, adjust in adjusted.items() if adjust] == ["last"]
 
 
+def test_without_batch_norms_the_scale_is_kept():
+    """Features of 8 bits are nearly those of the float model; without the scale 100 times them."""
+    float_model = tf.keras.Sequential(
+        [
+            layers.Conv2D(8, 3, activation="relu", input_shape=(8, 8, 3)),
+            layers.DepthwiseConv2D(3, activation="relu"),
+            layers.Conv2D(8, 1, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(5),
+        ]
+    )
+    model = applied(float_model, 8, 8, alpha_init=2.0)
+    x = images().astype(np.float32) / np.float32(255)
+    actual, expected = (
+        tf.keras.Model(m.input, m.layers[-2].output)(x) for m in (model, float_model)
+    )
+    assert np.linalg.norm(actual - expected) < 0.1 * np.linalg.norm(expected)
+    kept = [
+        layer.quantize_config.get_config()["keep_scale"]
+        for layer in model.layers
+        if hasattr(layer, "quantize_config") and inner(layer).weights
+    ]
+    assert kept == [True] * 4 + [False]
+
+
 def test_sequential_models_and_linear_bottlenecks():
     model = tf.keras.Sequential(
         [
@@ -313,6 +341,17 @@ def test_sequential_models_and_linear_bottlenecks():
         "third_output": 8,
         "last": 8,
     }
+
+
+def test_a_network_that_ends_in_a_pool():
+    model = tf.keras.Sequential(
+        [
+            layers.Conv2D(4, 3, activation="relu", name="first", input_shape=(8, 8, 3)),
+            layers.Conv2D(5, 1, activation="relu", name="last"),
+            layers.GlobalAveragePooling2D(name="scores"),
+        ]
+    )
+    assert widths(applied(model)) == {"first": 8, "first_output": 8, "last": 8, "last_output": 8}
 
 
 def test_what_batch_norms_of_their_own_and_the_last_layer_read():
@@ -389,7 +428,8 @@ def test_configuration_of_a_linear_layer(options, scale_adjust, outputs):
     config = SATQuantizeConfig.from_config(SATQuantizeConfig(3, **options).get_config())
     ((kernel, quantizer),) = config.get_weights_and_quantizers(layer)
     assert kernel is layer.kernel
-    assert quantizer.get_config() == {"bits": 3, "scale_adjust": scale_adjust}
+    expected = {"bits": 3, "scale_adjust": scale_adjust, "keep_scale": False}
+    assert quantizer.get_config() == expected
     assert [each.get_config() for each in config.get_output_quantizers(layer)] == outputs
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dlqat_tf.convert.builder import Builder, Data
-from dlqat_tf.convert.network import WIDTHS, Network, Overrides
+from dlqat_tf.convert.builder import Builder
+from dlqat_tf.convert.images import Data
+from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
 from dlqat_tf.graph import check_graph
 from dlqat_tf.models.resnet import HEADS
@@ -35,7 +37,9 @@ def quantize(
 
     Convolutions and dense layers get SAT weights, ReLU and ReLU6 become CG-PACT, and the last dense
     layer becomes the head that the loss asks for. A softmax after it is dropped: losses take
-    logits. Nested models are flattened, a layer that is called twice stays one layer.
+    logits. Nested models are flattened, a layer that is called twice stays one layer. What is
+    frozen (``trainable=False``) stays so, its ranges too, and what is called with
+    ``training=False`` keeps its averages.
 
     Weights are carried over so that the quantized ones, Q, are the nearest up to a factor a per
     output channel, which goes into the batch norm that follows (one is inserted where none does):
@@ -66,9 +70,11 @@ def quantize(
             width by width. Nested models match as a whole too.
         residual_bits: 2 to 8, or 32 for quantizers that do not round, or None for none of them.
         images: Training images as the model takes them, a few hundred: an array, or for several
-            inputs a list of arrays or a dict by input name. They set activation ranges, the
-            statistics of batch norms, and the head. The outputs of a layer are held for all of
-            them at once.
+            inputs a list of arrays or a dict by input name; or a batched ``tf.data.Dataset`` of
+            images, or of images and labels, whose first 512 images are taken. They set activation
+            ranges, the statistics of batch norms, and the head. The outputs of a layer are held for
+            all of them at once. Values are from 0 to 1, or from 0 to 255 where a Rescaling(1 / 255)
+            directly follows the input: files take pixels and hold no other preparation.
         labels: Classes of the images, integers (images,). For "gml" and "cosine".
         batch_size: Images that are run at once.
 
@@ -78,8 +84,8 @@ def quantize(
 
     Raises:
         ConversionError: A layer has no quantized form (the message names all of them, the reasons
-            and the overrides that keep them float), an override fits nothing, or an argument is not
-            as above.
+            and the overrides that keep them float), the model is quantized already, an override
+            fits nothing, or an argument is not as above.
         ValueError: A width is out of range.
     """
     widths = dict(
@@ -97,11 +103,11 @@ def quantize(
     if data is None and labels is not None:
         raise ConversionError("Expected images along with labels. Received: labels only.")
     network = Network(model, Overrides(overrides or {}), head, widths)
-    if data is not None and network.head is not None:
-        data.check_labels(network.head.layer.units)
+    if data is not None:
+        data.check(network)
     builder = Builder(model, network)
     builder.carry_weights()
     measured = None if data is None else builder.measure(data)
     if network.head is not None:
         builder.fill_head(measured, None if data is None else data.labels)
-    return builder.model, builder.report(measured)
+    return builder.model, builder.report(data, measured)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.convert.network import QUANTIZED, Call, Network, Place, Value, is_softmax
+from dlqat_tf.convert.images import Data
+from dlqat_tf.convert.kinds import QUANTIZED, is_softmax
+from dlqat_tf.convert.network import Call, Network, Place, Value
+from dlqat_tf.convert.problems import some, unexportable
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
 from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
 from dlqat_tf.graph import unique
@@ -18,86 +20,6 @@ from dlqat_tf.quantizers import CGPACT, SATWeights, SymmetricWeights
 from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
 
 _layers = tf.keras.layers
-
-
-class Data:
-    """Images, and labels where there are any, in batches."""
-
-    def __init__(self, model, images, labels, batch_size):
-        if isinstance(images, dict):
-            images = _by_name(model, images)
-        images = tf.nest.flatten(images)
-        self.arrays = [np.asarray(array) for array in images]
-        expected = [tuple(tensor.shape) for tensor in model.inputs]
-        received = [array.shape for array in self.arrays]
-        fits = (
-            len(expected) == len(received)
-            and all(
-                len(want) == len(have)
-                and have[0] == received[0][0] > 0
-                # A fixed batch size says nothing about how many images there are.
-                and all(w in (None, h) for w, h in zip(want[1:], have[1:], strict=True))
-                for want, have in zip(expected, received, strict=True)
-            )
-        )
-        if not fits:
-            # Datasets and generators are arrays of no dimension.
-            shown = [
-                shape or type(each).__name__ for shape, each in zip(received, images, strict=True)
-            ]
-            raise ConversionError(
-                f"Expected arrays of images of shapes {expected}, equally many for each input of "
-                f"the model. Received: {shown}."
-            )
-        for i, tensor in enumerate(model.inputs):  # to the type that Keras would cast them to
-            self.arrays[i] = self.arrays[i].astype(tensor.dtype.as_numpy_dtype, copy=False)
-            if tensor.dtype.is_floating and not np.isfinite(self.arrays[i]).all():
-                raise ConversionError(
-                    f"Expected images of finite values. Received: NaN or infinity for the input "
-                    f"{tensor.node.layer.name!r}."
-                )
-        count = received[0][0]
-        self.labels = None if labels is None else np.asarray(labels)
-        if labels is not None:
-            is_integer = np.issubdtype(self.labels.dtype, np.integer)
-            if self.labels.shape not in ((count,), (count, 1)) or not is_integer:
-                raise ConversionError(
-                    f"Expected one integer class per image, shape ({count},). Received: "
-                    f"{self.labels.dtype} of shape {self.labels.shape}."
-                )
-            self.labels = self.labels.ravel()
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConversionError(
-                f"Expected batch_size to be a positive integer. Received: {batch_size!r}."
-            )
-        self.batch_size = batch_size
-
-    def check_labels(self, classes: int) -> None:
-        """Raise for a label that is none of the classes."""
-        if self.labels is None or 0 <= self.labels.min() <= self.labels.max() < classes:
-            return
-        raise ConversionError(
-            f"Expected labels from 0 to {classes - 1}. Received: {self.labels.min()} to "
-            f"{self.labels.max()}."
-        )
-
-    def __len__(self) -> int:
-        return len(self.arrays[0])
-
-    def __iter__(self) -> Iterator[list[tf.Tensor]]:
-        for start in range(0, len(self), self.batch_size):
-            yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
-
-
-def _by_name(model, images: dict) -> list:
-    """Return images in the order of the model's inputs, as Keras does, but none left out."""
-    names = sorted(model.input) if isinstance(model.input, dict) else model.input_names
-    if set(images) != set(names):
-        raise ConversionError(
-            f"Expected images by input name, for {', '.join(names)}. Received: images for "
-            f"{', '.join(map(str, images))}."
-        )
-    return [images[name] for name in names]
 
 
 class Builder:
@@ -137,7 +59,8 @@ class Builder:
         """Apply one of the layers that stand for a call, in a graph or eagerly."""
         if layer is self._made.get(call.layer):
             return call.apply(layer, tensors)
-        return [layer(tensor) for tensor in tensors]
+        mode = call.mode if isinstance(layer, _layers.BatchNormalization) else {}
+        return [layer(tensor, **mode) for tensor in tensors]
 
     def _steps(self, call: Call) -> list[tf.keras.layers.Layer]:
         """Return the layers that stand for a call, one after the other."""
@@ -150,6 +73,9 @@ class Builder:
                 steps.append(self._once((call.layer, "norm"), lambda: self._norm(call)))
         elif call.role != "relu" and call not in network.dropped:
             steps.append(self._once(call.layer, lambda: self._copy(call)))
+        if not network.trainable(call.layer):
+            for layer in steps:
+                layer.trainable = False
         place = network.places.get(call)
         return steps if place is None else [*steps, self._once(place, place.make)]
 
@@ -177,7 +103,6 @@ class Builder:
             call.layer.units,
             self._network.weight_bits(call),
             kernel_regularizer=call.layer.kernel_regularizer,
-            trainable=call.layer.trainable,
             name=call.name,
         )
 
@@ -199,7 +124,6 @@ class Builder:
         return _layers.BatchNormalization(
             momentum=0.9,
             epsilon=1e-5,
-            trainable=call.layer.trainable,
             dtype=call.layer.dtype_policy,
             name=name,
         )
@@ -351,23 +275,40 @@ class Builder:
         # Cosines do not see the length of a class vector, but the clamp of all of them does.
         made.kernel.assign(latents(unit(columns, axis=0), (0, 1)) if is_cosine else columns)
 
-    def report(self, measured: _Measured | None) -> ConversionReport:
+    def report(self, data: Data | None, measured: _Measured | None) -> ConversionReport:
         """Return what became of each layer."""
         network = self._network
-        notes = []
+        notes = [] if data is None else list(data.notes)
         if measured is None:
             notes.append(
                 "Without images: activation ranges are initial guesses, inserted batch norms have "
                 "mean 0 and variance 1. Pass images, or expect the first steps to find both."
             )
+        frozen = [
+            self._made[layer].name
+            for layer in network.of
+            if layer in self._made and layer.weights and not network.trainable(layer)
+        ]
+        if frozen:
+            notes.append(
+                f"Frozen, as in the source: {some(frozen)}. Their weights, ranges and batch norms "
+                "stay as converted; set trainable = True on the model to train them too."
+            )
+        lost = unexportable(network)
+        if lost:
+            names = defaultdict(list)
+            for name, reason in lost.items():
+                names[reason].append(name)
+            reasons = "; ".join(f"{some(each)}: {reason}" for reason, each in names.items())
+            notes.append(f"The model trains, but export will refuse it. {reasons}.")
         conversions = [
-            self._conversion(layer, calls)
+            self._conversion(layer, calls, lost)
             for layer, calls in network.of.items()
             if calls[0].role != "input"
         ]
         return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
 
-    def _conversion(self, layer, calls: list[Call]) -> Conversion:
+    def _conversion(self, layer, calls: list[Call], lost: dict[str, str]) -> Conversion:
         network, call = self._network, calls[0]
         places = list(dict.fromkeys(network.places[c] for c in calls if c in network.places))
         made = self._made.get(layer)
@@ -390,8 +331,6 @@ class Builder:
         elif call.role == "kept":
             is_override = network.overrides.of(call.name) == "float"
             notes.append(f"stays float: {'override' if is_override else 'it is the output'}")
-        elif call.role == "rescaling" and np.any(layer.offset):
-            notes.append("int8 files cannot hold its offset")
         if call in network.dropped:
             notes.append("losses take logits")
         if call.role == "relu":
@@ -399,8 +338,12 @@ class Builder:
             notes += [f"also {place.name}" for place in places[1:]]
         else:
             notes += [f"outputs rounded by {place.name}" for place in places]
-        if not layer.trainable:
+        if call.training is not None and call.role == "norm":
+            notes.append("called with training=False: its averages stay")
+        if not network.trainable(layer):
             notes.append("frozen")
+        if call.name in lost:
+            notes.append(f"cannot be exported: {lost[call.name]}")
         return Conversion(
             layer=call.name,
             was=type(layer).__name__,

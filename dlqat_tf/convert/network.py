@@ -2,107 +2,59 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import larq as lq
+import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.convert.kinds import (
+    QUANTIZED,
+    activation_name,
+    ceiling_of,
+    is_linear,
+    is_quantized,
+    is_softmax,
+    is_weighted,
+    role_of,
+)
+from dlqat_tf.convert.overrides import WIDTHS, Overrides
+from dlqat_tf.convert.problems import no_file, no_form, refusal, shown_overrides, some
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.graph import follow, tensors_of, unique
-from dlqat_tf.heads import Head
+from dlqat_tf.graph import follow, tensors_of, training_of, unique
 from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.quantizers import CGPACT
-from dlqat_tf.quantizers.base import check_bits
 
 _layers = tf.keras.layers
-
-QUANTIZED = {
-    _layers.Conv2D: lq.layers.QuantConv2D,
-    _layers.DepthwiseConv2D: lq.layers.QuantDepthwiseConv2D,
-    _layers.Dense: lq.layers.QuantDense,
-}
-POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
-# What moves values and changes none: codes in, codes out.
-MOVING = (
-    _layers.Concatenate,
-    _layers.Dropout,
-    _layers.Flatten,
-    _layers.MaxPool2D,
-    _layers.SpatialDropout2D,
-    _layers.ZeroPadding2D,
-)
-WIDTHS = {"weight_bits": 1, "activation_bits": 1, "residual_bits": 2}  # and the lowest of each
-
-
-class Overrides:
-    """The user's exceptions, by layer name."""
-
-    def __init__(self, rules: dict[str, dict[str, int] | str]):
-        if not isinstance(rules, dict) or not all(isinstance(name, str) for name in rules):
-            raise ConversionError(
-                "Expected overrides to be a dict by layer name or pattern. Received: "
-                f"overrides={rules!r}."
-            )
-        for pattern, rule in rules.items():
-            if rule == "float":
-                continue
-            if not isinstance(rule, dict) or not rule or not set(rule) <= set(WIDTHS):
-                raise ConversionError(
-                    f'Expected the override of {pattern!r} to be "float" or a dict of '
-                    f"{', '.join(WIDTHS)}. Received: {rule!r}."
-                )
-            for name, bits in rule.items():
-                check_bits(bits, lowest=WIDTHS[name])
-        self.rules = rules
-
-    def of(self, name: str) -> dict[str, int] | str:
-        """Return what holds for a layer: later matches win, width by width."""
-        found: dict[str, int] | str = {}
-        for pattern, rule in self.rules.items():
-            if fnmatch.fnmatchcase(name, pattern):
-                found = rule if rule == "float" or found == "float" else {**found, **rule}
-        return found
-
-    def check(self, names: Iterable[str], having: dict[str, set[str]]) -> None:
-        """Raise for rules without effect.
-
-        Args:
-            names: All layers.
-            having: By width, the layers that have it.
-        """
-        names = list(names)
-        for pattern, rule in self.rules.items():
-            matched = fnmatch.filter(names, pattern)
-            if not matched:
-                close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-                advice = f" Close names: {', '.join(map(repr, close))}." if close else ""
-                raise ConversionError(f"The override {pattern!r} matches no layer.{advice}")
-            for width in [] if rule == "float" else rule:
-                if not having[width].intersection(matched):
-                    raise ConversionError(
-                        f"The override {pattern!r} sets {width}, which none of the layers that it "
-                        f"matches has: {', '.join(matched)}."
-                    )
-
 
 Value = tuple["Call", int]  # an output of a call
 
 
 @dataclass(eq=False, repr=False)
 class Call:
-    """One call of a source layer."""
+    """One call of a source layer.
+
+    Attributes:
+        training: What it, or the call of a model around it, was told; None: what the whole model is
+            told.
+        trainable: Whether neither the layer nor a model around it is frozen.
+    """
 
     layer: tf.keras.layers.Layer
     name: str
     role: str
     node: object = None
     inputs: list[Value] = field(default_factory=list)
+    training: bool | None = None
+    trainable: bool = True
     readers: list[Call] = field(default_factory=list)
+
+    @property
+    def mode(self) -> dict[str, bool]:
+        """Arguments that run a layer in this call's mode."""
+        return {} if self.training is None else {"training": self.training}
 
     def apply(self, layer, tensors: list):
         """Call ``layer`` as the source was called, on other tensors."""
@@ -110,6 +62,8 @@ class Call:
         for source, tensor in zip(tensors_of(self.node), tensors, strict=True):
             by_id[str(id(source))].append(tensor)
         arguments, keywords = self.node.map_arguments(by_id)
+        if layer._expects_training_arg and training_of(self.node) is None:
+            keywords = {**keywords, **self.mode}
         return tf.nest.flatten(layer(*arguments, **keywords))
 
 
@@ -121,64 +75,22 @@ class Place:
     bits: int
     signed: bool
     ceiling: float
+    trainable: bool
 
     def make(self):
         if self.bits == 32 and self.ceiling < math.inf:
             return _layers.ReLU(self.ceiling, name=self.name)
-        return CGPACT(self.bits, min(8.0, self.ceiling), self.signed, name=self.name)
+        alpha = min(8.0, self.ceiling)
+        return CGPACT(self.bits, alpha, self.signed, trainable=self.trainable, name=self.name)
 
 
-def _ceiling(activation) -> float | None:
-    """Return the upper end of a ReLU, which may be infinite, or None if it is something else."""
-    if type(activation) is _layers.Activation:
-        activation = activation.activation
-    if type(activation) is _layers.ReLU:
-        plain = not activation.negative_slope and not activation.threshold
-        maximum = activation.max_value
-        return (math.inf if maximum is None else float(maximum)) if plain else None
-    if activation in (tf.keras.activations.relu, tf.nn.relu):
-        return math.inf
-    return 6.0 if activation is tf.nn.relu6 else None
+@dataclass(frozen=True)
+class _Around:
+    """What the calls of a model pass on to the layers in it."""
 
-
-def _is_linear(activation) -> bool:
-    return activation in (None, tf.keras.activations.linear)
-
-
-def _activation_name(activation) -> str:
-    return getattr(activation, "__name__", type(activation).__name__)
-
-
-def is_softmax(activation) -> bool:
-    """Return whether an activation is Keras's or TensorFlow's softmax."""
-    return activation in (tf.keras.activations.softmax, tf.nn.softmax)
-
-
-def _is_weighted(layer) -> bool:
-    return type(layer) in (*QUANTIZED, *QUANTIZED.values()) or isinstance(layer, Head)
-
-
-def _role(layer) -> str:
-    """Return the part that a layer plays; "unknown" where it has no quantized form."""
-    kind = type(layer)
-    if _is_weighted(layer):
-        return "weighted"
-    if isinstance(layer, lq.quantizers.Quantizer):
-        return "quantizer"
-    if kind in POOLS:
-        return "pool"
-    if kind in MOVING or (kind is _layers.Activation and _is_linear(layer.activation)):
-        return "moving"
-    if kind is _layers.ReLU or _ceiling(layer) is not None:
-        return "relu"
-    if kind is _layers.Softmax or (kind is _layers.Activation and is_softmax(layer.activation)):
-        return "softmax"
-    names = {
-        _layers.Add: "add",
-        _layers.BatchNormalization: "norm",
-        _layers.Rescaling: "rescaling",
-    }
-    return names.get(kind, "unknown")
+    name: str = ""
+    training: bool | None = None
+    trainable: bool = True
 
 
 class Network:
@@ -219,10 +131,10 @@ class Network:
         sources = []
         for tensor in model.inputs:
             layer = tensor.node.layer
-            self.calls.append(Call(layer, self._name(layer, ""), "input"))
+            self.calls.append(Call(layer, self._name(layer, _Around()), "input"))
             sources.append((self.calls[-1], 0))
         self.inputs = [call for call, _ in sources]
-        self.outputs = self._flatten(model, sources, "")
+        self.outputs = self._flatten(model, sources, _Around(trainable=model.trainable))
         self.of: dict[tf.keras.layers.Layer, list[Call]] = defaultdict(list)
         for call in self.calls:
             self.of[call.layer].append(call)
@@ -231,8 +143,10 @@ class Network:
         self.ends = {
             call.layer
             for call in self.calls
-            if _is_weighted(call.layer) and not self._weighted_after(call.layer)
+            if is_weighted(call.layer) and not self._weighted_after(call.layer)
         }
+        if not partial:
+            self._check_float()
         self.head, self.head_kind, self.dropped = None, head, set()
         if head is not None:
             self._find_head()
@@ -267,30 +181,68 @@ class Network:
         """Return the ceiling of the ReLU inside a hidden weighted layer, None without one."""
         if call.role != "weighted" or call.layer in self.ends:
             return None
-        return _ceiling(getattr(call.layer, "activation", None))
+        return ceiling_of(getattr(call.layer, "activation", None))
 
     def width_of(self, call: Call) -> str:
         """Return the name of the width that the quantizer of a call's output has."""
         is_relu = call.role == "relu" or self.fused(call) is not None
         return "activation_bits" if is_relu else "residual_bits"
 
+    def trainable(self, layer) -> bool:
+        """Return whether any call of a layer is outside of what is frozen."""
+        return any(call.trainable for call in self.of[layer])
+
+    def rescales_pixels(self, call: Call) -> bool:
+        """Return whether a call makes values from 0 to 1 of the pixels of an input, its only one.
+
+        That is what files can do for the model.
+        """
+        (source, _) = call.inputs[0]
+        scale, offset = call.layer.scale, call.layer.offset
+        return (
+            source.role == "input"
+            and len(source.readers) == 1
+            and np.ndim(scale) == 0
+            and np.isclose(scale, 1 / 255, rtol=1e-6)
+            and not np.any(offset)
+        )
+
+    def highest_pixel(self, image: Call) -> float | None:
+        """Return what the model takes white as: 1, or 255 where it rescales for itself.
+
+        None for what is no image, and where a layer prepares it that no file holds.
+
+        Args:
+            image: An input.
+        """
+        if image.layer.output.shape.rank != 4:
+            return None
+        for reader in image.readers:
+            if reader.role == "rescaling":
+                return 255.0 if self.rescales_pixels(reader) else None
+            if reader.role == "kept" and no_file(reader.layer):
+                return None
+        return 1.0
+
     # Reading the model.
 
-    def _name(self, layer, parent: str) -> str:
+    def _name(self, layer, around: _Around) -> str:
         if layer not in self._names:
-            taken = self._names.values()
+            taken, parent = self._names.values(), around.name
             name = f"{parent}_{layer.name}" if parent and layer.name in taken else layer.name
             self._names[layer] = unique(name, taken)
         return self._names[layer]
 
-    def _flatten(self, model, sources: list[Value], parent: str) -> list[Value]:
-        return follow(model, sources, lambda node, inputs: self._read(node, inputs, parent))
+    def _flatten(self, model, sources: list[Value], around: _Around) -> list[Value]:
+        return follow(model, sources, lambda node, inputs: self._read(node, inputs, around))
 
-    def _read(self, node, inputs: list[Value], parent: str) -> list[Value]:
-        layer, name = node.layer, self._name(node.layer, parent)
+    def _read(self, node, inputs: list[Value], around: _Around) -> list[Value]:
+        layer, name = node.layer, self._name(node.layer, around)
+        training = training_of(node, around.training)
+        trainable = layer.trainable and around.trainable
         if hasattr(layer, "_nodes_by_depth") and self.overrides.of(name) != "float":
-            return self._flatten(layer, inputs, name)
-        call = Call(layer, name, _role(layer), node, inputs)
+            return self._flatten(layer, inputs, _Around(name, training, trainable))
+        call = Call(layer, name, role_of(layer), node, inputs, training, trainable)
         self.calls.append(call)
         return [(call, i) for i in range(len(tf.nest.flatten(node.outputs)))]
 
@@ -310,18 +262,22 @@ class Network:
 
     def _weighted_after(self, layer) -> bool:
         return any(
-            _is_weighted(after.layer) or (after.role == "unknown" and after.layer.weights)
+            is_weighted(after.layer) or (after.role == "unknown" and after.layer.weights)
             for call in self.of[layer]
             for after in self._reached(call)
         )
 
-    def _feeds_end(self, call: Call) -> bool:
-        return any(r.layer in self.ends for r in self._reached(call, ("moving", "pool")))
+    def _at_end(self, call: Call) -> bool:
+        """Return whether the last layer reads this, or no weighted layer comes after it."""
+        if any(r.layer in self.ends for r in self._reached(call, ("moving", "pool"))):
+            return True
+        return not self._weighted_after(call.layer)
 
-    def _from_input(self, inputs: list[Value]) -> bool:
+    def from_input(self, inputs: list[Value]) -> bool:
+        """Return whether one of the values is an input, or one that was only moved or rescaled."""
         return any(
             source.role == "input"
-            or (source.role in ("moving", "rescaling") and self._from_input(source.inputs))
+            or (source.role in ("moving", "rescaling") and self.from_input(source.inputs))
             for source, _ in inputs
         )
 
@@ -337,20 +293,43 @@ class Network:
     def _never_negative(self, call: Call) -> bool:
         if call.role in ("moving", "pool", "add"):
             return all(self._never_negative(source) for source, _ in call.inputs)
-        return call.role == "relu" or self.fused(call) is not None
+        # As the source computes it, also where it stays float and at the end of the model.
+        role, layer = role_of(call.layer), call.layer
+        of = getattr(layer, "activation", None) if role == "weighted" else layer
+        return role in ("weighted", "relu") and ceiling_of(of) is not None
 
     def _norms(self, layer) -> list[tf.keras.layers.Layer]:
         """Return the batch norms that alone read a weighted layer, and nothing else."""
         found = []
         for call in self.of[layer]:
             alone = len(call.readers) == 1 and (call, 0) not in self.outputs
-            if not alone or call.readers[0].role != "norm" or not _is_linear(layer.activation):
+            if not alone or call.readers[0].role != "norm" or not is_linear(layer.activation):
                 return []
             found.append(call.readers[0].layer)
         every = [call for norm in found for call in self.of[norm]]
         return found if all(call.inputs[0][0].layer is layer for call in every) else []
 
     # Head, problems, quantizers.
+
+    def _check_float(self) -> None:
+        """Raise for layers that are quantized already and not to be kept."""
+        names = [
+            call.name
+            for call in self.calls
+            if is_quantized(call.layer) and self.overrides.of(call.name) != "float"
+        ]
+        if not names:
+            return
+        overrides = {}
+        advice = "Train or export it as it is; for other widths, quantize the float model again."
+        if any(type(call.layer) in QUANTIZED for call in self.calls):
+            overrides = dict.fromkeys(names, "float")
+            advice += f" To keep these layers and quantize the rest: {shown_overrides(overrides)}."
+        raise ConversionError(
+            f"Expected a float model. Received: one with layers that are quantized already, "
+            f"{some(names)}. {advice}",
+            overrides,
+        )
 
     def _find_head(self) -> None:
         if len(self.outputs) != 1:
@@ -371,67 +350,42 @@ class Network:
             type(layer) is not _layers.Dense
             or len(self.of[layer]) > 1
             or len(call.node.outputs.shape) != 2
-            or not (_is_linear(layer.activation) or is_softmax(layer.activation))
+            or not (is_linear(layer.activation) or is_softmax(layer.activation))
         ):
             activation = getattr(layer, "activation", None)
-            ending = "" if _is_linear(activation) else f", {_activation_name(activation)}"
+            ending = "" if is_linear(activation) else f", {activation_name(activation)}"
             raise ConversionError(
                 "Expected a model that ends in a Dense layer of class scores, with or without a "
                 f"softmax, for head={self.head_kind!r} to replace. Received: a model that ends in "
                 f"{call.name!r} ({type(layer).__name__}{ending}). Pass head=None to keep its "
                 "output."
             )
+        if layer.units == 1:
+            raise ConversionError(
+                f"Expected at least two class scores for head={self.head_kind!r}. Received: "
+                f"{call.name!r} (Dense) of one unit. Pass head=None to keep its one score, or end "
+                "the float model in a Dense of two classes."
+            )
         self.head, self.dropped = call, dropped
-
-    def _reason(self, call: Call) -> str | None:
-        """Return why a layer has no quantized form, None where it has one."""
-        layer, kind = call.layer, type(call.layer)
-        shape = layer.get_output_shape_at(0) if call.node else None
-        if call.role == "quantizer" or (call.role == "weighted" and kind not in QUANTIZED):
-            return "it is quantized already"
-        if call.role == "unknown":
-            if isinstance(layer, tf.keras.Model):
-                return "subclassed models have no list of layers"
-            if kind is _layers.Activation:
-                return f"{_activation_name(layer.activation)!r} has no quantized form here"
-            return f"{kind.__name__} layers have no quantized form here"
-        if getattr(layer, "data_format", "channels_last") != "channels_last":
-            return "its data_format is not channels_last"
-        activation = getattr(layer, "activation", None)
-        is_hidden = call.role == "weighted" and layer not in self.ends
-        if is_hidden and self.fused(call) is None and not _is_linear(activation):
-            name = _activation_name(activation)
-            return f"its activation is {name!r}; ReLU and ReLU6 have quantizers"
-        if call.role == "relu" and _ceiling(layer) is None:
-            return "it has a slope or a threshold; ReLU and ReLU6 have quantizers"
-        if call.role == "softmax" and call.readers and call not in self.dropped:
-            return "a softmax that is not the end of the model has no quantized form here"
-        if call.role == "rescaling" and not self._from_input(call.inputs):
-            return "it rescales something else than an input"
-        if call.role == "norm" or kind is _layers.Concatenate:
-            axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
-            if axis not in (-1, len(shape) - 1):
-                return f"its axis is {axis}, not the channels"
-        return None
 
     def _settle_roles(self) -> None:
         """Give what stays float the role "kept", or say what cannot be converted."""
-        problems: dict[str, str] = {}
+        problems = {}
         for call in self.calls:
-            reason = self._reason(call)
+            if call.role == "norm" and call.training:
+                raise ConversionError(
+                    f"Expected batch norms that use their averages in inference. Received: "
+                    f"{call.name!r}, called with training=True. Call it without."
+                )
+            problem = no_form(self, call)
             is_kept = self.overrides.of(call.name) == "float" and call not in self.dropped
             is_output = call.role == "relu" and not call.readers
-            if is_output or (is_kept and (reason or call.role in ("weighted", "relu", "add"))):
+            if is_output or (is_kept and (problem or call.role in ("weighted", "relu", "add"))):
                 call.role = "kept"
-            elif reason:
-                problems[call.name] = f"{call.name!r} ({type(call.layer).__name__}): {reason}"
+            elif problem:
+                problems[call.name] = call.layer, problem
         if problems:
-            skipping = ", ".join(f'{name!r}: "float"' for name in problems)
-            raise ConversionError(
-                f"{len(problems)} of {len(self.of)} layers cannot be quantized.\n- "
-                + "\n- ".join(problems.values())
-                + f"\nTo keep them as they are, in float: overrides={{{skipping}}}."
-            )
+            raise refusal(problems, len(self.of))
 
     def _find_places(self) -> None:
         groups: dict[tuple, list[Call]] = defaultdict(list)
@@ -449,7 +403,7 @@ class Network:
         for (width, *_), calls in groups.items():
             call = calls[0]
             default = self.widths[width]
-            if any(map(self._feeds_end, calls)):
+            if any(map(self._at_end, calls)):
                 default = edge_bits(default)
             bits = self._width(call, width, default)
             if bits is None:
@@ -458,14 +412,15 @@ class Network:
             if width == "residual_bits":
                 name, ceiling = f"{name}_residual", math.inf
             elif call.role == "relu":
-                ceiling = _ceiling(call.layer)
+                ceiling = ceiling_of(call.layer)
             else:
                 name, ceiling = f"{name}_act", self.fused(call)
             is_new = call.role == "relu" and not any(name == p.name for p in self.places.values())
             name = name if is_new else unique(name, taken)
             taken.add(name)
             signed = width == "residual_bits" and not all(map(self._never_negative, calls))
-            place = Place(name, bits, signed, ceiling)
+            trainable = any(call.trainable for call in calls)
+            place = Place(name, bits, signed, ceiling, trainable)
             self.places.update(dict.fromkeys(calls, place))
 
     def _meeting(self, layer) -> tf.keras.layers.Layer:
@@ -489,7 +444,7 @@ class Network:
             # What follows the last quantizer runs in float.
             return not (origin.role == "pool" and reader.layer in self.ends)
         if reader.role == "norm":
-            folds = _is_weighted(call.layer) or call.role == "norm"
+            folds = is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)
         return reader.role in ("add", "pool")
 

@@ -10,7 +10,15 @@ from dlqat_tf.report import Report
 
 
 class ConversionError(ValueError):
-    """The model cannot be converted as asked; the message says what to do."""
+    """The model cannot be converted as asked; the message says what to do.
+
+    Attributes:
+        overrides: Those that the message speaks of, ready to be passed; empty where it does not.
+    """
+
+    def __init__(self, message: str, overrides: dict[str, str] | None = None):
+        super().__init__(message)
+        self.overrides = overrides or {}
 
 
 @dataclass(frozen=True)

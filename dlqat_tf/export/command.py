@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._compat import check_keras_2_file
 from dlqat_tf._host import write_whole
 from dlqat_tf.export.files.tflite import ExportReport
 from dlqat_tf.export.integer.lower import lower
@@ -79,6 +80,7 @@ def load_model(path: Path) -> tf.keras.Model:
         raise ExportError(
             f"Expected a .keras file or a SavedModel folder, found nothing at {path}."
         )
+    check_keras_2_file(path, ExportError)
     try:
         return tf.keras.models.load_model(path, compile=False)
     except Exception as error:  # whatever a file that is something else leads to

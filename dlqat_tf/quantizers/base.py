@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -16,6 +17,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._compat import calling_layer
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
 
 
@@ -82,6 +84,7 @@ class _Quantizer(lq.quantizers.Quantizer):
         # its 16-bit kernel would get a float32 one. `call` casts there and back instead.
         super().__init__(autocast=False, **kwargs)
         self.bits = bits
+        self._owner = None
 
     @property
     def precision(self) -> int:
@@ -90,6 +93,28 @@ class _Quantizer(lq.quantizers.Quantizer):
 
     def add_weight(self, *args, **kwargs):
         return exempt_from_weight_decay(super().add_weight(*args, **kwargs))
+
+    def __call__(self, *args, **kwargs):
+        outputs = super().__call__(*args, **kwargs)
+        self._check_owner()
+        return outputs
+
+    def _check_owner(self) -> None:
+        """Raise where two layers would own what is trained here: no file could say so."""
+        owner, caller = self._owner and self._owner(), calling_layer()
+        if isinstance(caller, tf.keras.Model):
+            caller = None
+        if owner is None and caller is not None:
+            # Keras would take the layer itself for a part of this one.
+            self._owner, owner = weakref.ref(caller), caller
+        is_layer = bool(self.inbound_nodes)  # of a functional model, which may call it many times
+        if self.weights and owner and (is_layer or caller not in (None, owner)):
+            users = [repr(owner.name), "a model" if is_layer else repr(caller.name)]
+            raise ValueError(
+                f"Expected a {type(self).__name__} of its own for each layer, since its range is "
+                f"trained. Received: {self.name!r} in {' and '.join(users)}. Make a new one for "
+                "each; to share a range, call one quantizer as a layer of the model in both places."
+            )
 
     def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)

@@ -54,15 +54,27 @@ def _rescaling(values: tf.Tensor) -> tf.Tensor:
     return tf.where(is_constant, tf.ones_like(variance), tf.math.rsqrt(variance))
 
 
-def _half_codes_and_step(kernel: tf.Tensor, bits: int, scale_adjust: bool):
+def _projection(kernel: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Return the factor that brings ``values`` nearest to ``kernel``, for each last axis."""
+    axes = list(range(kernel.shape.rank - 1))
+    product = tf.reduce_sum(kernel * values, axes)
+    # A channel of zeros keeps a step above zero, which codes need.
+    return tf.maximum(tf.math.divide_no_nan(product, tf.reduce_sum(values * values, axes)), 1e-20)
+
+
+def _half_codes_and_step(kernel: tf.Tensor, bits: int, scale_adjust: bool, keep_scale: bool):
     half_codes = _half_codes(kernel, bits)
+    if keep_scale:
+        return half_codes, 0.5 * _projection(kernel, half_codes)
     step = tf.constant(1.0 / _top_code(bits), tf.float32)
     if scale_adjust:
         step *= _rescaling(half_codes * (2.0 * step))
     return half_codes, step
 
 
-def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.Tensor:
+def sat_weights(
+    kernel: tf.Tensor, bits: int, scale_adjust: bool = False, keep_scale: bool = False
+) -> tf.Tensor:
     r"""Quantize a kernel to ``bits`` bits by scale-adjusted training.
 
     With :math:`M = \max|\tanh W|` over the whole tensor, :math:`R = 2^b - 1`:
@@ -78,12 +90,18 @@ def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.
     8 bits use :math:`Q = \operatorname{rne}(127 c) / 127` instead, which fits an int8. 32 bits
     return the clamped :math:`c / S`, not rounded.
 
+    With ``keep_scale``, :math:`1 / S_k = \langle W, Q \rangle_k / \langle Q, Q \rangle_k` for each
+    output channel k, the factor that brings Q nearest to W; at one bit that of BWN, the mean of
+    :math:`|W|` (Rastegari et al. 2016, arXiv 1603.05279, eq. 6).
+
     Args:
         kernel: float32 tensor, last axis the output channels.
         bits: 1 to 8, or 32.
         scale_adjust: Divide by S, so that the variance (Bessel corrected) is 1 / n_out, where
             n_out is the number of output channels times the spatial size. For a final dense layer
             only: batch norm undoes any scale elsewhere.
+        keep_scale: Keep the scale of the weights, channel by channel. For trained layers that no
+            batch norm follows.
 
     Returns:
         float32 tensor of the kernel's shape. An all-zero kernel gives the level nearest to zero; a
@@ -94,10 +112,12 @@ def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.
     def quantize(kernel):
         if bits == 32:
             values = tf.tanh(kernel) * _inverse(_largest(kernel))
-            scale = _rescaling(values) if scale_adjust else tf.ones(())
-            values = values * scale if scale_adjust else values
+            scale = tf.ones(())
+            if scale_adjust or keep_scale:
+                scale = _projection(kernel, values) if keep_scale else _rescaling(values)
+                values = values * scale
         else:
-            half_codes, step = _half_codes_and_step(kernel, bits, scale_adjust)
+            half_codes, step = _half_codes_and_step(kernel, bits, scale_adjust, keep_scale)
             values = half_codes * (2.0 * step)  # exactly code * step: a factor of 2 loses no bit
             scale = step * _top_code(bits)
 
@@ -124,24 +144,38 @@ class SATWeights(WeightQuantizer):
     Args:
         bits: 1 to 8, or 32 for clamped weights that are not rounded (the float stage).
         scale_adjust: Rescale to variance 1 / n_out; for the final dense layer.
+        keep_scale: Keep the scale of the weights; for trained layers that no batch norm follows.
 
     Raises:
-        ValueError: ``bits`` is anything else, or ``scale_adjust`` is not a boolean.
+        ValueError: ``bits`` is anything else, ``scale_adjust`` or ``keep_scale`` is not a boolean,
+            or both are true.
     """
 
-    def __init__(self, bits: int = 1, scale_adjust: bool = False, **kwargs):
-        if not isinstance(scale_adjust, bool):
-            raise ValueError(f"Expected scale_adjust to be a boolean. Received: {scale_adjust!r}.")
+    def __init__(
+        self, bits: int = 1, scale_adjust: bool = False, keep_scale: bool = False, **kwargs
+    ):
+        for name, value in (("scale_adjust", scale_adjust), ("keep_scale", keep_scale)):
+            if not isinstance(value, bool):
+                raise ValueError(f"Expected {name} to be a boolean. Received: {value!r}.")
+        if scale_adjust and keep_scale:
+            raise ValueError(
+                "Expected scale_adjust or keep_scale, or none of them: they set the same factor. "
+                "Received: both."
+            )
         super().__init__(check_bits(bits), **kwargs)
         self.scale_adjust = scale_adjust
+        self.keep_scale = keep_scale
 
     def quantize(self, values, training=None):
-        return sat_weights(values, self.bits, self.scale_adjust)
+        return sat_weights(values, self.bits, self.scale_adjust, self.keep_scale)
 
     def grid(self, kernel) -> WeightGrid:
         kernel = self._checked(kernel)
-        half_codes, step = _half_codes_and_step(kernel, self.bits, self.scale_adjust)
+        half_codes, step = _half_codes_and_step(
+            kernel, self.bits, self.scale_adjust, self.keep_scale
+        )
         return WeightGrid((2.0 * half_codes).numpy().astype(np.int16), step.numpy())
 
     def get_config(self):
-        return {**super().get_config(), "scale_adjust": self.scale_adjust}
+        settings = {"scale_adjust": self.scale_adjust, "keep_scale": self.keep_scale}
+        return {**super().get_config(), **settings}

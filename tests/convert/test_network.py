@@ -85,6 +85,24 @@ def test_what_the_model_returns_is_not_rounded():
     assert model.get_layer("hidden").bits == 8
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_follows_the_last_weights_has_8_bits_and_the_sign_that_it_has(fused):
+    """SqueezeNet ends in a convolution, a ReLU and a pool."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(4, 3, activation="relu", name="first")(inputs)
+    x = layers.Conv2D(5, 1, activation="relu" if fused else None, name="last")(x)
+    x = x if fused else layers.ReLU(name="last_relu")(x)
+    source = Model(inputs, layers.GlobalAveragePooling2D(name="scores")(x))
+    images = np.random.default_rng(0).random((8, 8, 8, 3)).astype(np.float32)
+    model, _ = quantize(source, 2, 2, head=None, images=images)
+    place = model.get_layer("last_residual" if fused else "last_relu")
+    assert (place.bits, place.signed) == (8, False)
+    assert model.get_layer("first_act").bits == 8  # what the last layer reads
+    plan(lower(model))  # has a range everywhere
+    correlation = np.corrcoef(np.ravel(model(images)), np.ravel(source(images)))[0, 1]
+    assert correlation > 0.99
+
+
 def test_a_head_needs_a_classifier():
     inputs = tf.keras.Input((4, 4, 3))
     segmentation = Model(inputs, layers.Conv2D(2, 1, name="pixels")(inputs))
@@ -131,7 +149,7 @@ def test_float_activations_and_fused_ones():
     model, _ = quantize(vgg(), overrides=overrides)
     assert model.get_layer("conv1_act").bits == 4
     assert model.get_layer("conv2").activation is tf.nn.relu6
-    assert model.get_layer("conv2_residual").signed  # what is kept says nothing about its sign
+    assert not model.get_layer("conv2_residual").signed  # its ReLU6 is kept with it
     model, _ = quantize(mobile(), overrides={"expand0_relu": "float"})
     assert model.get_layer("expand0_relu").max_value == 6
 
@@ -174,18 +192,19 @@ def test_all_problems_are_named_with_the_override_that_skips_them():
     message = str(caught.value)
     for part in (
         "9 of 12 layers",
-        "'swished' (Conv2D): its activation is 'swish'",
-        "'transposed' (Conv2DTranspose): Conv2DTranspose layers have no quantized form",
+        "'swished' (Conv2D): 'swish' has no quantized form",
+        "'transposed' (Conv2DTranspose): 'Conv2DTranspose' has no quantized form",
         "'leaky' (LeakyReLU)",
         "'gelu' (Activation): 'gelu' has no quantized form",
-        "'sloped' (ReLU): it has a slope",
+        "'sloped' (ReLU): A ReLU with a slope",
         "'f' (Lambda)",
         "(TFOpLambda)",
         "'layer_norm' (LayerNormalization)",
-        "'rows' (BatchNormalization): its axis is 1",
+        "'rows' (BatchNormalization): Its axis is 1",
     ):
         assert part in message
     skipping = eval(message[message.index("overrides={") + len("overrides=") : -1])
+    assert skipping == caught.value.overrides
     images = np.random.default_rng(0).random((4, 4, 4, 3)).astype(np.float32)
     model, _ = quantize(source, overrides=skipping, head=None, **FLOAT, images=images)
     np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
@@ -199,10 +218,10 @@ def test_quantized_and_subclassed_models_are_refused():
     with pytest.raises(ConversionError, match=r"tf\.keras\.Model\(inputs, outputs\)"):
         quantize(Own())
     inputs = tf.keras.Input((4,))
-    with pytest.raises(ConversionError, match=r"'own'.*subclassed"):
+    with pytest.raises(ConversionError, match=r"'own'.*Subclassed"):
         quantize(Model(inputs, layers.Dense(2)(Own(name="own")(inputs))))
     done = lq.layers.QuantDense(2, kernel_quantizer=SATWeights(1), name="done")
-    with pytest.raises(ConversionError, match=r"'done'.*quantized already"):
+    with pytest.raises(ConversionError, match=r"quantized already, 'done'"):
         quantize(Model(inputs, layers.Dense(2)(done(inputs))))
 
 

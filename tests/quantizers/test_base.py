@@ -247,3 +247,52 @@ def test_under_a_mixed_policy_the_codes_in_use_are_those_of_the_16_bit_kernel(mi
     used = np.asarray(layer(tf.eye(100)), np.float32)
     grid = layer.kernel_quantizer.grid(tf.cast(layer.kernel.latent_variable, layer.compute_dtype))
     np.testing.assert_array_equal(np.rint(used * 127), grid.codes)
+
+
+class _Owner(tf.keras.layers.Layer):
+    def __init__(self, quantizer, name=None):
+        super().__init__(name=name)
+        self.quantizer = quantizer
+
+    def call(self, inputs):
+        return self.quantizer(inputs)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda shared: lq.layers.QuantConv2D(3, 1, input_quantizer=shared, name="second"),
+        lambda shared: tf.keras.layers.Conv2D(3, 1, activation=shared, name="second"),
+        lambda shared: _Owner(shared, name="second"),
+    ],
+)
+def test_one_range_in_two_layers_is_refused_when_the_second_is_built(second):
+    shared = CGPACT(2, name="shared")
+    x = lq.layers.QuantConv2D(3, 1, input_quantizer=shared, name="first")(tf.keras.Input((4, 4, 3)))
+    with pytest.raises(ValueError, match=r"CGPACT of its own.*'shared' in 'first' and 'second'"):
+        second(shared)(x)
+
+
+def test_a_quantizer_is_a_layer_or_part_of_one():
+    inputs, shared = tf.keras.Input((4,)), CGPACT(2, name="shared")
+    x = shared(inputs)
+    with pytest.raises(ValueError, match="'shared' in 'owner' and a model"):
+        _Owner(shared, name="owner")(x)
+    shared = CGPACT(2, name="shared")
+    x = _Owner(shared, name="owner")(inputs)
+    with pytest.raises(ValueError, match="'shared' in 'owner' and a model"):
+        shared(x)
+
+
+def test_one_quantizer_may_stand_in_many_places_of_a_model(tmp_path):
+    inputs, shared, free = tf.keras.Input((4,)), CGPACT(2), SATWeights(2)
+    inner = tf.keras.Model(inputs, shared(shared(inputs)))
+    dense = lq.layers.QuantDense(4, kernel_quantizer=free, input_quantizer=CGPACT(2))
+    x = dense(dense(inner(inner(inputs))))
+    # What learns nothing may be given to any number of layers.
+    x = lq.layers.QuantDense(4, kernel_quantizer=free, input_quantizer=CGPACT(32))(x)
+    model = tf.keras.Model(inputs, x)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    values = np.random.default_rng(0).random((3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(loaded(values), model(values))

@@ -68,6 +68,46 @@ def test_golden_scale_adjustment():
     np.testing.assert_allclose(plain / adjusted, 2.403701 / np.sqrt(2), 1e-6)
 
 
+def test_golden_kept_scale():
+    """One bit: signs times the mean of |W|, channel by channel; the gradient by the same factor."""
+    kernel = np.float32([[0.5, 0.25], [-1.5, 0.25]])
+    quantizer = SATWeights(1, keep_scale=True)
+    np.testing.assert_allclose(quantizer(kernel), [[1, 0.25], [-1, 0.25]], 1e-6)
+    ratio = gradient(quantizer, kernel) / gradient(SATWeights(1), kernel)
+    np.testing.assert_allclose(ratio, [[1, 0.25], [1, 0.25]], 1e-5)
+    # Two bits: Q is 1/3, 1/3 and -1, 1/3, since M is tanh 1.5; <W, Q> / <Q, Q> is 1.5 and 0.75.
+    two = SATWeights(2, keep_scale=True)(kernel)
+    np.testing.assert_allclose(two, [[0.5, 0.25], [-1.5, 0.25]], 1e-6)
+    # All of a channel's weights zero: next to nothing, on a grid all the same.
+    grid = SATWeights(2, keep_scale=True).grid(kernel * np.float32([1, 0]))
+    assert grid.step[1] > 0
+    assert grid.step[1] < 1e-15
+
+
+@pytest.mark.parametrize("shape", [(30, 10), (3, 3, 5, 7), (3, 3, 6, 1)])
+def test_kept_scale_is_near_the_weights_and_equal_in_graphs(shape):
+    kernel = np.random.default_rng(0).normal(0, 0.05, shape).astype(np.float32)
+    for bits, error in ((1, 0.7), (2, 0.6), (4, 0.15), (8, 0.02), (32, 0.01)):
+        quantizer = SATWeights(bits, keep_scale=True)
+        values = tf.function(quantizer)(kernel).numpy()
+        assert np.linalg.norm(values - kernel) < error * np.linalg.norm(kernel)
+        if bits != 32:
+            grid = quantizer.grid(kernel)
+            np.testing.assert_array_equal(values, grid.codes * grid.step)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(keep_scale=1), "keep_scale to be a boolean. Received: 1"),
+        (dict(keep_scale=True, scale_adjust=True), "Received: both"),
+    ],
+)
+def test_options_of_scale_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        SATWeights(2, **options)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 5, 8, 32])
 @pytest.mark.parametrize(("shape", "fan_out"), [((30, 10), 10), ((3, 2, 5, 7), 7 * 3 * 2)])
 def test_scale_adjustment_gives_variance_one_over_fan_out(bits, shape, fan_out):

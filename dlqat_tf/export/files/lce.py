@@ -14,12 +14,12 @@ from dlqat_tf.export.files.tflite import (
     ExportReport,
     Images,
     assemble,
-    check_choice,
     finish,
+    input_type_name,
     measure,
     targets_of,
 )
-from dlqat_tf.export.files.writer import INPUT_TYPES, Writer
+from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import (
@@ -31,9 +31,11 @@ from dlqat_tf.export.integer.network import (
     Sign,
     Weighted,
 )
+from dlqat_tf.export.integer.plan import grids, plan
 from dlqat_tf.export.integer.simulate import binary_layer
 
 PLANE_LIMIT = 9
+_WIDEST = 64  # planes of 8 bits times 8 bits
 _WORD = 32  # signs to an int32
 
 
@@ -41,9 +43,9 @@ def to_lce(
     model: tf.keras.Model,
     path: str | Path,
     *,
-    input_type: str = "uint8",
+    input_type: str | tf.DType = "uint8",
     plane_limit: int = PLANE_LIMIT,
-    calibration: Images | None = None,
+    calibration: Images | tf.data.Dataset | None = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -64,7 +66,7 @@ def to_lce(
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
         path: The file to write.
-        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
+        input_type: As for ``to_tflite``.
         plane_limit: Largest number of binary convolutions for one layer.
         calibration: Images, as for ``to_tflite``, for the ranges of int8 layers that no quantizer
             follows; without them these layers run in float32.
@@ -78,7 +80,7 @@ def to_lce(
             run on binary kernels. No file is left.
     """
     path = Path(path)
-    check_choice("input_type", input_type, INPUT_TYPES)
+    input_type = input_type_name(input_type)
     if isinstance(plane_limit, bool) or not isinstance(plane_limit, int) or plane_limit < 1:
         raise ExportError(
             f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
@@ -126,12 +128,29 @@ def build(
         clear=clear,
     )
     if not any(getattr(node, "kernel", "") == "planes" for node in built.planned):
-        raise ExportError(
-            f"No convolution of this model has at most {plane_limit} planes (weight bits times "
-            "activation bits), so nothing would run on binary kernels: raise plane_limit, or "
-            "export with to_tflite."
-        )
+        raise _nothing_binary(network, plane_limit)
     return built
+
+
+def _nothing_binary(network: IntegerNetwork, plane_limit: int) -> ExportError:
+    widest = plan(network, plane_limit=_WIDEST, clear=False)
+    known = grids(widest)
+    counts = [
+        len(binary_layer(node, known[node.inputs[0]]).parts)
+        for node in widest
+        if getattr(node, "kernel", "") == "planes"
+    ]
+    if counts:
+        return ExportError(
+            f"No convolution of this model has at most {plane_limit} planes (weight bits times "
+            "activation bits), so nothing would run on binary kernels: raise plane_limit to "
+            f"{min(counts)}, or export with to_tflite."
+        )
+    return ExportError(
+        "No convolution of this model has a form on binary kernels, which take weights of 1 to 7 "
+        "bits without a zero, neither grouped nor depthwise, and activations that are not "
+        "negative, after the first layer: export with to_tflite."
+    )
 
 
 class _BinaryWriter(Writer):

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf.datasets import first_images
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.census import Census, census
 from dlqat_tf.export.files.writer import INPUT_TYPES, Writer
@@ -61,9 +62,9 @@ def to_tflite(
     model: tf.keras.Model,
     path: str | Path,
     *,
-    input_type: str = "uint8",
+    input_type: str | tf.DType = "uint8",
     weights: str = "int8",
-    calibration: Images | None = None,
+    calibration: Images | tf.data.Dataset | None = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -78,12 +79,15 @@ def to_tflite(
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
         path: The file to write.
-        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255.
+        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255. A dtype of
+            TensorFlow or numpy is as good as its name.
         weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
             Those run outside XNNPACK, several times slower and with their own rounding.
-        calibration: Images, uint8 or float in [0, 1], (images, height, width, channels); for a
-            model of several inputs a list of such arrays, or a dictionary by input name. Needed
-            only where the model says no range, as at residual adds without ``residual_bits``.
+        calibration: Images, uint8 or float in [0, 1] (in [0, 255] too where the model rescales
+            pixels itself), (images, height, width, channels); for a model of several inputs a list
+            of such arrays, or a dictionary by input name; or a batched ``tf.data.Dataset`` of them,
+            with labels or without, whose first 512 images are taken. Needed only where the model
+            says no range, as at residual adds without ``residual_bits``.
         snap: Move biases away from rounding ties (:func:`dlqat_tf.export.integer.snap.snap`) and
             save ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else
             they are the trained ones, to the nearest that the kernels can hold.
@@ -93,7 +97,7 @@ def to_tflite(
         ExportError: An argument, the model or the folder is not as above. No file is left.
     """
     path = Path(path)
-    check_choice("input_type", input_type, INPUT_TYPES)
+    input_type = input_type_name(input_type)
     check_choice("weights", weights, ("int8", "int4"))
     targets = targets_of(path, snap, force)
     network = lower(model)
@@ -176,6 +180,15 @@ def check_choice(name: str, value, expected: tuple[str, ...]) -> None:
         )
 
 
+def input_type_name(input_type) -> str:
+    """Return the name of one of the types that images may have in a file, given that or a dtype."""
+    name = input_type
+    with contextlib.suppress(TypeError):
+        name = tf.as_dtype(input_type).name
+    check_choice("input_type", name, INPUT_TYPES)
+    return name
+
+
 def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
     """Return the files that an export writes: the .tflite and, if asked for, the snapped model."""
     if path.suffix != ".tflite":
@@ -223,24 +236,31 @@ def pixels(images: Images, network: IntegerNetwork) -> list[np.ndarray]:
 
 
 def _pixels(images, node: Input) -> np.ndarray:
-    images = np.asarray(images)
+    received, images = type(images).__name__, np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != node.shape or not len(images):
+        # Datasets and generators are arrays of no dimension.
+        shown = f"shape {images.shape}" if images.ndim else received
         raise ExportError(
             f"Expected images of shape (images, {', '.join(map(str, node.shape))}) for the input "
-            f"{node.name!r}. Received: shape {images.shape}."
+            f"{node.name!r}. Received: {shown}."
         )
     if images.dtype == np.uint8:
         return images
-    if not (np.issubdtype(images.dtype, np.floating) and images.min() >= 0 and images.max() <= 1):
-        raise ExportError(
-            "Expected uint8 images or float ones in [0, 1]. Received: "
-            f"{images.dtype} from {images.min()} to {images.max()}."
-        )
-    return np.rint(images * 255).astype(np.uint8)
+    floats = np.issubdtype(images.dtype, np.floating)
+    if floats and images.min() >= 0 and images.max() <= 1:
+        return np.rint(images * 255).astype(np.uint8)
+    if floats and node.raw and images.min() >= 0 and images.max() <= 255:
+        return np.rint(images).astype(np.uint8)
+    raise ExportError(
+        "Expected uint8 images or float ones in [0, 1]. Received: "
+        f"{images.dtype} from {images.min()} to {images.max()}."
+    )
 
 
-def measure(images: Images | None, network: IntegerNetwork):
+def measure(images: Images | tf.data.Dataset | None, network: IntegerNetwork):
     """Return the ``calibrate`` function for images, or None where there are none."""
+    if isinstance(images, tf.data.Dataset):
+        images, _ = first_images(images, [4] * len(network.inputs), ExportError)
     return None if images is None else measured_ranges(pixels(images, network))
 
 

@@ -29,7 +29,7 @@ from dlqat_tf.export.integer.network import (
     Weighted,
     output_shape,
 )
-from dlqat_tf.graph import check_graph, follow, unique
+from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import ActivationQuantizer, Unwrapped, WeightQuantizer, unwrapped
 
@@ -96,23 +96,28 @@ class _Lowering:
         self.shapes[name] = output_shape(node, [self.shapes[each] for each in node.inputs])
         return name
 
-    def model(self, model: tf.keras.Model, sources: list[str], prefix: str) -> str:
+    def model(
+        self, model: tf.keras.Model, sources: list[str], prefix: str, training: bool | None = None
+    ) -> str:
         """Add the nodes of a (nested) model and return the name of its output."""
 
         def visit(call, inputs: list[str]) -> list[str]:
-            return [self.layer(call.layer, inputs, prefix)]
+            mode = training_of(call, training)
+            return [self.layer(call.layer, inputs, prefix, mode)]
 
         return follow(model, sources, visit)[0]
 
-    def layer(self, layer, inputs: list[str], prefix: str) -> str:
+    def layer(self, layer, inputs: list[str], prefix: str, training: bool | None) -> str:
         """Add the nodes of one layer and return the name of its output."""
         name = prefix + layer.name
+        if training and isinstance(layer, (_layers.Dropout, _layers.BatchNormalization)):
+            raise _unsupported(name, layer, "it is called with training=True")
         if isinstance(layer, tf.keras.Model):
             if not hasattr(layer, "_nodes_by_depth"):
                 raise _unsupported(name, layer, "it is a subclassed model")
             if len(layer.outputs) != 1:
                 raise _unsupported(name, layer, f"it has {len(layer.outputs)} outputs, not one")
-            return self.model(layer, inputs, name + "/")
+            return self.model(layer, inputs, name + "/", training)
         try:
             parts = unwrapped(layer)
         except ValueError as error:
@@ -272,8 +277,9 @@ def _unsupported(name: str, layer, reason: str) -> ExportError:
 
 def _refused(activation) -> str:
     described = getattr(activation, "__name__", type(activation).__name__)
-    advice = "; set it to tf.keras.activations.linear: same arg-max (from_logits=True)"
-    return f"its activation is {described!r}{advice if described == 'softmax' else ''}"
+    same = {"softmax": "arg-max", "sigmoid": "decisions, at a score of 0"}.get(described)
+    advice = f"; set it to tf.keras.activations.linear: same {same} (from_logits=True)"
+    return f"its activation is {described!r}{advice if same else ''}"
 
 
 def _array(variable, name: str) -> np.ndarray:

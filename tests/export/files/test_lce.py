@@ -81,7 +81,7 @@ def test_equal_vectors_are_written_once(tmp_path):
 
 def test_convolutions_beyond_the_limit_stay_on_other_kernels(tmp_path):
     model = small_network(weight_bits=4, activation_bits=4)
-    with pytest.raises(ExportError, match="raise plane_limit"):
+    with pytest.raises(ExportError, match="raise plane_limit to 16"):
         to_lce(model, tmp_path / "model.tflite")
     report = to_lce(model, tmp_path / "model.tflite", plane_limit=16)
     assert report.census.operators["LceBconv2d"] == 16
@@ -170,3 +170,20 @@ def test_two_images_through_one_tower(tmp_path, nested):
     result = parity(snapped, report.path, images_for(model, 32))
     assert result.first_diverging is None
     assert result.agreement["simulation_file"] == 100.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [layers.Conv2D(8, 3, groups=2, activation="relu"), layers.GlobalAveragePooling2D()],
+        [layers.DepthwiseConv2D(3, activation="relu"), layers.GlobalAveragePooling2D()],
+        [layers.Flatten(), layers.Dense(8, activation="relu"), layers.Dense(8, activation="relu")],
+    ],
+)
+def test_networks_without_a_binary_form_get_no_advice_about_planes(body, tmp_path):
+    first = layers.Conv2D(8, 3, activation="relu")
+    source = tf.keras.Sequential([tf.keras.Input((8, 8, 3)), first, *body, layers.Dense(4)])
+    model, _ = dlqat_tf.quantize(source, 1, 2)
+    with pytest.raises(ExportError, match=r"has a form on binary kernels.*to_tflite") as error:
+        to_lce(model, tmp_path / "model.tflite")
+    assert "plane_limit" not in str(error.value)

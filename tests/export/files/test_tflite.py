@@ -59,7 +59,7 @@ def test_snapped_model_agrees_with_the_file_on_every_image(tmp_path):
     assert 0 < max(shift.steps for shift in report.shifts) < 0.5
 
 
-@pytest.mark.parametrize("input_type", ["uint8", "int8", "float32"])
+@pytest.mark.parametrize("input_type", ["uint8", tf.uint8, np.int8, "float32", tf.float32])
 def test_input_types_give_the_same_logits(tmp_path, input_type):
     model = dlqat_tf.resnet18(10, width=4, residual_bits=8)
     path = tmp_path / "model.tflite"
@@ -150,6 +150,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     ("arguments", "message"),
     [
         ({"input_type": "int16"}, "input_type"),
+        ({"input_type": tf.int16}, "input_type='int16'"),
+        ({"input_type": object()}, "input_type=<object"),
+        ({"calibration": iter([])}, "Received: list_iterator"),
         ({"weights": "int2"}, "weights"),
         ({"calibration": np.zeros((2, 5, 5, 3), np.uint8)}, "images of shape"),
         ({"calibration": np.full((2, 32, 32, 3), 200.0)}, "float ones in"),

@@ -1,0 +1,140 @@
+"""Images, and labels where there are any, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.report import ConversionError
+from dlqat_tf.datasets import first_images
+
+_SLACK = 1 / 510  # half the step of the pixels that values stand for
+
+
+class Data:
+    """Images, and labels where there are any, in batches.
+
+    Attributes:
+        arrays: The images, an array for each input of the model.
+        labels: Classes of the images, or None.
+        notes: What a report should say about them.
+    """
+
+    def __init__(self, model, images, labels, batch_size):
+        self.notes: list[str] = []
+        if isinstance(images, tf.data.Dataset):
+            if labels is not None:
+                raise ConversionError(
+                    "Expected the labels of a dataset in it, as (images, labels). Received: labels "
+                    "beside a dataset."
+                )
+            ranks = [tensor.shape.rank for tensor in model.inputs]
+            images, labels = first_images(images, ranks, ConversionError)
+            count = len(tf.nest.flatten(images)[0])
+            self.notes.append(f"Ranges and statistics are those of {count} images of the dataset.")
+        if isinstance(images, dict):
+            images = _by_name(model, images)
+        images = tf.nest.flatten(images)
+        self.arrays = [np.asarray(array) for array in images]
+        expected = [tuple(tensor.shape) for tensor in model.inputs]
+        received = [array.shape for array in self.arrays]
+        fits = (
+            len(expected) == len(received)
+            and all(
+                len(want) == len(have)
+                and have[0] == received[0][0] > 0
+                # A fixed batch size says nothing about how many images there are.
+                and all(w in (None, h) for w, h in zip(want[1:], have[1:], strict=True))
+                for want, have in zip(expected, received, strict=True)
+            )
+        )
+        if not fits:
+            # Generators are arrays of no dimension.
+            shown = [
+                shape or type(each).__name__ for shape, each in zip(received, images, strict=True)
+            ]
+            raise ConversionError(
+                f"Expected arrays of images of shapes {expected}, equally many for each input of "
+                f"the model, or a batched tf.data.Dataset. Received: {shown}."
+            )
+        for i, tensor in enumerate(model.inputs):  # to the type that Keras would cast them to
+            self.arrays[i] = self.arrays[i].astype(tensor.dtype.as_numpy_dtype, copy=False)
+            if tensor.dtype.is_floating and not np.isfinite(self.arrays[i]).all():
+                raise ConversionError(
+                    f"Expected images of finite values. Received: NaN or infinity for the input "
+                    f"{tensor.node.layer.name!r}."
+                )
+        count = received[0][0]
+        self.labels = None if labels is None else np.asarray(labels)
+        if labels is not None:
+            is_integer = np.issubdtype(self.labels.dtype, np.integer)
+            if self.labels.shape not in ((count,), (count, 1)) or not is_integer:
+                raise ConversionError(
+                    f"Expected one integer class per image, shape ({count},). Received: "
+                    f"{self.labels.dtype} of shape {self.labels.shape}."
+                )
+            self.labels = self.labels.ravel()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConversionError(
+                f"Expected batch_size to be a positive integer. Received: {batch_size!r}."
+            )
+        self.batch_size = batch_size
+
+    def check(self, network: Network) -> None:
+        """Raise for labels that are none of the classes, and for images that no file would take."""
+        if network.head is not None and self.labels is not None:
+            classes, lowest, highest = (
+                network.head.layer.units,
+                self.labels.min(),
+                self.labels.max(),
+            )
+            if lowest < 0 or highest >= classes:
+                raise ConversionError(
+                    f"Expected labels from 0 to {classes - 1}. Received: {lowest} to {highest}."
+                )
+        for call, images in zip(network.inputs, self.arrays, strict=True):
+            white = network.highest_pixel(call)
+            if white is not None:
+                _check_pixels(call.name, images, white)
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    def __iter__(self) -> Iterator[list[tf.Tensor]]:
+        for start in range(0, len(self), self.batch_size):
+            yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
+
+
+def _by_name(model, images: dict) -> list:
+    """Return images in the order of the model's inputs, as Keras does, but none left out."""
+    names = sorted(model.input) if isinstance(model.input, dict) else model.input_names
+    if set(images) != set(names):
+        raise ConversionError(
+            f"Expected images by input name, for {', '.join(names)}. Received: images for "
+            f"{', '.join(map(str, images))}."
+        )
+    return [images[name] for name in names]
+
+
+def _check_pixels(name: str, images: np.ndarray, white: float) -> None:
+    """Raise unless the values can be pixels that stand for 0 to ``white``."""
+    lowest, highest = float(images.min()), float(images.max())
+    fits = -_SLACK * white <= lowest and highest <= white + _SLACK * white
+    # Fractions up to 1 where 255 is white: they have been divided already.
+    divided = white == 255 and highest <= 1 and not np.array_equal(images, np.rint(images))
+    if fits and not divided:
+        return
+    advice = (
+        "The model rescales by 1 / 255 itself: pass the pixels as they are."
+        if white == 255
+        else "Divide pixels by 255, or put a Rescaling(1 / 255) directly after the input of the "
+        "float model. Files hold no other preparation, such as pixels / 127.5 - 1 or mean and "
+        "standard deviation: train the float model on pixels / 255."
+    )
+    raise ConversionError(
+        f"Expected values from 0 to {white:g} in the images for {name!r}, since exported files "
+        f"take pixels from 0 to 255 for them. Received: {lowest:g} to {highest:g}. {advice}"
+    )

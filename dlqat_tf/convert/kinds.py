@@ -1,0 +1,93 @@
+"""What kinds of layers there are: the part that each plays, and what has which form."""
+
+from __future__ import annotations
+
+import math
+
+import larq as lq
+import tensorflow as tf
+
+from dlqat_tf.heads import Head
+
+_layers = tf.keras.layers
+
+QUANTIZED = {
+    _layers.Conv2D: lq.layers.QuantConv2D,
+    _layers.DepthwiseConv2D: lq.layers.QuantDepthwiseConv2D,
+    _layers.Dense: lq.layers.QuantDense,
+}
+POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
+# What moves values and changes none: codes in, codes out.
+MOVING = (
+    _layers.Concatenate,
+    _layers.Dropout,
+    _layers.Flatten,
+    _layers.MaxPool2D,
+    _layers.SpatialDropout2D,
+    _layers.ZeroPadding2D,
+)
+
+
+def ceiling_of(activation) -> float | None:
+    """Return the upper end of a ReLU, which may be infinite, or None if it is something else."""
+    if type(activation) is _layers.Activation:
+        activation = activation.activation
+    if type(activation) is _layers.ReLU:
+        plain = not activation.negative_slope and not activation.threshold
+        maximum = activation.max_value
+        return (math.inf if maximum is None else float(maximum)) if plain else None
+    if activation in (tf.keras.activations.relu, tf.nn.relu):
+        return math.inf
+    return 6.0 if activation is tf.nn.relu6 else None
+
+
+def is_linear(activation) -> bool:
+    """Return whether an activation changes nothing."""
+    return activation in (None, tf.keras.activations.linear)
+
+
+def activation_name(activation) -> str:
+    """Return how users call an activation."""
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def is_softmax(activation) -> bool:
+    """Return whether an activation is Keras's or TensorFlow's softmax."""
+    return activation in (tf.keras.activations.softmax, tf.nn.softmax)
+
+
+def is_weighted(layer) -> bool:
+    """Return whether a layer multiplies by weights that may be quantized, or are."""
+    return type(layer) in (*QUANTIZED, *QUANTIZED.values()) or isinstance(layer, Head)
+
+
+def is_quantized(layer) -> bool:
+    """Return whether a layer brings quantizers: of this package, of Larq or of TF-MOT."""
+    if isinstance(layer, (Head, lq.quantizers.Quantizer)):
+        return True
+    # TF-MOT is imported where it is used only, and Larq's layers share no public class.
+    module = type(layer).__module__
+    return module.startswith(("larq.layers", "tensorflow_model_optimization."))
+
+
+def role_of(layer) -> str:
+    """Return the part that a layer plays; "unknown" where it has no quantized form."""
+    kind = type(layer)
+    if is_weighted(layer):
+        return "weighted"
+    if isinstance(layer, lq.quantizers.Quantizer):
+        return "quantizer"
+    if kind in POOLS:
+        return "pool"
+    if kind in MOVING or (kind is _layers.Activation and is_linear(layer.activation)):
+        return "moving"
+    if kind is _layers.ReLU or ceiling_of(layer) is not None:
+        return "relu"
+    if kind is _layers.Softmax or (kind is _layers.Activation and is_softmax(layer.activation)):
+        return "softmax"
+    names = {
+        _layers.Add: "add",
+        _layers.BatchNormalization: "norm",
+        _layers.Rescaling: "rescaling",
+    }
+    return names.get(kind, "unknown")

@@ -1,0 +1,157 @@
+"""Images for conversion: their range, and datasets of them."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import ConversionError, quantize
+from dlqat_tf.export import to_tflite
+
+layers = tf.keras.layers
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(40) % 3
+
+
+def network(*front):
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input((6, 6, 3), name="images"),
+            *front,
+            layers.Conv2D(4, 3, activation="relu", name="conv"),
+            layers.Flatten(),
+            layers.Dense(3, name="scores"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        PIXELS / 255,
+        PIXELS[:1] * 0,
+        np.clip(PIXELS / 255, 0.2, 0.8),
+        PIXELS / 255 * 1.001,  # what rounding to pixels forgives
+        PIXELS > 128,
+    ],
+)
+def test_images_that_files_take(images):
+    quantize(network(), images=images)
+
+
+@pytest.mark.parametrize(
+    ("images", "received"),
+    [
+        (PIXELS, "0 to 255"),
+        (PIXELS.astype(np.float32), "0 to 255"),
+        (PIXELS / 127.5 - 1, "-1 to 1"),
+        ((PIXELS / 255 - 0.5) / 0.25, "-2 to 2"),
+        (PIXELS / 255 - 0.01, "-0.01 to 0.99"),
+        (PIXELS / 250, "0 to 1.02"),
+    ],
+)
+def test_images_that_no_file_takes(images, received):
+    with pytest.raises(
+        ConversionError, match=rf"from 0 to 1 in the images for 'images'.*Received: {received}\. D"
+    ):
+        quantize(network(), images=images)
+
+
+def test_models_that_rescale_take_pixels():
+    source = network(layers.Rescaling(1 / 255, name="rescaling"))
+    for images in (PIXELS, PIXELS.astype(np.float32), PIXELS[:1] * 0, PIXELS // 255):
+        quantize(source, images=images)
+    for images, received in ((PIXELS / 255, "0 to 1"), (PIXELS - 128.0, "-128 to 127")):
+        with pytest.raises(ConversionError, match=rf"0 to 255 .*Received: {received}\. The model"):
+            quantize(source, images=images)
+
+
+def test_other_preparation_is_reported_and_any_range_taken():
+    source = network(layers.Rescaling(1 / 127.5, -1.0, name="rescaling"))
+    _, report = quantize(source, images=PIXELS)
+    assert "'rescaling': files hold no rescaling with an offset" in report.notes[-1]
+    source = network(layers.Normalization(mean=127.0, variance=64.0**2, name="prepare"))
+    _, report = quantize(source, images=PIXELS, overrides={"prepare": "float"})
+    assert "'prepare': files hold no Normalization" in report.notes[-1]
+
+
+def test_what_is_no_image_has_any_range():
+    inputs = tf.keras.Input((4,))
+    source = tf.keras.Model(inputs, layers.Dense(3)(inputs))
+    quantize(source, images=np.float32([[-5, 7, 300, 0]]))
+
+
+def dataset(*parts, size=16):
+    return tf.data.Dataset.from_tensor_slices(parts if len(parts) > 1 else parts[0]).batch(size)
+
+
+def test_datasets_are_arrays():
+    images = np.float32(PIXELS / 255)
+    source = network()
+    expected, report = quantize(source, 4, 4, images=images, labels=LABELS)
+    data = dataset(images, LABELS)
+    for given in (data, dataset(images, LABELS, np.ones(40))):  # with sample weights too
+        model, report = quantize(source, 4, 4, images=given)
+        assert report.notes == ["Ranges and statistics are those of 40 images of the dataset."]
+        for a, b in zip(model.weights, expected.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+    model, report = quantize(source, 4, 4, "linear", images=dataset(images))
+    expected, _ = quantize(source, 4, 4, "linear", images=images)
+    for a, b in zip(model.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_datasets_are_read_to_512_images():
+    images = np.float32(PIXELS / 255)
+    read = []
+
+    def batches():
+        for i in range(100):
+            read.append(i)
+            yield images
+
+    spec = tf.TensorSpec((None, 6, 6, 3))
+    forever = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    _, report = quantize(network(), images=forever)
+    assert "of 512 images" in report.notes[0]
+    assert len(read) < 20  # 13 batches of 40, and what tf.data reads ahead
+
+
+def test_datasets_of_several_inputs():
+    left, right = (tf.keras.Input((6, 6, 3), name=name) for name in ("left", "right"))
+    x = layers.Concatenate()([layers.Flatten()(left), layers.Flatten()(right)])
+    source = tf.keras.Model([left, right], layers.Dense(3)(x))
+    images = np.float32(PIXELS / 255)
+    for parts in ({"left": images, "right": images}, ({"right": images, "left": images}, LABELS)):
+        data = tf.data.Dataset.from_tensor_slices(parts).batch(16)
+        assert "of 40 images" in quantize(source, 4, 4, images=data)[1].notes[0]
+    data = tf.data.Dataset.from_tensor_slices(((images, images), LABELS)).batch(16)
+    assert "of 40 images" in quantize(source, 4, 4, images=data)[1].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(images=dataset(PIXELS).unbatch()), r"single images, .*dataset\.batch\(64\)"),
+        (dict(images=dataset(PIXELS).take(0)), "an empty one"),
+        (dict(images=dataset(PIXELS / 255), labels=LABELS), "labels beside a dataset"),
+        (dict(images=dataset(PIXELS / 255, np.eye(3)[LABELS])), r"float64 of shape \(40, 3\)"),
+        (dict(images=dataset(PIXELS / 255, LABELS + 1)), "labels from 0 to 2"),
+        (dict(images=dataset(PIXELS)), "Received: 0 to 255"),
+        (dict(images=iter([PIXELS])), r"batched tf\.data\.Dataset\. Received: \['list_iterator'\]"),
+    ],
+)
+def test_datasets_are_checked(options, message):
+    with pytest.raises(ConversionError, match=message):
+        quantize(network(), **options)
+
+
+def test_calibration_takes_datasets(tmp_path):
+    """Needed after the first convolution, which no quantizer follows."""
+    source = network(layers.Rescaling(1 / 255), layers.Conv2D(4, 1, name="linear"))
+    model, _ = quantize(source, 4, 4, residual_bits=None, images=PIXELS)
+    floats = PIXELS.astype(np.float32)
+    for i, calibration in enumerate((PIXELS, floats, dataset(floats, LABELS), dataset(PIXELS))):
+        path = tmp_path / f"{i}.tflite"
+        report = to_tflite(model, path, calibration=calibration, snap=False)
+        assert list(report.calibrated) == ["linear"]
+    assert len({(tmp_path / f"{i}.tflite").read_bytes() for i in range(4)}) == 1
