@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dlqat_tf.export.integer.integers import rounding_of, stored_bias
+from dlqat_tf.export.integer.integers import rounding_of, stored
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -82,9 +82,9 @@ def plan(
         plane_limit: Largest product of weight and activation bits that runs as binary planes;
             0 for stock kernels only.
         int4: Store hidden weights of up to 3 bits as int4.
-        clear: Move biases that put sums within float32 error of a rounding threshold, see
-            :func:`dlqat_tf.export.integer.integers.stored_bias`; else they are as trained, up to
-            what the kernel can hold.
+        clear: Choose biases by the rounding thresholds around them, see
+            :func:`dlqat_tf.export.integer.integers.stored`; else they are as trained, up to what
+            the kernel can hold.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
@@ -348,11 +348,20 @@ def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
 
 def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
     known, readers = grids(network), network.consumers()
-    nodes: list[Node] = []
-    for node in network:
+
+    def planned(node: Node, **options) -> Node:
         target = rounding_of(node, readers)
-        if target:
-            bias = stored_bias(node, known[node.inputs[0]], target, clear=clear)
-            node = replace(node, bias=bias)
-        nodes.append(node)
-    return IntegerNetwork(tuple(nodes))
+        if not target:
+            return node
+        return stored(node, known[node.inputs[0]], target, clear=clear, **options)
+
+    nodes = {node.name: planned(node) for node in network}
+    # Calls of one layer store its codes once, so they stretch them alike.
+    calls: dict[bytes, list[str]] = {}
+    for node in nodes.values():
+        if getattr(node, "stretch", None) is not None:
+            calls.setdefault(node.weights.tobytes(), []).append(node.name)
+    for names in calls.values():
+        if len({nodes[name].stretch.tobytes() for name in names}) > 1:
+            nodes |= {name: planned(network[name], largest=True) for name in names}
+    return IntegerNetwork(tuple(nodes.values()))

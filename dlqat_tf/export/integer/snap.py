@@ -59,15 +59,14 @@ def snap(
 ) -> tuple[tf.keras.Model, SnapReport]:
     """Return a copy of a model whose folded biases are exactly those of its file.
 
-    A file on int8 kernels holds a bias as an integer multiple of input step times (stretched)
-    weight step. Biases on int8 and on binary kernels also keep clear of values at which an integer
-    sum is so near a rounding threshold that the order of float32 additions decides its code; of the
-    places that are left each takes one that changes the fewest codes, see
-    :func:`dlqat_tf.export.integer.integers.stored_bias`. The copy's batch norms have their beta
-    (their moving mean, or the convolution's bias, where there is none) moved likewise, so the copy
-    and the file compute the same numbers; a shift is at most half a unit of the sum of codes, that
-    is of input step times weight step. A layer that is called more than once moves where all its
-    calls move it by the same, as where they read one grid and end on one.
+    A file on int8 kernels holds a bias as a fraction of input step times weight step. Biases on
+    int8 and on binary kernels also keep clear of values at which an integer sum is so near a
+    rounding threshold that the order of float32 additions decides its code; of the places that are
+    left each takes one that changes the fewest codes, see
+    :func:`dlqat_tf.export.integer.integers.stored`. The copy's batch norms have their beta (their
+    moving mean, or the convolution's bias, where there is none) moved likewise, so the copy and the
+    file compute the same numbers. A layer that is called more than once moves where all its calls
+    move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
