@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -124,6 +124,33 @@ def fixed_point(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     multiplier = np.floor(mantissa * 2.0**31 + 0.5).astype(np.int64)
     exponent = np.where(multiplier == 2**31, exponent + 1, exponent)
     return np.where(multiplier == 2**31, 2**30, multiplier), exponent
+
+
+def add_multipliers(
+    name: str, sources: Sequence[ActivationGrid], target: ActivationGrid
+) -> tuple[int, int, int]:
+    """Return the multipliers of an integer add's two inputs and their common shift.
+
+    The sum is ``(a * first + b * second) / 2^shift``; the larger multiplier has 21 bits.
+
+    Args:
+        name: Name of the add.
+        sources: Grids of its inputs.
+        target: Grid of the activation that rounds it.
+
+    Raises:
+        ExportError: A ratio of the steps is outside what the kernels hold.
+    """
+    ratios = [source.step / target.step for source in sources]
+    if not all(2.0**-10 <= ratio < 2.0**8 for ratio in ratios):
+        raise ExportError(
+            f"Layer {name!r} adds inputs of steps {sources[0].step:g} and {sources[1].step:g} for "
+            f"an output step of {target.step:g}: int8 adds hold ratios from 1/1024 to 256. A range "
+            "(alpha) has collapsed or exploded: retrain the layer or initialise its range larger."
+        )
+    shift = 20 - (int(np.frexp(max(ratios))[1]) - 1)
+    first, second = (int(np.rint(ratio * np.float32(2.0**shift))) for ratio in ratios)
+    return first, second, shift
 
 
 def _lead(node: Weighted, ratio: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def snap(
     """
     lowered = lower(model)
     network = plan(lowered) if network is None else network
-    copy = in_float32(model)
+    copy = _copy_in_float32(model)
     readers = network.consumers()
     shifts = []
     moves: dict[str, list] = {}  # what each call moves its layer by
@@ -109,11 +109,18 @@ def snap(
 
 
 def in_float32(model: tf.keras.Model) -> tf.keras.Model:
-    """Return a copy of a model that computes in float32, whatever policy it was trained under.
+    """Return a model, or a copy that computes in float32 where a policy of 16 bits is in force.
 
     Files round the sums of float32 or of integers, and 16-bit activations between a convolution and
     its quantizer would round them before.
     """
+    layers = (each for each in model.submodules if isinstance(each, tf.keras.layers.Layer))
+    if any("float16" in layer.dtype_policy.name for layer in layers):
+        return _copy_in_float32(model)
+    return model
+
+
+def _copy_in_float32(model: tf.keras.Model) -> tf.keras.Model:
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("float32")
     try:

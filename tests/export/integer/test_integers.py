@@ -101,6 +101,18 @@ def test_an_int8_bias_crosses_the_fewest_thresholds():
     assert bias_of(node, source, rounding(3, 0.9), clear=False).tolist() == [0.0]
 
 
+def test_a_stretch_leaves_room_for_the_bias():
+    # 127 * 1e8 is beyond an int32, and 11 * 1e8 beyond 2^30.
+    node = dense([[1]] * 8, [1.0], [1e8])
+    source, target = ActivationGrid(0, 255, np.float32(1)), ActivationGrid(0, 255, np.float32(1e6))
+    numbers = integers(node, source, target)
+    assert numbers.codes.tolist() == [[10]] * 8
+    np.testing.assert_allclose(numbers.bias, 10**9, rtol=1e-7)
+    # And for the sums: 2^30 / (255 * 2^17) is 32.1.
+    node = dense([[1]] * 2**17, [1.0], [0.0])
+    assert integers(node, source, target).codes.max() == 32
+
+
 def test_a_stretch_keeps_the_unit_within_what_kernels_hold():
     # A unit of 300 output steps, stretched: 0 = 0 / m would allow m = 1, whose ratio is 300.
     node = stored(dense([[1], [1]], [300.0], [0.2 * 300]), CODES, rounding())
