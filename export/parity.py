@@ -1,6 +1,6 @@
 """Prove that an exported file computes what its Keras model computes.
 
-    python export/parity.py model.snapped.keras model.tflite --data cifar100
+    python export/parity.py model.keras model.tflite --data cifar100
 
 Exit status: 0 where all bounds are met, 1 where one is missed, 2 for what you can mend.
 """
@@ -22,8 +22,10 @@ def compare(
     model: Annotated[Path, tyro.conf.Positional],
     file: Annotated[Path, tyro.conf.Positional],
     data: str,
+    trained: Path | None = None,
     data_dir: Path | None = None,
     images: int | None = None,
+    trained_agreement: float = 99.5,
     keras_agreement: float = 99.5,
     file_agreement: float = 100.0,
     accuracy: float = 0.1,
@@ -33,14 +35,17 @@ def compare(
     """Compare Keras model, integer simulation and file on the test images of a data set.
 
     Args:
-        model: The model; best the .snapped.keras that export saved, which has the file's biases.
+        model: The trained model; the .snapped.keras with the file's biases that export saved beside
+            the file is found there and compared too. Or that one.
         file: The .tflite file.
         data: digits, cifar10, cifar100, imagenet2012 or folder.
+        trained: The trained model, where the model is a snapped one.
         data_dir: Where the data set lies.
         images: How many test images; all by default.
-        keras_agreement: Least percentage of arg-maxes that Keras and the file share.
+        trained_agreement: Least percentage of arg-maxes that the trained model and the file share.
+        keras_agreement: The same for the snapped model and the file.
         file_agreement: The same for simulation and file; at 100 no layer may differ at all.
-        accuracy: Largest difference of top-1 between Keras and file, in points.
+        accuracy: Largest difference of top-1 between Keras models and file, in points.
         json: Write the report here too.
         force: Overwrite the --json file.
     """
@@ -48,15 +53,20 @@ def compare(
     def work() -> int:
         if json:
             check_target(json, force=force)
-        loaded = command.load_model(model)
+        snapped, source = command.snapped_and_trained(model, file, trained)
+        loaded = command.load_model(snapped)
         shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
-        report = parity(loaded, file, pixels, labels)
+        before = None if source is None else command.load_model(source)
+        report = parity(loaded, file, pixels, labels, trained=before)
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")
         failures = report.failures(
-            keras_agreement=keras_agreement, file_agreement=file_agreement, accuracy=accuracy
+            trained_agreement=trained_agreement,
+            keras_agreement=keras_agreement,
+            file_agreement=file_agreement,
+            accuracy=accuracy,
         )
         for failure in failures:
             print(f"failed: {failure}", file=sys.stderr)

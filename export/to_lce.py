@@ -2,7 +2,8 @@
 
     python export/to_lce.py runs/demo/model.keras model.tflite
 
-Exit status: 0, or 2 for what you can mend (said in one line).
+Exit status: 0, 1 where --data is given and a bound is missed, or 2 for what you can mend (said in
+one line).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def export(
     plane_limit: int = 9,
     calibration: str | None = None,
     calibration_images: int = 256,
+    data: str | None = None,
+    images: int | None = None,
     data_dir: Path | None = None,
     snap: bool = True,
     force: bool = False,
@@ -37,7 +40,10 @@ def export(
         calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
             imagenet2012 or folder); without one, layers that need them run in float32.
         calibration_images: How many of its images.
-        data_dir: Where the data set lies.
+        data: Compare the trained model, the snapped one and the file on the test images of this
+            data set, as parity.py does.
+        images: How many of them; all by default.
+        data_dir: Where the data sets lie.
         snap: Save <output>.snapped.keras, the model with the file's biases.
         force: Overwrite existing files.
         json: Write the report here too.
@@ -47,6 +53,7 @@ def export(
         model,
         output,
         calibration=(calibration, data_dir, calibration_images),
+        proof=(data, images),
         json=json,
         input_type=input_type,
         plane_limit=plane_limit,

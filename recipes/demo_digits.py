@@ -33,7 +33,7 @@ DEMO = Recipe(
 
 
 def deploy(folder: Path, float_accuracy: float) -> list[str]:
-    """Export the trained network twice, compare both files with Keras, print, return failures."""
+    """Export the trained network twice, compare it with both files, print, return failures."""
     model = tf.keras.models.load_model(folder / "model.keras")
     images, labels = command.test_images("digits", None, model.input_shape[1:], None)
 
@@ -47,11 +47,13 @@ def deploy(folder: Path, float_accuracy: float) -> list[str]:
         path = folder / f"{'model' if write is export.to_tflite else 'model_lce'}.tflite"
         write(model, path, force=True)
         snapped = tf.keras.models.load_model(path.with_suffix(".snapped.keras"))
-        report = export.parity(snapped, path, images, labels)
+        report = export.parity(snapped, path, images, labels, trained=model)
         report.print()
         failures += [f"{path}: {failure}" for failure in report.failures()]
         if write is export.to_tflite:
-            table.add_row("W1A2, Keras", f"{report.top1['keras']:.2f}%", "model.keras")
+            table.add_row("W1A2, trained", f"{report.top1['trained']:.2f}%", "model.keras")
+        beside = path.with_suffix(".snapped.keras").name
+        table.add_row(f"W1A2, snapped for {name}", f"{report.top1['keras']:.2f}%", beside)
         size = path.stat().st_size
         table.add_row(f"W1A2, {name}", f"{report.top1['file']:.2f}%", path.name, f"{size:,} B")
     console.print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dlqat_tf._host import write_whole
 from dlqat_tf.export.files.tflite import ExportReport
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.parity import parity
 from dlqat_tf.report import check_target
 from dlqat_tf.training import data
 
@@ -38,6 +40,7 @@ def export(
     output: Path,
     *,
     calibration: tuple[str | None, Path | None, int],
+    proof: tuple[str | None, int | None],
     json: Path | None,
     force: bool,
     **options,
@@ -49,6 +52,8 @@ def export(
         model: A ``.keras`` file or a SavedModel folder.
         output: The file to write.
         calibration: Data set (None: no calibration), its folder, and how many of its images.
+        proof: Data set whose test images the trained model, the snapped one and the file are
+            compared on (None: no comparison), and how many of them (None: all).
         json: Where the report goes too, or None.
         force: Overwrite existing files.
         options: Keyword arguments of ``write``.
@@ -62,12 +67,36 @@ def export(
         images = None
         if name:
             images, _ = test_images(name, data_dir, image_shape(loaded), count)
+        compared, count = proof
+        shown = test_images(compared, data_dir, image_shape(loaded), count) if compared else None
         report = write(loaded, output, calibration=images, force=force, **options)
+        if shown:
+            snapped = load_model(Path(report.snapped)) if report.snapped else loaded
+            trained = loaded if report.snapped else None
+            report = replace(report, proof=parity(snapped, output, *shown, trained=trained))
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")
+        failures = report.proof.failures() if report.proof else []
+        for failure in failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if failures else 0
 
     run(work)
+
+
+def snapped_and_trained(model: Path, file: Path, trained: Path | None) -> tuple[Path, Path | None]:
+    """Return the model with a file's biases and the one that was trained, None where unknown.
+
+    Args:
+        model: Either of them.
+        file: The .tflite file; export saves the snapped model beside it.
+        trained: The trained one, where that is said.
+    """
+    beside = file.with_suffix(".snapped.keras")
+    if trained is not None or not beside.exists() or not model.exists() or model.samefile(beside):
+        return model, trained
+    return beside, model
 
 
 def load_model(path: Path) -> tf.keras.Model:

@@ -1,4 +1,4 @@
-"""Proof that a file computes what the Keras model computes: both, and the simulation, compared."""
+"""Proof that a file computes what was trained: Keras, the simulation and the file, compared."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from dlqat_tf.export.files.writer import zero_point
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.simulate import Simulation, batches
+from dlqat_tf.export.integer.snap import in_float32
 from dlqat_tf.report import Report
 
+_CALLED = {"trained": "as trained", "keras": "in Keras"}
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 
 
@@ -43,16 +45,17 @@ class LayerParity:
 
 @dataclass(frozen=True)
 class ParityReport(Report):
-    """Agreement of Keras model, integer simulation and file.
+    """Agreement of trained Keras model, snapped one, integer simulation and file.
 
     Attributes:
         path: The file.
         kernels: What ran the file.
         images: Number of images.
-        top1: Accuracy in percent of "keras", "simulation" and "file"; empty without labels.
-        agreement: Percentage of equal arg-maxes, of each pair.
+        top1: Accuracy in percent of "trained" (where it was given), "keras" (the model with the
+            file's biases), "simulation" and "file"; empty without labels.
+        agreement: Percentage of equal arg-maxes, of each pair, such as "trained_file".
         logit_difference: Largest absolute difference of logits between simulation and file, and
-            between Keras and file after both are centred and scaled to unit length per image
+            between Keras models and file after both are centred and scaled to unit length per image
             (files drop the factor and offset that do not change the arg-max).
         layers: Each layer given the same input, on the first images.
         other_constants: Constants of the file that are not those of the model: weights, scales or
@@ -71,31 +74,44 @@ class ParityReport(Report):
     other_constants: list[str] = field(default_factory=list)
 
     def failures(
-        self, *, keras_agreement: float = 99.5, file_agreement: float = 100.0, accuracy: float = 0.1
+        self,
+        *,
+        trained_agreement: float = 99.5,
+        keras_agreement: float = 99.5,
+        file_agreement: float = 100.0,
+        accuracy: float = 0.1,
     ) -> list[str]:
         """Return what misses the bounds, nothing where all is well.
 
         Args:
-            keras_agreement: Least percentage of arg-maxes that Keras and the file share.
+            trained_agreement: Least percentage of arg-maxes that the trained model, where it was
+                given, and the file share.
+            keras_agreement: The same for the model with the file's biases and the file.
             file_agreement: The same for simulation and file; layers must not differ at all where
                 it is 100.
-            accuracy: Largest difference of top-1 between Keras and file, in points.
+            accuracy: Largest difference of top-1 between either Keras model and file, in points.
         """
         found = []
-        bounds = {"keras_file": keras_agreement, "simulation_file": file_agreement}
+        bounds = {
+            "trained_file": trained_agreement,
+            "keras_file": keras_agreement,
+            "simulation_file": file_agreement,
+        }
         for pair, bound in bounds.items():
-            if self.agreement[pair] < bound:
+            if self.agreement.get(pair, 100.0) < bound:
                 names = " and ".join(pair.split("_"))
                 found.append(f"{names} agree on {self.agreement[pair]:.2f} %, expected {bound} %")
         if file_agreement == 100.0 and self.first_diverging:
             found.append(f"layer {self.first_diverging} differs between simulation and file")
         if self.other_constants:
             found.append(self._others())
-        if self.top1 and abs(self.top1["keras"] - self.top1["file"]) > accuracy:
-            found.append(
-                f"accuracy is {self.top1['keras']:.2f} % in Keras and {self.top1['file']:.2f} % in "
-                f"the file, expected at most {accuracy} points between them"
-            )
+        for name in ("trained", "keras"):
+            if name in self.top1 and abs(self.top1[name] - self.top1["file"]) > accuracy:
+                found.append(
+                    f"accuracy is {self.top1[name]:.2f} % {_CALLED[name]} and "
+                    f"{self.top1['file']:.2f} % in the file, expected at most {accuracy} points "
+                    "between them"
+                )
         return found
 
     def _others(self) -> str:
@@ -139,10 +155,13 @@ def parity(
     images: Images,
     labels: np.ndarray | None = None,
     *,
+    trained: tf.keras.Model | None = None,
     layer_images: int = 16,
     batch_size: int = 64,
 ) -> ParityReport:
     """Compare a file with the Keras model that it was exported from.
+
+    Keras models run in float32, whatever policy they were trained under.
 
     Args:
         model: The model, or better the snapped one that export saved beside the file: that one has
@@ -151,6 +170,7 @@ def parity(
         images: uint8, or float in [0, 1], (images, height, width, channels); for a model of
             several inputs a list of such arrays, or a dictionary by input name.
         labels: Class of each image, for accuracies.
+        trained: The model as trained, where ``model`` is the snapped one, to compare with too.
         layer_images: How many images the comparison layer by layer takes.
         batch_size: Images that run at once.
 
@@ -174,18 +194,27 @@ def parity(
     if labels is not None and len(labels) != count:
         raise ExportError(f"Expected {count} labels. Received: {len(labels)}.")
     planned, other_constants = _plan_of(content, record, network, path)
+    models = {"keras": model}
+    if trained is not None:
+        models = {"trained": trained, **models}
+        _, others = _plan_of(content, record, lower(trained), path)
+        other_constants = list(dict.fromkeys(other_constants + others))
     simulation = Simulation(planned)
     run = runner(content, batch_size, record["input_type"])
     logits = {
-        "keras": _concatenated(
-            model.predict_on_batch(_for_keras(batch, network))
-            for batch in batches(images, batch_size)
-        ),
+        **{
+            name: _concatenated(
+                each.predict_on_batch(_for_keras(batch, network))
+                for batch in batches(images, batch_size)
+            )
+            for name, each in zip(models, map(in_float32, models.values()), strict=True)
+        },
         "simulation": simulation.logits(images, batch_size),
         "file": _concatenated(run(batch)[0] for batch in batches(images, batch_size)),
     }
     best = {name: each.argmax(-1).reshape(count, -1) for name, each in logits.items()}
-    pairs = (("keras", "file"), ("keras", "simulation"), ("simulation", "file"))
+    pairs = [("keras", "file"), ("keras", "simulation"), ("simulation", "file")]
+    pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
     layers = _layers(content, record, simulation, next(batches(images, layer_images)))
     unit = {name: _normalised(each) for name, each in logits.items()}
     return ParityReport(
@@ -203,7 +232,7 @@ def parity(
             for a, b in pairs
         },
         logit_difference={
-            "keras_file": float(np.abs(unit["keras"] - unit["file"]).max()),
+            **{f"{name}_file": float(np.abs(unit[name] - unit["file"]).max()) for name in models},
             "simulation_file": float(np.abs(logits["simulation"] - logits["file"]).max()),
         },
         layers=layers,

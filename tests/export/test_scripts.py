@@ -81,6 +81,36 @@ def test_parity_fails_where_the_file_is_of_other_weights(monkeypatch, saved, tmp
     assert "failed: " in capsys.readouterr().err
 
 
+def test_export_compares_trained_snapped_and_file(monkeypatch, saved, tmp_path, capsys):
+    output, report = tmp_path / "model.tflite", tmp_path / "report.json"
+    arguments = (saved / "model.keras", output, "--data", "digits", "--images", 30)
+    assert run(monkeypatch, "to_tflite.py", *arguments, "--json", report) == 0
+    assert "trained - file" in capsys.readouterr().out
+    proof = json.loads(report.read_text())["proof"]
+    assert proof["images"] == 30
+    assert proof["top1"].keys() == {"trained", "keras", "simulation", "file"}
+    assert run(monkeypatch, "to_tflite.py", *arguments, "--force", "--no-snap") == 0
+    assert "trained - file" not in capsys.readouterr().out
+
+
+def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, tmp_path):
+    model, output, proof = saved / "model.keras", tmp_path / "m.tflite", tmp_path / "proof.json"
+    run(monkeypatch, "to_tflite.py", model, output)
+    snapped = output.with_suffix(".snapped.keras")
+
+    def pairs(*arguments):
+        options = (output, "--data", "digits", "--images", 5, "--json", proof, "--force")
+        assert run(monkeypatch, "parity.py", *arguments, *options) == 0
+        return set(json.loads(proof.read_text())["agreement"])
+
+    three = {"keras_file", "keras_simulation", "simulation_file"}
+    assert pairs(model) == three | {"trained_file", "trained_keras"}
+    assert pairs(snapped) == three
+    assert pairs(snapped, "--trained", model) == three | {"trained_file", "trained_keras"}
+    snapped.unlink()
+    assert pairs(model) == three
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

@@ -284,6 +284,7 @@ class _BinaryWriter(Writer):
             bias=node.bias,
             bits=node.bits,
             kernel=node.kernel,
+            stretch=node.stretch,
         )
         super().integer_weighted(convolution, outputs, fused)
         self.reshape("", outputs, output, (len(node.bias),))

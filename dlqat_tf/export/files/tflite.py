@@ -39,6 +39,7 @@ class ExportReport(Report):
         shifts: How far the biases moved.
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
+        proof: The comparison of trained model, snapped one and file, where one was asked for.
     """
 
     path: str
@@ -47,6 +48,7 @@ class ExportReport(Report):
     shifts: list[Shift]
     calibrated: dict[str, tuple[float, float]]
     warnings: list[str]
+    proof: Report | None = None
 
     def tables(self):
         moved = SnapReport(self.shifts).largest_steps
@@ -55,7 +57,13 @@ class ExportReport(Report):
             lines.append(f"Keras model with these biases: {self.snapped}")
         if self.calibrated:
             lines.append(f"ranges from images, not from training: {', '.join(self.calibrated)}")
-        return [*self.census.tables(), *lines, *(f"warning: {text}" for text in self.warnings)]
+        proof = self.proof.tables() if self.proof else []
+        return [
+            *self.census.tables(),
+            *lines,
+            *(f"warning: {text}" for text in self.warnings),
+            *proof,
+        ]
 
 
 def to_tflite(

@@ -65,6 +65,8 @@ class Weighted(Node):
         bias_sources: Keras layers that the bias was folded from, last one first; the name of
             a layer in a nested model follows the model's name and a slash.
         pad_value: What "same" padding puts around the image, where there is any.
+        stretch: int64 (output channels,), what an integer kernel's file multiplies the codes by;
+            None before planning and on other kernels.
     """
 
     weights: np.ndarray
@@ -74,6 +76,7 @@ class Weighted(Node):
     kernel: str = ""
     bias_sources: tuple[str, ...] = ()
     pad_value: float = 0.0
+    stretch: np.ndarray | None = None
 
     @property
     def values(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dlqat_tf.export.integer.integers import rounding_of, stored_bias
+from dlqat_tf.export.integer.integers import add_multipliers, is_integer, rounding_of, stored
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -82,9 +82,9 @@ def plan(
         plane_limit: Largest product of weight and activation bits that runs as binary planes;
             0 for stock kernels only.
         int4: Store hidden weights of up to 3 bits as int4.
-        clear: Move biases that put sums within float32 error of a rounding threshold, see
-            :func:`dlqat_tf.export.integer.integers.stored_bias`; else they are as trained, up to
-            what the kernel can hold.
+        clear: Choose biases by the rounding thresholds around them, see
+            :func:`dlqat_tf.export.integer.integers.stored`; else they are as trained, up to what
+            the kernel can hold.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
@@ -112,7 +112,24 @@ def plan(
                 f"Layer {node.name!r} takes the sign of its input: stock int8 kernels have no such "
                 "form. Export with to_lce (binarized kernels)."
             )
+    _check_kernels(network)
     return _with_stored_biases(network, clear)
+
+
+def _check_kernels(network: IntegerNetwork) -> None:
+    """Raise ExportError where an integer kernel cannot compute what a node says."""
+    known, readers = grids(network), network.consumers()
+    for node in network:
+        if integer_add(node, network, known, readers):
+            target = _single_activation(node, readers)
+            add_multipliers(node.name, [known[name] for name in node.inputs], target.grid)
+        if is_integer(node) and isinstance(node, Convolution):
+            grid = known[node.inputs[0]]
+            if code_of(node.pad_value, grid) is None:
+                raise ExportError(
+                    f"Layer {node.name!r} pads with {node.pad_value:g}, and its input has only the "
+                    f"multiples of {grid.step:g} from {grid.lowest} to {grid.highest}: pad with 0."
+                )
 
 
 def _single_activation(node: Node, readers: dict[str, list[Node]]) -> Activation | None:
@@ -219,21 +236,43 @@ def _with_kernels(network: IntegerNetwork, plane_limit: int) -> IntegerNetwork:
     nodes: list[Node] = []
     for node in network:
         if isinstance(node, Weighted):
-            node = replace(node, kernel=_kernel(node, known, tail, by_name, plane_limit))
+            kernel = _kernel(node, known, tail, by_name, plane_limit, network.shapes)
+            node = replace(node, kernel=kernel)
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))
 
 
-def _kernel(node: Weighted, known, tail, by_name, plane_limit: int) -> str:
+def _kernel(node: Weighted, known, tail, by_name, plane_limit: int, shapes) -> str:
     source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
     signed = isinstance(source, Sign)
     if isinstance(node, Convolution) and plane_limit and (signed or _hidden(node, by_name)):
         activation_bits = 1 if signed else _activation_bits(grid)
-        if _binary(node) and activation_bits and node.bits * activation_bits <= plane_limit:
+        pads = _pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0
+        fits = activation_bits and node.bits * activation_bits <= plane_limit
+        if fits and pads and _binary(node):
             return "planes"
     if node.step is None or grid is None or node.name in tail:
         return "float"
     return "int8"
+
+
+def _pads_signs(node: Convolution, shape: tuple[int, ...]) -> bool:
+    """Return whether LCE's kernel puts what the layer does around signs.
+
+    It pads with ones and corrects the result where zeros were asked for, which is wrong where a
+    window, gaps of its dilation included, is larger than the image: it takes a window to stick out
+    on one side only. (Compared with sums of integers for windows and images of 1 to 5 and 1 to 7
+    rows and columns, strides of 1 to 3 and dilations of 1 to 3: wrong there and only there.)
+    """
+    if node.padding == "valid" or node.pad_value == 1:
+        return True
+    windows = (
+        (size - 1) * dilation + 1
+        for size, dilation in zip(node.weights.shape, node.dilation, strict=False)
+    )
+    return node.pad_value == 0 and all(
+        window <= size for window, size in zip(windows, shape, strict=False)
+    )
 
 
 def _hidden(node: Convolution, by_name: dict[str, Node]) -> bool:
@@ -348,11 +387,20 @@ def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
 
 def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
     known, readers = grids(network), network.consumers()
-    nodes: list[Node] = []
-    for node in network:
+
+    def planned(node: Node, **options) -> Node:
         target = rounding_of(node, readers)
-        if target:
-            bias = stored_bias(node, known[node.inputs[0]], target, clear=clear)
-            node = replace(node, bias=bias)
-        nodes.append(node)
-    return IntegerNetwork(tuple(nodes))
+        if not target:
+            return node
+        return stored(node, known[node.inputs[0]], target, clear=clear, **options)
+
+    nodes = {node.name: planned(node) for node in network}
+    # Calls of one layer store its codes once, so they stretch them alike.
+    calls: dict[bytes, list[str]] = {}
+    for node in nodes.values():
+        if getattr(node, "stretch", None) is not None:
+            calls.setdefault(node.weights.tobytes(), []).append(node.name)
+    for names in calls.values():
+        if len({nodes[name].stretch.tobytes() for name in names}) > 1:
+            nodes |= {name: planned(network[name], largest=True) for name in names}
+    return IntegerNetwork(tuple(nodes.values()))

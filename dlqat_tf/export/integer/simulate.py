@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.export.integer.integers import fixed_point, integers, is_integer, target_of
+from dlqat_tf.export.integer.integers import (
+    add_multipliers,
+    fixed_point,
+    integers,
+    is_integer,
+    target_of,
+)
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -21,7 +27,6 @@ from dlqat_tf.export.integer.network import (
     Concatenate,
     Convolution,
     Dense,
-    ExportError,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
@@ -150,7 +155,7 @@ class Simulation:
             ratio = value.source.step * value.scale / grid.step
             rounded = np.rint(value.sums.astype(np.float32) * ratio)
         elif isinstance(value, _Sum):
-            rounded = _fixed_point_sum(value, grid)
+            rounded = _fixed_point_sum(node.inputs[0], value, grid)
         else:
             rounded = np.rint(value * (np.float32(1) / grid.step))
         return np.clip(rounded, grid.lowest, grid.highest).astype(np.int32)
@@ -248,18 +253,9 @@ def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarra
     return (product + ((1 << right) >> 1)) >> right
 
 
-def _fixed_point_sum(value: _Sum, grid: ActivationGrid) -> np.ndarray:
+def _fixed_point_sum(name: str, value: _Sum, grid: ActivationGrid) -> np.ndarray:
     """XNNPACK's add: 21-bit multipliers with a common shift, rounded half up."""
-    ratios = [source.step / grid.step for source in value.sources]
-    largest = max(ratios)
-    if not all(2.0**-10 <= ratio < 2.0**8 for ratio in ratios):
-        raise ExportError(
-            f"An add has input steps of {value.sources[0].step:g} and {value.sources[1].step:g} "
-            f"for an output step of {grid.step:g}: int8 adds hold ratios from 1/1024 to 256. "
-            "A range (alpha) has collapsed or exploded; retrain with a larger initial range."
-        )
-    shift = 20 - (int(np.frexp(largest)[1]) - 1)
-    first, second = (int(np.rint(ratio * np.float32(2.0**shift))) for ratio in ratios)
+    first, second, shift = add_multipliers(name, value.sources, grid)
     sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
     return (sums + (1 << (shift - 1))) >> shift
 

@@ -59,15 +59,15 @@ def snap(
 ) -> tuple[tf.keras.Model, SnapReport]:
     """Return a copy of a model whose folded biases are exactly those of its file.
 
-    A file on int8 kernels holds a bias as an integer multiple of input step times (stretched)
-    weight step. Biases on int8 and on binary kernels also keep clear of values at which an integer
-    sum is so near a rounding threshold that the order of float32 additions decides its code; of the
-    places that are left each takes one that changes the fewest codes, see
-    :func:`dlqat_tf.export.integer.integers.stored_bias`. The copy's batch norms have their beta
-    (their moving mean, or the convolution's bias, where there is none) moved likewise, so the copy
-    and the file compute the same numbers; a shift is at most half a unit of the sum of codes, that
-    is of input step times weight step. A layer that is called more than once moves where all its
-    calls move it by the same, as where they read one grid and end on one.
+    A file on int8 kernels holds a bias as a fraction of input step times weight step. Biases on
+    int8 and on binary kernels also keep clear of values at which an integer sum is so near a
+    rounding threshold that the order of float32 additions decides its code; of the places that are
+    left each takes one that changes the fewest codes, see
+    :func:`dlqat_tf.export.integer.integers.stored`. The copy's batch norms have their beta (their
+    moving mean, or the convolution's bias, where there is none) moved likewise, so the copy and the
+    file compute the same numbers. A layer that is called more than once moves where all its calls
+    move it by the same, as where they read one grid and end on one. The copy computes in float32,
+    as :func:`in_float32` says.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
@@ -78,8 +78,7 @@ def snap(
     """
     lowered = lower(model)
     network = plan(lowered) if network is None else network
-    copy = tf.keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy = _copy_in_float32(model)
     readers = network.consumers()
     shifts = []
     moves: dict[str, list] = {}  # what each call moves its layer by
@@ -107,6 +106,42 @@ def snap(
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
     return copy, SnapReport(shifts)
+
+
+def in_float32(model: tf.keras.Model) -> tf.keras.Model:
+    """Return a model, or a copy that computes in float32 where a policy of 16 bits is in force.
+
+    Files round the sums of float32 or of integers, and 16-bit activations between a convolution and
+    its quantizer would round them before.
+    """
+    layers = (each for each in model.submodules if isinstance(each, tf.keras.layers.Layer))
+    if any("float16" in layer.dtype_policy.name for layer in layers):
+        return _copy_in_float32(model)
+    return model
+
+
+def _copy_in_float32(model: tf.keras.Model) -> tf.keras.Model:
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("float32")
+    try:
+        kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
+        copy = kind.from_config(_in_float32(model.get_config()))
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _in_float32(config):
+    """Return a layer's configuration, and those within it, without policies of 16 bits."""
+    if isinstance(config, dict):
+        return {
+            key: "float32" if key == "dtype" and "float16" in str(value) else _in_float32(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_in_float32(each) for each in config)
+    return config
 
 
 def _layers(model: tf.keras.Model, prefix: str = "") -> dict:

@@ -115,6 +115,39 @@ def test_plain_binary_network(tmp_path, pad_values):
     assert result.agreement["keras_file"] == 100.0
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "dilation", "pad_values", "binary"),
+    [
+        ((3, 3), 3, 1, 0.0, True),
+        ((2, 2), 3, 1, 0.0, False),
+        ((1, 1), 3, 1, 0.0, False),
+        ((5, 2), (3, 1), 1, 0.0, True),
+        ((2, 5), (3, 1), 1, 0.0, False),
+        ((5, 2), (1, 3), 1, 0.0, False),
+        ((5, 5), 3, 2, 0.0, True),
+        ((5, 4), 3, 2, 0.0, False),
+        ((2, 2), 3, 1, 1.0, True),
+    ],
+)
+def test_windows_larger_than_the_image_run_on_another_kernel(
+    tmp_path, shape, kernel, dilation, pad_values, binary
+):
+    """LCE's correction of zero padding takes a window to stick out on one side only."""
+    inputs = tf.keras.Input((*shape, 3))
+    options = dict(padding="same", input_quantizer="ste_sign", kernel_quantizer="ste_sign")
+    x = layers.BatchNormalization()(layers.Conv2D(8, 1)(inputs))
+    x = lq.layers.QuantConv2D(32, 1, name="first", **options)(x)
+    options |= dict(dilation_rate=dilation, pad_values=pad_values)
+    x = layers.BatchNormalization()(lq.layers.QuantConv2D(8, kernel, name="second", **options)(x))
+    model = tf.keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    report = to_lce(randomize(model), tmp_path / "model.tflite")
+    assert report.census.operators["LceBconv2d"] == 1 + binary
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 32))
+    assert result.first_diverging is None
+    assert result.logit_difference["keras_file"] < 1e-4
+
+
 def test_calibration_puts_the_rest_on_int8_kernels(tmp_path):
     inputs = tf.keras.Input((6, 6, 3))
     x = shortcut = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 8, 3, weight_bits=8))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import dlqat_tf
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, parity, to_lce
-from dlqat_tf.export.integer.integers import _clear_move, integers, stored_bias
+from dlqat_tf.export.integer.integers import _best, _Places, integers, stored
 from dlqat_tf.export.integer.network import Activation, Convolution, Dense, Sign
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.quantizers import ActivationGrid
@@ -32,7 +32,7 @@ def dense(weights, step, bias, kernel="int8"):
 
 def binary(weights, step, bias):
     weights = np.array(weights, np.int16)[np.newaxis, np.newaxis]
-    values = dict(weights=weights, step=np.float32(step), bias=np.float64(bias), bits=1)
+    values = dict(weights=weights, step=np.float32(step), bias=np.array(bias, float), bits=1)
     return Convolution(name="binary", kernel="planes", **values)
 
 
@@ -40,21 +40,25 @@ def rounding(highest=3, step=1.0, lowest=0):
     return Activation(name="act", grid=ActivationGrid(lowest, highest, np.float32(step)), bits=2)
 
 
+def bias_of(node, source, target, **options):
+    return stored(node, source, target, **options).bias
+
+
 def test_a_bias_on_a_tie_moves_and_another_stays():
     # Sums times 0.5 meet the thresholds 0.5, 1.5 and 2.5 at 1, 3 and 5; with 0.25 added they are
     # half a sum away from each.
     node = binary([[1, 1], [1, 1], [1, 1]], [0.5, 0.5], [0.0, 0.25])
     clearance = 2.0**-24 * (math.sqrt(3) + 16) * (5 + 0 + 3 * math.sqrt(3))
-    moved, kept = stored_bias(node, CODES, rounding())
+    moved, kept = bias_of(node, CODES, rounding())
     assert moved == pytest.approx(-0.5 * clearance * 9 / 8)
     assert kept == 0.25
-    assert stored_bias(node, CODES, rounding(), clear=False).tolist() == [0.0, 0.25]
+    assert bias_of(node, CODES, rounding(), clear=False).tolist() == [0.0, 0.25]
 
 
 def test_an_int8_bias_moves_by_its_own_unit():
     # Codes are stretched to 127, so that the bias is in units of 0.5 / 127.
     node = dense([[1], [1], [1]], [0.5], [0.0])
-    moved = stored_bias(node, CODES, rounding())
+    moved = bias_of(node, CODES, rounding())
     np.testing.assert_allclose(moved, [-0.5 / 127], rtol=1e-6)
     assert integers(dense([[1]] * 3, [0.5], moved), CODES, rounding().grid).bias.tolist() == [-1]
 
@@ -64,9 +68,80 @@ def test_an_int8_bias_goes_where_it_changes_no_code():
     # nearest, on a tie, and 128 would change the code of one sum in two.
     node = dense([[1], [1], [1]], [0.5], [126.6 * 0.5 / 127])
     unit = 0.5 / 127
-    cleared = stored_bias(node, CODES, rounding()) / unit
-    nearest = stored_bias(node, CODES, rounding(), clear=False) / unit
+    cleared = bias_of(node, CODES, rounding()) / unit
+    nearest = bias_of(node, CODES, rounding(), clear=False) / unit
     np.testing.assert_allclose([cleared, nearest], [[126], [127]], rtol=1e-6)
+
+
+def test_an_int8_bias_is_a_fraction_whose_denominator_stretches_the_codes():
+    # Two thirds of the sums' unit, 0.5, and a bit: 84 / 126 is nearer than 85 / 127 and others.
+    node = stored(dense([[1], [-1]], [0.5], [0.5 * (2 / 3 + 1e-6)]), CODES, rounding())
+    numbers = integers(node, CODES, rounding().grid)
+    assert node.stretch.tolist() == [126]
+    assert numbers.codes.tolist() == [[126], [-126]]
+    assert numbers.bias.tolist() == [84]
+    np.testing.assert_allclose(numbers.scale, [0.5 / 126], rtol=1e-6)
+    np.testing.assert_allclose(node.bias, [0.5 * 84 / 126], rtol=1e-6)
+    # Codes of +-3 can be multiplied by 42 at most: 2 / 3 is 28 / 42.
+    node = stored(dense([[3], [-1]], [0.5], [0.5 * (2 / 3 + 1e-6)]), CODES, rounding())
+    assert node.stretch.tolist() == [42]
+    # Calls with other biases share their codes, so the stretch stays the largest: 84.67 / 127.
+    node = dense([[1], [-1]], [0.5], [0.5 * (2 / 3 + 1e-6)])
+    node = stored(node, CODES, rounding(), largest=True)
+    assert node.stretch.tolist() == [127]
+    assert integers(node, CODES, rounding().grid).bias.tolist() == [85]
+
+
+def test_an_int8_bias_crosses_the_fewest_thresholds():
+    # Codes of 100 cannot be stretched, so the bias is a whole number. Modulo 1 the thresholds 0.45,
+    # 1.35 and 2.25 are 0.45, 0.35 and 0.25: of 0.46, nearest is 0, but across all three.
+    node = dense([[100], [1]], [1.0], [0.46])
+    source = ActivationGrid(0, 1, np.float32(1))
+    assert bias_of(node, source, rounding(3, 0.9)).tolist() == [1.0]
+    assert bias_of(node, source, rounding(3, 0.9), clear=False).tolist() == [0.0]
+
+
+def test_a_stretch_leaves_room_for_the_bias():
+    # 127 * 1e8 is beyond an int32, and 11 * 1e8 beyond 2^30.
+    node = dense([[1]] * 8, [1.0], [1e8])
+    source, target = ActivationGrid(0, 255, np.float32(1)), ActivationGrid(0, 255, np.float32(1e6))
+    numbers = integers(node, source, target)
+    assert numbers.codes.tolist() == [[10]] * 8
+    np.testing.assert_allclose(numbers.bias, 10**9, rtol=1e-7)
+    # And for the sums: 2^30 / (255 * 2^17) is 32.1.
+    node = dense([[1]] * 2**17, [1.0], [0.0])
+    assert integers(node, source, target).codes.max() == 32
+
+
+def test_a_stretch_keeps_the_unit_within_what_kernels_hold():
+    # A unit of 300 output steps, stretched: 0 = 0 / m would allow m = 1, whose ratio is 300.
+    node = stored(dense([[1], [1]], [300.0], [0.2 * 300]), CODES, rounding())
+    numbers = integers(node, CODES, rounding().grid)
+    assert numbers.scale.max() < 256
+
+
+def test_fractions_are_no_finer_than_float32_biases():
+    # 0.34 is 34 / 100, but beside sums of 255 * sqrt(4096) and more no float32 bias tells such
+    # fractions apart: 255 * 64 * m^2 < 2^21 leaves those of 1 to 11, and the largest.
+    node = dense([[1]] * 4096, [1.0], [0.34])
+    pixels = ActivationGrid(0, 255, np.float32(1))
+    assert stored(node, pixels, rounding(), clear=False).stretch.tolist() == [127]
+    assert stored(node, CODES, rounding(), clear=False).stretch.tolist() == [100]
+
+
+def test_the_fraction_of_a_snapped_bias_is_the_nearest_to_it():
+    """The snapped model has float32 biases; the file is known by them however clear they are."""
+    rng = np.random.default_rng(0)
+    for features, levels, source in ((9, 1, CODES), (576, 3, CODES), (144, 15, rounding(255).grid)):
+        weights = 2 * rng.integers(0, levels + 1, (features, 200)) - levels
+        steps = rng.uniform(0.01, 0.1, 200)
+        bias = rng.normal(0, 2 * np.sqrt(features) * source.highest, 200) * steps
+        target = rounding(127, 0.2, -128)
+        first = stored(dense(weights, steps, bias), source, target)
+        again = stored(dense(weights, steps, np.float32(first.bias)), source, target, clear=False)
+        numbers = [integers(each, source, target.grid) for each in (first, again)]
+        np.testing.assert_array_equal(first.stretch, again.stretch)
+        np.testing.assert_array_equal(*(each.bias for each in numbers))
 
 
 def test_int4_thresholds_lie_lower():
@@ -76,49 +151,69 @@ def test_int4_thresholds_lie_lower():
     numbers = integers(node, CODES, rounding().grid)
     np.testing.assert_allclose(numbers.lead, [0.875], rtol=1e-6)  # 7 - 6.125
     assert numbers.bias.tolist() == [3]  # 0.25 * 14 - 0.875 = 2.625
-    np.testing.assert_allclose(stored_bias(node, CODES, rounding()), [3.875 / 14], rtol=1e-6)
+    np.testing.assert_allclose(bias_of(node, CODES, rounding()), [3.875 / 14], rtol=1e-6)
+
+
+def test_int4_thresholds_are_where_they_are_without_a_second_rounding():
+    # Ratio 2 / 7 * 7 = 2 of the unstretched step to the output step: rounded once, to whole steps.
+    node = dense([[7], [1]], [2.0], [0.5], kernel="int4")
+    assert integers(node, CODES, rounding().grid).lead.tolist() == [0.0]
+    node = dense([[7], [1]], [0.3], [0.5], kernel="int4")  # 0.6 * 2^-1: halves first
+    np.testing.assert_allclose(integers(node, CODES, rounding().grid).lead, [0.25 / 0.3], rtol=1e-6)
 
 
 def test_sums_that_no_weights_reach_are_no_ties():
     # One weight of 3 reaches 0, 3, 6 and 9. The thresholds are at 1, 3 and 5, or only at 1.
-    assert stored_bias(binary([[3]], [0.5], [0.0]), CODES, rounding()) != 0
-    assert stored_bias(binary([[3]], [0.5], [0.0]), CODES, rounding(highest=1)).tolist() == [0.0]
-    assert stored_bias(binary([[1]], [0.5], [0.0]), CODES, rounding(highest=1)) != 0
+    assert bias_of(binary([[3]], [0.5], [0.0]), CODES, rounding()) != 0
+    assert bias_of(binary([[3]], [0.5], [0.0]), CODES, rounding(highest=1)).tolist() == [0.0]
+    assert bias_of(binary([[1]], [0.5], [0.0]), CODES, rounding(highest=1)) != 0
     # Above the highest sum, 3 * 0.5, there is only the bias itself.
-    assert stored_bias(binary([[1]], [0.5], [9.0]), CODES, rounding()).tolist() == [9.0]
+    assert bias_of(binary([[1]], [0.5], [9.0]), CODES, rounding()).tolist() == [9.0]
 
 
 def test_a_sign_has_one_threshold():
     node = binary([[1], [-1]], [1.0], [2.0])
-    assert 2 - 1e-5 < stored_bias(node, None, Sign(name="sign")) < 2
+    assert 2 - 1e-5 < bias_of(node, None, Sign(name="sign")) < 2
     node = binary([[1], [-1]], [1.0], [0.5])
-    assert stored_bias(node, None, Sign(name="sign")).tolist() == [0.5]
+    assert bias_of(node, None, Sign(name="sign")).tolist() == [0.5]
 
 
 def test_signed_grids_have_thresholds_below_zero():
     # -1.5 and -0.5 are met by sums of -3 and -1, at inputs that weights of -1 make negative.
     node = binary([[-1], [-1]], [0.5], [0.0])
-    assert stored_bias(node, CODES, rounding(lowest=-2, highest=0)) != 0
-    assert stored_bias(node, CODES, rounding(lowest=0, highest=3)).tolist() == [0.0]
+    assert bias_of(node, CODES, rounding(lowest=-2, highest=0)) != 0
+    assert bias_of(node, CODES, rounding(lowest=0, highest=3)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
-    ("points", "circle", "clearance", "first", "move"),
+    ("points", "clearance", "move"),
     [
-        ([0.5], 1, 0.24, None, 0.0),
-        ([0.1], 1, 0.08, None, 0.0),
-        ([0.05], 1, 0.08, None, -0.04),  # 9/8 of the clearance
-        ([7.05], 1, 0.08, None, -0.04),  # the same, a circle further
-        ([-0.1, 0.3], 1, 0.5, None, 0.1),  # the middle
-        ([-0.1, 0.2], 10, 0.4, 0.3, -0.7),  # whole numbers away from 0.3
-        ([-0.1, 0.2, -0.8], 10, 0.4, 0.3, 1.3),
-        ([-0.1, 0.2, 0.5], 3, 1.4, 0.3, 1.3),  # 0.8 to the next point: half of it
-        ([0.1, 0.3], 1, 0.4, 0.3, 0.3),  # the only place: a tie
+        ([-0.5, 0.5], 0.24, 0.0),
+        ([-0.9, 0.1], 0.08, 0.0),
+        ([-0.95, 0.05], 0.08, -0.04),  # 9/8 of the clearance
+        ([-0.1, 0.3], 0.5, 0.1),  # the middle
+        ([-1.0, 0.0, 1.0], 0.08, -0.09),  # on a tie
     ],
 )
-def test_clear_move(points, circle, clearance, first, move):
-    moved = _clear_move(np.array(points), circle, clearance, first)
-    assert moved == pytest.approx(move, abs=1e-9)
+def test_a_float_bias_moves_between_its_thresholds(points, clearance, move):
+    assert _Places(np.array(points), clearance).move_between() == pytest.approx(move, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("points", "clearance", "moves", "best"),
+    [
+        ([-1.0, -0.1, 0.2, 2.0], 0.01, [-0.7, 0.3, 0.1], 0.1),  # crosses none
+        ([-1.0, -0.1, 0.2, 0.25, 2.0], 0.01, [-0.7, 0.3], -0.7),  # crosses one, not two
+        ([-1.0, 1.0], 0.4, [0.7, -0.2, 0.5], -0.2),  # the nearest
+        ([-1.0, 1.0], 0.8, [0.7, -0.2, 0.5], -0.2),  # 9/8 of it is not to be had, but a half is
+        ([-1.0, 0.2], 0.5, [0.1, -0.1, -0.4], -0.4),  # all of 9/16
+        ([-1.0, 0.2], 1.0, [0.1, -0.1, -0.4], -0.4),  # a half of 9/8
+        ([-1.0, 0.2], 1.8, [0.1, -0.1], -0.1),  # an eighth of 81/40, not less
+    ],
+)
+def test_the_best_of_the_places(points, clearance, moves, best):
+    found = _best(np.array(moves), _Places(np.array(points), clearance), 0.0)
+    assert moves[found] == best
 
 
 @given(data=st.data(), seed=st.integers(0, 10_000))
@@ -131,42 +226,52 @@ def test_reachable_sums_keep_clear_of_thresholds(data, seed):
     grid = target.grid
     thresholds = (np.arange(grid.lowest, grid.highest) + 0.5) * float(grid.step)
     weights = 2 * rng.integers(0, 2**bits, (features, 1)) - (2**bits - 1)
-    step, bias = rng.uniform(0.01, 1), rng.normal()
+    step, bias = float(np.float32(rng.uniform(0.01, 1))), rng.normal()
     make = data.draw(st.sampled_from([binary, dense]))
-    codes, unit = weights, float(np.float32(step))
-    if make is dense:
-        numbers = integers(make(weights, [step], [bias]), CODES, grid)
-        codes, unit = numbers.codes.astype(int), float(numbers.scale[0])
     if data.draw(st.booleans()):  # on a tie
-        bias = thresholds[rng.integers(len(thresholds))] - unit * int(codes[0, 0])
-    after = stored_bias(make(weights, [step], [bias]), CODES, target)[0]
-    again = stored_bias(make(weights, [step], [after]), CODES, target)[0]
-    assert again == pytest.approx(after, rel=1e-12)
+        bias = thresholds[rng.integers(len(thresholds))] - step * int(weights[0, 0])
+    node = make(weights, [step], [bias])
+    after = stored(node, CODES, target)
+    again = stored(make(weights, [step], after.bias), CODES, target)
+    assert again.bias[0] == pytest.approx(after.bias[0], rel=1e-12)
 
-    spacing = int(np.gcd.reduce(codes, axis=None))
-    least, most = 3 * int(np.minimum(codes, 0).sum()), 3 * int(np.maximum(codes, 0).sum())
-    points = (thresholds - bias) / unit
+    spacing = int(np.gcd.reduce(weights, axis=None))
+    least, most = 3 * int(np.minimum(weights, 0).sum()), 3 * int(np.maximum(weights, 0).sum())
+    points = (thresholds - bias) / step
     points = points[(points > least - spacing) & (points < most + spacing)]
-    if not len(points):
-        assert after == pytest.approx(bias, abs=unit / 2 if make is dense else 0)
+    move = (after.bias[0] - bias) / step
+
+    def crossed(move):
+        """Return how many points, repeated every circle, lie between 0 and a move."""
+        turns = [np.ceil((each - points) / spacing) for each in (0.0, move)]
+        return np.abs(turns[1] - turns[0]).sum()
+
+    if make is dense:
+        numbers = integers(after, CODES, grid)
+        assert numbers.codes.tolist() == (weights * after.stretch).tolist()
+        fractions = [
+            n / m
+            for m in range(1, 127 // np.abs(weights).max() + 1)
+            for n in np.rint(m * bias / step) + np.array([-1, 0, 1])
+        ]
+        # Scales are float32, so a fraction of a unit is one up to their rounding.
+        held = numbers.bias[0] / after.stretch[0]
+        assert min(abs(held - each) for each in fractions) < 1e-9
+        least_crossed = min(crossed(each - bias / step) for each in fractions)
+        assert crossed(held - bias / step) <= least_crossed
         return
-    assert abs(after - bias) <= unit * spacing / 2 * (1 + 1e-6)
-    sums = abs(points).max() + abs(bias) / unit + 3 * np.linalg.norm(codes)
+    if not len(points):
+        assert after.bias[0] == bias
+        return
+    sums = abs(points).max() + abs(bias) / step + 3 * np.linalg.norm(weights)
     clearance = 2.0**-24 * (math.sqrt(features) + 16) * sums
     around = np.sort(points % spacing)
     around = np.append(around, around[0] + spacing)
-    best = np.diff(around).max() / 2
-    if make is dense:  # biases are whole numbers
-        away = (points + bias / unit - np.arange(spacing)[:, np.newaxis]) % spacing
-        best = np.minimum(away, spacing - away).min(axis=1).max()
     reachable = np.arange(least, most + 1, spacing)[:, np.newaxis]
-    nearest = np.abs((thresholds - after) / unit - reachable).min()
-    if make is dense:
-        halves = (9 / 8 * clearance / 2**i for i in range(4))
-        assert nearest >= next((each for each in halves if each <= best), 0) - 1e-9
-        return
-    before, moved = ((thresholds - each) / unit - reachable for each in (bias, after))
+    nearest = np.abs((thresholds - after.bias[0]) / step - reachable).min()
+    before, moved = ((thresholds - each) / step - reachable for each in (bias, after.bias[0]))
     gap = np.diff(around)[np.searchsorted(around, 1e-9) - 1]
+    assert abs(move) <= spacing / 2 * (1 + 1e-6)
     assert nearest >= min(clearance, gap / 2, around[0] + spacing - around[-2]) - 1e-9
     assert nearest >= np.abs(before).min() - 1e-9
     assert np.all((np.sign(before) == np.sign(moved)) | (np.abs(before) < 1e-9))  # the same codes

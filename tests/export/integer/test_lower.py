@@ -182,6 +182,7 @@ def refused(*stack, shape=(4, 4, 3)):
         ([layers.Reshape((8, 6), name="odd")], r"'odd'.*\(8, 6\) is no image"),
         ([layers.Rescaling(1 / 127.5, offset=-1, name="odd")], "'odd'.*offset"),
         ([layers.Rescaling(0.5, name="odd")], "'odd'.*expected 1/255"),
+        ([layers.Rescaling(1 / 256, name="odd")], "'odd'.*expected 1/255"),
         ([CGPACT(32, name="odd")], "'odd'.*32 bits are not rounded"),
         (
             [lq.layers.QuantConv2D(2, 1, kernel_quantizer=SATWeights(32), name="odd")],
@@ -319,14 +320,25 @@ def test_moved_activations_keep_clear_of_the_names_of_calls():
 
 
 @pytest.mark.parametrize("relu6", [layers.ReLU(6.0), layers.Activation("relu6")])
-@pytest.mark.parametrize(("alpha", "highest"), [(3.0, 15), (9.0, 10)])
+@pytest.mark.parametrize(("alpha", "highest"), [(3.0, 15), (9.0, 10), (8.5, 11)])
 def test_a_grid_ends_where_a_relu6_before_it_does(relu6, alpha, highest):
     inputs = tf.keras.Input((4, 4, 3))
     x = CGPACT(4, alpha, name="act")(relu6(convolution(inputs, 2, 1, weight_bits=2)))
     network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
     assert not any(isinstance(node, ReLU) for node in network)
-    # 15 steps to 3.0; 10 steps of 9 / 15 to 6.0.
+    # 15 steps to 3.0; 10 steps of 9 / 15 to 6.0; 10.6 steps of 8.5 / 15, which round to 11.
     assert network["act"].grid.highest == highest
+
+
+def test_what_surrounds_the_image_of_a_same_convolution():
+    inputs = tf.keras.Input((4, 4, 3))
+    x = inputs
+    for padding, pad_values in (("same", 1.0), ("same", 0.0), ("valid", 1.0)):
+        name = f"{padding}{pad_values:g}"
+        x = lq.layers.QuantConv2D(2, 2, padding=padding, pad_values=pad_values, name=name)(x)
+    network = lower(tf.keras.Model(inputs, layers.Flatten()(x)))
+    found = {node.name: node.pad_value for node in network if isinstance(node, Convolution)}
+    assert found == {"same1": 1.0, "same0": 0.0, "valid1": 0.0}
 
 
 def test_the_lowest_of_three_relus_stays():

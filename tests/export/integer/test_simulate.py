@@ -1,18 +1,39 @@
+import larq as lq
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower, snap
-from dlqat_tf.export.integer.integers import integers
-from dlqat_tf.export.integer.network import Dense
+from dlqat_tf.export.integer.integers import add_multipliers, fixed_point, integers
+from dlqat_tf.export.integer.network import (
+    Activation,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Dense,
+    GlobalAveragePool,
+    Input,
+    IntegerNetwork,
+    MaxPool,
+    Pad,
+    ReLU,
+    Reshape,
+    Sign,
+)
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import (
     Simulation,
+    _Accumulator,
     _exact_product,
+    _fixed_point_product,
     _fixed_point_sum,
+    _product,
     _Sum,
     binary_layer,
+    measured_ranges,
 )
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import images_for, small_network
@@ -60,20 +81,266 @@ def test_products_are_exact_beyond_float32(seed, features):
     node = dense(weights, [1, 1, 1], [0, 0, 0])
     product = _exact_product(node, x, weights.astype(np.int8), ActivationGrid(0, 255, 1.0))
     np.testing.assert_array_equal(product, x @ weights)
+    node = convolution(weights[np.newaxis, np.newaxis])
+    for lowest in (0, -128):
+        x = rng.integers(lowest, lowest + 256, (2, 1, 1, features))
+        grid = ActivationGrid(lowest, lowest + 255, 1.0)
+        product = _exact_product(node, x, weights[np.newaxis, np.newaxis].astype(np.int8), grid)
+        np.testing.assert_array_equal(product, x @ weights)
+
+
+def convolution(weights, **options):
+    weights = np.asarray(weights, np.int16)
+    channels = (
+        weights.shape[2] * weights.shape[3] if "is_depthwise" in options else weights.shape[3]
+    )
+    values = dict(step=np.ones(channels, np.float32), bias=np.zeros(channels), bits=8)
+    options = dict(name="conv", inputs=("images",), kernel="int8") | values | options
+    return Convolution(weights=weights, **options)
+
+
+def image(rows):
+    return np.array(rows, np.float32)[np.newaxis, :, :, np.newaxis]
+
+
+def codes_of(node, images, step=1 / 255, highest=10**6):
+    """Run one integer node on images, rounded to a grid whose codes are the pixels' by default."""
+    images = np.asarray(images, np.uint8)
+    act = Activation(
+        name="act",
+        inputs=(node.name,),
+        grid=ActivationGrid(0, highest, np.float32(step)),
+        bits=8,
+    )
+    network = IntegerNetwork((Input(name="images", shape=images.shape[1:]), node, act))
+    return Simulation(network).run(images)["act"]
+
+
+def test_sums_beyond_float32_are_exact():
+    # 3000 products of 127 * 255, but one of 127 * 254; near it float32 has multiples of 8.
+    node = convolution(np.full((1, 1, 3000, 1), 127))
+    x = np.full((1, 1, 1, 3000), 255)
+    x[..., 7] = 254
+    product = _exact_product(node, x, node.weights.astype(np.int8), ActivationGrid(0, 255, 1.0))
+    assert product.item() == 97_154_873
+
+
+def test_windows_of_depthwise_convolutions():
+    """The window's four weights are the four digits of each result."""
+    x = image([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    weights = np.array([1000, 100, 10, 1], np.float32).reshape(2, 2, 1, 1)
+    near = convolution(weights, is_depthwise=True)
+    assert _product(near, x, weights)[0, :, :, 0].tolist() == [[1245, 2356], [4578, 5689]]
+    dilated = convolution(weights, is_depthwise=True, dilation=(2, 2))
+    assert _product(dilated, x, weights).ravel().tolist() == [1379]
+    wide = image([[1, 2, 3, 4], [5, 6, 7, 8]])
+    for strides, expected in (((1, 2), [1256, 3478]), ((1, 3), [1256]), ((2, 2), [1256, 3478])):
+        strided = convolution(weights, is_depthwise=True, strides=strides)
+        assert _product(strided, wide, weights).ravel().tolist() == expected
+
+
+def test_windows_of_convolutions_and_their_groups():
+    x = image([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    weights = np.array([1000, 100, 10, 1], np.float32).reshape(2, 2, 1, 1)
+    assert _product(convolution(weights), x, weights)[0, 0].ravel().tolist() == [1245, 2356]
+    dilated = convolution(weights, dilation=(2, 2))
+    assert _product(dilated, x, weights).ravel().tolist() == [1379]
+    strided = convolution(weights, strides=(1, 2))
+    assert _product(strided, x, weights)[0, :, :, 0].tolist() == [[1245], [4578]]
+    # Two groups of two channels: (1, 2) . (10, 1) and (3, 4) . (100, 1).
+    pixel = np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 1, 4)
+    weights = np.array([[10, 100], [1, 1]], np.float32).reshape(1, 1, 2, 2)
+    grouped = convolution(weights, groups=2)
+    assert _product(grouped, pixel, weights).ravel().tolist() == [12, 304]
+
+
+def test_same_windows_are_padded_by_the_code_of_the_value():
+    ones = np.ones((1, 3, 1, 1))
+    same = convolution(ones, padding="same")
+    assert codes_of(same, [[[[10], [20]]]]).ravel().tolist() == [30, 30]
+    white = convolution(ones, padding="same", pad_value=1.0)  # code 255
+    assert codes_of(white, [[[[10], [20]]]]).ravel().tolist() == [285, 285]
+    # Of an even window and one column missing, that is after the last.
+    even = convolution(np.ones((1, 2, 1, 1)), padding="same", pad_value=1.0)
+    assert codes_of(even, [[[[10], [20]]]]).ravel().tolist() == [30, 275]
+
+
+def test_biases_are_added_to_the_sums():
+    node = dense([[1], [2]], [1.0], [3 / 255])
+    node = convolution(node.weights[np.newaxis, np.newaxis], bias=node.bias)
+    assert codes_of(node, [[[[10, 20]]]]).ravel().tolist() == [10 + 40 + 3]
+
+
+def accumulator(sums, ratio, fixed_point=False):
+    source = ActivationGrid(0, 255, np.float32(1))
+    return _Accumulator(np.array(sums), np.float32([ratio]), source, fixed_point)
+
+
+def test_xnnpack_rounds_once_half_to_even():
+    act = Activation(name="act", inputs=("x",), grid=ActivationGrid(-3, 3, np.float32(1)), bits=3)
+    network = IntegerNetwork((Input(name="x", shape=(1, 1, 1)), act))
+    simulation = Simulation(network)
+    sums = [1, 2, 3, 5, -1, -3, -5, 60, -60]
+    expected = [0, 1, 2, 2, 0, -2, -2, 3, -3]  # 0.5, 1.0, 1.5, 2.5 and so on, clipped to the grid
+    assert simulation.evaluate(act, [accumulator(sums, 0.5)]).tolist() == expected
+    floats = np.array(sums, np.float32) / 2
+    assert simulation.evaluate(act, [floats]).tolist() == expected
+
+
+def test_built_in_kernels_round_twice_half_up():
+    # A quarter is 2^30 / 2^31 and a shift of 1: to halves first, then to whole ones, ties upwards.
+    multiplier, exponent = fixed_point(np.array([0.25]))
+    assert (multiplier.tolist(), exponent.tolist()) == ([2**30], [-1])
+    sums = {1: 1, -1: 0, 2: 1, -2: 0, 3: 1, -3: 0, 5: 2, -5: -1, 6: 2, -6: -1, 8: 2}
+    rounded = _fixed_point_product(
+        accumulator(list(sums), 0.25, True), ActivationGrid(-128, 127, np.float32(1))
+    )
+    assert rounded.tolist() == list(sums.values())
+    # Three is 0.75 * 2^2: shifted to the left before the product.
+    rounded = _fixed_point_product(
+        accumulator([1, -2], 3.0, True), ActivationGrid(-128, 127, np.float32(1))
+    )
+    assert rounded.tolist() == [3, -6]
+
+
+def test_a_multiplier_that_rounds_to_one_is_a_half_of_the_next_power():
+    multiplier, exponent = fixed_point(np.array([1 - 2.0**-40, 0.75]))
+    assert multiplier.tolist() == [2**30, 3 * 2**29]
+    assert exponent.tolist() == [1, 0]
+
+
+def test_an_add_has_multipliers_of_21_bits():
+    steps = [ActivationGrid(0, 3, np.float32(step)) for step in (1.0, 0.5)]
+    third = ActivationGrid(0, 255, np.float32(3))
+    # 2^22 / 3 and 2^22 / 6, and the larger lies between 2^20 and 2^21.
+    assert add_multipliers("sum", steps, third) == (1_398_101, 699_051, 22)
+    assert add_multipliers("sum", steps, steps[0]) == (2**20, 2**19, 20)
+    assert add_multipliers("sum", steps, steps[1]) == (2**20, 2**19, 19)
+    # Three sixths: 3 * 699051 = 2^21 + 1 rounds up, where 21 bits of shift give 2^20 - 1.
+    codes = (np.array([0, 0, 3]), np.array([3, 2, 0]))
+    assert _fixed_point_sum("sum", _Sum(codes, tuple(steps)), third).tolist() == [1, 0, 1]
+
+
+def test_a_network_of_moves():
+    """What moves codes: padding by the code of a value, pooling, concatenation, reshaping."""
+    act = ActivationGrid(0, 255, np.float32(1 / 255))
+    nodes = (
+        Input(name="images", shape=(2, 2, 1)),
+        Pad(name="pad", inputs=("images",), amounts=((0, 1), (1, 0)), value=1.0),
+        MaxPool(name="max", inputs=("pad",), size=(2, 2), strides=(1, 1), padding="valid"),
+        Concatenate(name="both", inputs=("max", "images")),
+        Reshape(name="flat", inputs=("both",), shape=(8,)),
+    )
+    simulation = Simulation(IntegerNetwork(nodes))
+    assert simulation.grids["flat"] == act
+    found = simulation.run(np.uint8([[[[1], [2]], [[3], [4]]]]), ["pad", "max"])
+    assert found["pad"][0, :, :, 0].tolist() == [[255, 1, 2], [255, 3, 4], [255, 255, 255]]
+    assert found["max"][0, :, :, 0].tolist() == [[255, 4], [255, 255]]
+    assert found["flat"].tolist() == [[255, 1, 4, 2, 255, 3, 255, 4]]
+
+
+def test_a_network_of_floats():
+    nodes = (
+        Input(name="images", shape=(2, 2, 1)),
+        AveragePool(name="mean", inputs=("images",), size=(2, 2), strides=(1, 1), padding="same"),
+        GlobalAveragePool(name="all", inputs=("mean",), keepdims=True),
+        convolution(
+            [[[[-10.0, 10.0, 5.0]]]],
+            name="float",
+            inputs=("all",),
+            kernel="float",
+            step=None,
+            bias=np.array([0.0, 1.0, 0.0]),
+        ),
+        ReLU(name="relu", inputs=("float",), highest=6.0),
+        Sign(name="sign", inputs=("float",)),
+        Pad(name="pad", inputs=("relu",), amounts=((0, 0), (1, 0)), value=2.0),
+    )
+    simulation = Simulation(IntegerNetwork(nodes))
+    found = simulation.run(np.uint8([[[[255], [0]], [[0], [255]]]]), [node.name for node in nodes])
+    # Two white pixels of four, of two of two, and one of two twice: padding does not count.
+    assert found["mean"][0, :, :, 0].tolist() == [[0.5, 0.5], [0.5, 1.0]]
+    assert found["all"].tolist() == [[[[0.625]]]]
+    assert found["float"].ravel().tolist() == [-6.25, 7.25, 3.125]
+    assert found["relu"].ravel().tolist() == [0.0, 6.0, 3.125]
+    assert found["sign"].ravel().tolist() == [-1.0, 1.0, 1.0]
+    assert found["pad"][0, 0].tolist() == [[2.0, 2.0, 2.0], [0.0, 6.0, 3.125]]
+
+
+def test_a_sign_of_zero_is_one():
+    sign = Sign(name="sign", inputs=("x",))
+    simulation = Simulation(IntegerNetwork((Input(name="x", shape=(1, 1, 1)), sign)))
+    assert simulation.evaluate(sign, [np.float32([0.0, -0.0, -1e-9])]).tolist() == [1, 1, -1]
+
+
+def test_ranges_are_of_all_images_and_reach_zero():
+    node = convolution([[[[-2]]]], bias=np.array([0.5]))
+    network = IntegerNetwork((Input(name="images", shape=(1, 1, 1)), node))
+    images = np.zeros((100, 1, 1, 1), np.uint8)
+    images[3], images[90] = 255, 51
+    # 0.5 - 2 p, with p at most 1 in the first 64 images.
+    assert measured_ranges(images)(network, ["conv"]) == {"conv": (-1.5, 0.5)}
+    assert measured_ranges(images[3:4])(network, ["conv"]) == {"conv": (-1.5, 0.0)}
+
+
+@pytest.mark.parametrize(("pad_value", "expected"), [(1.0, [3, 3]), (0.0, [1, 2])])
+def test_binary_planes_of_signs_pad_as_they_are_told(pad_value, expected):
+    node = convolution(
+        np.ones((1, 2, 1, 1)), name="conv", inputs=("sign",), kernel="planes", padding="same",
+        pad_value=pad_value, bits=1, bias=np.array([1.0]),
+    )  # fmt: skip
+    sign = Sign(name="sign", inputs=("images",))
+    network = IntegerNetwork((Input(name="images", shape=(1, 2, 1)), sign, node))
+    # Signs of pixels are +1; two of them give 3, one beside a zero gives 2.
+    found = Simulation(network).run(np.zeros((1, 1, 2, 1), np.uint8))["conv"].ravel()
+    assert found.tolist() == [3.0, expected[1]]
+
+
+def test_binary_planes_of_codes_pad_with_code_zero():
+    act = Activation(
+        name="act", inputs=("images",), grid=ActivationGrid(0, 3, np.float32(1 / 255)), bits=2
+    )
+    node = convolution(
+        np.full((1, 2, 1, 1), 3), inputs=("act",), kernel="planes", padding="same", bits=2
+    )
+    network = IntegerNetwork((Input(name="images", shape=(1, 2, 1)), act, node))
+    found = Simulation(network).evaluate(node, [np.array([[[[1], [3]]]])]).ravel()
+    np.testing.assert_allclose(found, [3 * 4 / 255, 3 * 3 / 255], rtol=1e-6)
 
 
 def test_sums_round_half_up():
     # Steps 1 and 1 to a step of 2: (0 + 1) / 2 = 0.5 and (1 + 2) / 2 = 1.5 round up.
     one = ActivationGrid(-128, 127, np.float32(1))
     codes = (np.array([0, 1, -1, 3]), np.array([1, 2, 0, 0]))
-    rounded = _fixed_point_sum(_Sum(codes, (one, one)), ActivationGrid(0, 3, np.float32(2)))
+    rounded = _fixed_point_sum("sum", _Sum(codes, (one, one)), ActivationGrid(0, 3, np.float32(2)))
     assert rounded.tolist() == [1, 2, 0, 2]
 
 
-def test_steps_that_an_add_cannot_hold_are_refused():
-    tiny = ActivationGrid(0, 3, np.float32(1e-6))
-    with pytest.raises(ExportError, match="1/1024 to 256"):
-        _fixed_point_sum(_Sum((np.zeros(1), np.zeros(1)), (tiny, tiny)), ActivationGrid(0, 3, 1.0))
+@pytest.mark.parametrize("ratio", [2.0**8, 0.99 * 2.0**-10])
+def test_steps_that_an_add_cannot_hold_are_refused_before_the_file_is_built(ratio):
+    model = small_network()
+    residual, total = (lower(model)[name].grid for name in ("second_residual", "sum_act"))
+    model.get_layer("second_residual").alpha.assign(127 * ratio * total.step)
+    with pytest.raises(ExportError, match=r"'sum' adds inputs of steps.*1/1024 to 256"):
+        plan(lower(model))
+    model.get_layer("second_residual").alpha.assign(127 * 1.02 * 2.0**-10 * total.step)
+    plan(lower(model))
+    assert residual.step != total.step
+
+
+def test_a_padding_that_the_input_cannot_hold_is_refused():
+    inputs = tf.keras.Input((6, 6, 3))
+    options = dict(padding="same", kernel_quantizer=SATWeights(2), pad_values=1.0, name="conv")
+    for alpha, code in ((3.0, True), (2.0, False)):  # steps of 1 and 2 / 3
+        x = CGPACT(2, alpha)(lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(8))(inputs))
+        x = CGPACT(2, 2.0)(lq.layers.QuantConv2D(4, 3, **options)(x))
+        network = lower(tf.keras.Model(inputs, tf.keras.layers.Flatten()(x)))
+        for limit in (0, 9):  # planes of codes pad with code 0 only
+            if code:
+                assert plan(network, plane_limit=limit)["conv"].kernel == "int8"
+                continue
+            with pytest.raises(ExportError, match=r"'conv' pads with 1, .*multiples of 0\.666667"):
+                plan(network, plane_limit=limit)
 
 
 def test_binary_parts_sum_to_the_layer():

@@ -8,7 +8,15 @@ from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower, snap
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import Simulation
-from tests.export.networks import convolution, images_for, quantized, randomize, siamese_network
+from dlqat_tf.export.integer.snap import in_float32
+from tests.export.networks import (
+    convolution,
+    images_for,
+    quantized,
+    randomize,
+    siamese_network,
+    small_network,
+)
 
 layers = tf.keras.layers
 
@@ -89,3 +97,33 @@ def test_names_with_slashes_are_found():
     x = CGPACT(2, 2.0)(convolve(inputs))
     model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(layers.Flatten()(x))))
     assert assert_snapped_to(model).shifts[0].variable == "block/conv"
+
+
+def policies(model) -> set:
+    found = set()
+    for layer in model.layers:
+        found |= policies(layer) if isinstance(layer, tf.keras.Model) else {layer.dtype_policy.name}
+    return found
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float16"])
+@pytest.mark.parametrize(
+    "build", [small_network, lambda: siamese_network(nested=True)], ids=["plain", "nested"]
+)
+def test_a_model_trained_under_16_bits_is_snapped_in_float32(policy, build):
+    expected = build()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = build()
+        model.set_weights(expected.get_weights())
+        snapped, _ = snap(model)  # while the policy is still in force
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert policy in policies(model)
+    assert policies(snapped) == {"float32"}
+    images = tf.nest.map_structure(lambda x: x.astype(np.float32) / 255, images_for(model, 16))
+    rounded = in_float32(model)
+    assert policies(rounded) == {"float32"}
+    if policy != "float16":  # whose variables are of 16 bits too
+        np.testing.assert_array_equal(rounded(images), expected(images))
+        np.testing.assert_array_equal(snapped(images), snap(expected)[0](images))
