@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -348,15 +350,14 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8", p
             return interpreter.predict(images)
 
     else:
-        try:
+        with _refusals(path):
             interpreter = tflite_interpreter(data, num_threads=2)
-        except RuntimeError as error:
-            raise ExportError(f"TFLite refuses {path}: {error}") from None
 
         def invoke(images):
             for index, each in zip(content.subgraphs[0].inputs, images, strict=True):
                 interpreter.set_tensor(int(index), each)
-            interpreter.invoke()
+            with _refusals(path):
+                interpreter.invoke()
             return [interpreter.get_tensor(int(i)) for i in content.subgraphs[0].outputs]
 
     def filled(images: np.ndarray) -> np.ndarray:
@@ -372,6 +373,14 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8", p
         return [output[: len(images[0])] for output in invoke([filled(each) for each in images])]
 
     return run
+
+
+@contextlib.contextmanager
+def _refusals(path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExportError(f"TFLite refuses {path}: {error}") from None
 
 
 def _rectified(readers: list[Node]) -> bool:

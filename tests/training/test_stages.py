@@ -13,8 +13,9 @@ import pytest
 
 import dlqat_tf
 from dlqat_tf.training import data, stages
+from dlqat_tf.training.folder import claim_output
+from dlqat_tf.training.history import completed_epochs, read_history
 from dlqat_tf.training.recipe import Recipe, read_recipe
-from dlqat_tf.training.results import read_history
 from dlqat_tf.training.stages import TrainingDiverged, run
 
 import tensorflow as tf  # isort: skip
@@ -193,7 +194,7 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     history = tmp_path / "killed" / "quantized" / "history.csv"
     backup = tmp_path / "killed" / "quantized" / "backup"
     deadline = time.monotonic() + 240
-    while stages._completed_epochs(backup) < 1 and time.monotonic() < deadline:
+    while completed_epochs(backup) < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # 179 steps of the next epoch take seconds
     os.kill(killed.pid, signal.SIGKILL)
@@ -255,7 +256,7 @@ def test_quantized_stage_can_have_its_own_learning_rate():
     peaks = []
     for stage in stages._stages(recipe):
         model = stages.build_model(recipe, images, stage)
-        stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+        stages._compile(recipe, stage, model, steps=10)
         peaks.append(float(model.optimizer._learning_rate(10)))
     assert peaks == pytest.approx([0.05, 0.01])
 
@@ -264,7 +265,7 @@ def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
     recipe = dataclasses.replace(TINY, lr_warmup_epochs=1, head="linear")
     stage = stages._stages(recipe)[0]
     model = stages.build_model(recipe, data.load("digits"), stage)
-    stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+    stages._compile(recipe, stage, model, steps=10)
     rate = model.optimizer._learning_rate
     assert float(rate(0)) == 0.0
     assert float(rate(5)) == pytest.approx(0.025)
@@ -277,7 +278,7 @@ def compiled(**changes):
     recipe = dataclasses.replace(TINY, **changes)
     stage = stages._stages(recipe)[0]
     model = stages.build_model(recipe, data.load("digits"), stage)
-    stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+    stages._compile(recipe, stage, model, steps=10)
     return model
 
 
@@ -302,11 +303,11 @@ def test_network_has_the_shape_and_seed_of_the_recipe():
 
 def test_restart_deletes_a_run_of_other_settings(tmp_path):
     recipe = dataclasses.replace(TINY, output=tmp_path / "run")
-    stages._claim_output(recipe)
+    claim_output(recipe)
     (recipe.output / "model.keras").touch()
-    stages._claim_output(recipe)
+    claim_output(recipe)
     assert (recipe.output / "model.keras").exists()
-    stages._claim_output(dataclasses.replace(recipe, weight_bits=4, restart=True))
+    claim_output(dataclasses.replace(recipe, weight_bits=4, restart=True))
     assert not (recipe.output / "model.keras").exists()
     assert json.loads((recipe.output / "recipe.json").read_text())["weight_bits"] == 4
 

@@ -14,7 +14,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import check_name, write_whole
 from dlqat_tf.export.files.verify import number_of, problems
 from dlqat_tf.export.integer.network import ExportError
 
@@ -231,9 +231,10 @@ def content(path: str | Path) -> bytes:
         ExportError: There is no such file.
     """
     try:
+        check_name(path)
         return Path(path).read_bytes()
     except OSError as error:
-        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror}.") from None
+        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror or error}") from None
 
 
 def read(path: str | Path) -> schema.ModelT:

@@ -151,7 +151,10 @@ def benchmark(
     for run in range(warmup + runs):
         for file, invoke in enumerate(invokes):
             start = time.perf_counter()
-            invoke()
+            try:
+                invoke()
+            except RuntimeError as error:
+                raise _cannot_run(paths[file], error) from None
             seconds[file, run] = time.perf_counter() - start
 
     milliseconds = 1e3 * seconds[:, warmup:]
@@ -251,13 +254,15 @@ def _open(
     try:
         interpreter = tflite_interpreter(content, num_threads=threads, xnnpack=xnnpack)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Expected a file that TFLite can run, received {path}: {reason}"
-        ) from None
+        raise _cannot_run(path, error) from None
     for tensor in interpreter.get_input_details():
         interpreter.set_tensor(tensor["index"], _random(tensor["shape"], tensor["dtype"]))
     return interpreter.invoke
+
+
+def _cannot_run(path: str | Path, error: RuntimeError) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(f"Expected a file that TFLite can run, received {path}: {reason}")
 
 
 def _random(shape: Sequence[int], dtype: type) -> np.ndarray:
