@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import warnings
@@ -245,20 +246,35 @@ def _read(model: tf.keras.Model, source, trust: bool) -> dict[str, np.ndarray]:
     path = Path(source)
     check_name(path)
     if path.is_file() and h5py.is_hdf5(path):
-        return _read_h5(model, path)
+        with _naming(path):
+            return _read_h5(model, path)
     if path.is_file() and path.suffix == ".keras":
         return _values(load_model(path, trust=trust))
     if path.is_file() and path.suffix in (".h5", ".hdf5"):
         raise ModelFileError(f"{path} is damaged or no HDF5 file: save the weights again.")
     if (path / "saved_model.pb").is_file():
-        return _read_checkpoint(str(path / "variables" / "variables"))
+        with _naming(path):
+            return _read_checkpoint(str(path / "variables" / "variables"))
     checkpoint = tf.train.latest_checkpoint(str(path)) if path.is_dir() else str(path)
     if checkpoint and Path(f"{checkpoint}.index").is_file():
-        return _read_checkpoint(checkpoint)
+        with _naming(path):
+            return _read_checkpoint(checkpoint)
     raise FileNotFoundError(
         "Expected a .keras or .h5 file, a SavedModel or a TensorFlow checkpoint. Found none at "
         f"{path}."
     )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what its readers raise, which is anything up to IndexError."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFileError(
+            f"{path} is damaged or holds no weights ({reason}): save them again."
+        ) from error
 
 
 def _read_h5(model: tf.keras.Model, path: Path) -> dict[str, np.ndarray]:

@@ -46,6 +46,7 @@ def claim_output(recipe: Recipe) -> None:
     With ``restart`` all that is in it is deleted first, the recipe last: after a kill in between
     the folder is still known for a run.
     """
+    recipe.output.mkdir(parents=True, exist_ok=True)
     file = recipe.output / FILE
     if recipe.restart and file.is_file():
         for path in recipe.output.iterdir():

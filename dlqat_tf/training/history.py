@@ -85,8 +85,8 @@ def completed_epochs(backup: Path) -> int:
         reader = tf.train.load_checkpoint(checkpoint)
         values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
         return 1 + int(values["ckpt_saved_epoch/.ATTRIBUTES/VARIABLE_VALUE"])
-    except (tf.errors.OpError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # TensorFlow's reader raises anything up to IndexError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"The checkpoint in {backup} is damaged ({reason}): put the right one back, or delete "
             f"{backup.parent} to train the stage anew."
