@@ -246,7 +246,7 @@ def _of_window(graph, operator, options: dict, window: list[int] | None) -> Iter
     ends = [graph.tensors[int(each[0])] for each in (operator.inputs, operator.outputs)]
     before, after = (_integers(each.shape) for each in ends)
     signature = _integers(ends[0].shapeSignature)[1:3]
-    if len(before) != 4 or len(after) != 4:
+    if len(before) != 4 or len(after) != 4 or before[0] != after[0]:
         yield f"has the shapes {before} and {after}"
     elif -1 not in signature:  # else what the file says stands for no size
         for axis, end in enumerate(("H", "W")):

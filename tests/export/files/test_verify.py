@@ -49,6 +49,13 @@ def set_long_stride(content):
     first(content, schema.Conv2DOptionsT).builtinOptions.strideW = 257
 
 
+def set_batch(content):
+    """What kernels would take 20 GB for."""
+    graph = content.subgraphs[0]
+    for index in (graph.inputs[0], graph.operators[0].outputs[0]):
+        graph.tensors[index].shape = np.array([2**24, 6, 6, 3], np.int32)
+
+
 def set_options(content):
     operator = first(content, schema.Conv2DOptionsT)
     operator.builtinOptions, operator.builtinOptionsType = None, 0
@@ -96,6 +103,7 @@ def set_name(content):
     [
         (set_stride, "operation 1 has a strideW of 0"),
         (set_long_stride, r"operation 1 makes \[6, 6\] of \[6, 6\]"),
+        (set_batch, r"operation 1 has the shapes \[16777216, 6, 6, 3\] and \[1, 6, 6, 32\]"),
         (set_options, "operation 1 has options of another operation"),
         (set_input, "a tensor that does not exist"),
         (set_cycle, "operation 1 reads a tensor before it is written"),
