@@ -82,12 +82,6 @@ def set_scale(content):
     quantization(content).scale = np.array([np.nan], np.float32)
 
 
-def set_axis(content):
-    graph = content.subgraphs[0]
-    weights = graph.tensors[int(first(content, schema.Conv2DOptionsT).inputs[1])]
-    weights.quantization.quantizedDimension = 1
-
-
 def set_bytes(content):
     graph = content.subgraphs[0]
     weights = graph.tensors[int(first(content, schema.Conv2DOptionsT).inputs[1])]
@@ -110,7 +104,6 @@ def set_name(content):
         (set_twice, "operation 1 writes a tensor for the second time"),
         (set_zero_point, "has zero points from 536870912 to 536870912"),
         (set_scale, "has a scale of nan"),
-        (set_axis, r"has 32 scales for axis 1 of the shape \[32, 3, 3, 3\]"),
         (set_bytes, "has 864 bytes where its shape needs 576"),
         (set_name, "tensor 0 has a name that is no text"),
     ],
