@@ -7,14 +7,23 @@ any other import of TensorFlow in the package.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
+import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_NOTES = re.compile(
+    rb"WARNING: All log messages before absl::InitializeLog|I0000 "
+    rb"|To enable the following instructions|E0000 .*failed call to cuInit"
+)
 _ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
 
 
@@ -36,8 +45,10 @@ def require_legacy_keras() -> None:
             f"dlqat_tf needs Keras 2, but the environment variable {_LEGACY} is {value!r}: "
             f'unset it or set it to "1".'
         )
+    os.environ.setdefault(_LEVEL, "1")  # notes about the start; warnings and errors are shown
     try:
-        import tf_keras
+        with without_notes():
+            import tf_keras
     except ModuleNotFoundError as error:
         if error.name != "tf_keras":
             raise
@@ -45,7 +56,8 @@ def require_legacy_keras() -> None:
             "dlqat_tf needs Keras 2, but the package tf_keras is not installed: "
             "run `pip install tf_keras`."
         ) from None
-    import tensorflow as tf
+    with without_notes():
+        import tensorflow as tf
 
     # tf.keras resolves the first time that anybody uses it, so its origin shows who came first.
     if not tf.keras.Model.__module__.startswith("tf_keras"):
@@ -86,6 +98,33 @@ def calling_layer():
     from tf_keras.src.engine import base_layer_utils
 
     return base_layer_utils.call_context().layer
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Leave out what TensorFlow writes about its start, unless ``TF_CPP_MIN_LOG_LEVEL`` is "0".
+
+    Its log level does not reach what its libraries say while they are loaded, nor can it tell that
+    a missing GPU is no error. Whatever else is written to the standard error is passed on.
+    """
+    try:
+        shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)
+    except OSError:  # closed
+        shown = None
+    if shown is None:
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            for line in held:
+                if not _NOTES.match(line):
+                    os.write(2, line)
 
 
 def tflite_interpreter(

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+PARTIAL = "partial-"  # in the names of files that are being written
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, and put what was written there in its place.
+
+    A reader, or a kill, meets the old content or the new one. No two processes get the same name.
+
+    Args:
+        path: The file, in a folder that exists.
+
+    Raises:
+        OSError: The folder does not exist or cannot be written to. ``path`` is as it was.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.{PARTIAL}", suffix=path.suffix
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner reads.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: str | Path, data: str | bytes) -> None:
-    """Write a file in one step: a reader, or a kill, meets the old content or the new one.
+    """Write a file as :func:`replacing` does.
 
     Args:
         path: The file, in a folder that exists.
@@ -18,19 +52,23 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
     Raises:
         OSError: The folder does not exist or cannot be written to. ``path`` is as it was.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    content = data.encode() if isinstance(data, str) else data
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a file name that TensorFlow and reports cannot hold.
+
+    Raises:
+        OSError: It is not UTF-8.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-        # mkstemp makes files that only their owner reads.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OSError(
+            f"Expected a file name in UTF-8. Received: {os.fsencode(path)!r}: rename it."
+        ) from None
 
 
 def cpu_name() -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +19,11 @@ import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from dlqat_tf._compat import check_keras_2_file
+from dlqat_tf._host import check_name
 from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
+_MODULES = ("builtins", "keras", "tf_keras", "larq", "tensorflow_model_optimization", "dlqat_tf")
 _UNTOUCHED = 2.0**-100  # marks variables that a file did not set
 
 
@@ -49,7 +55,90 @@ class LoadReport(Report):
         return lines
 
 
-def load_weights(model: tf.keras.Model, source: tf.keras.Model | str | Path) -> LoadReport:
+class ModelFileError(ValueError):
+    """A file of a model cannot or must not be loaded; the message says what to do."""
+
+
+def load_model(path: str | Path, *, trust: bool = False) -> tf.keras.Model:
+    """Load a model, not compiled, from a file that may come from anybody.
+
+    A ``.keras`` file is an archive of settings and weights, which are read and not run. A
+    SavedModel, an HDF5 file (whatever its name) and a Lambda layer are code, and so is any object
+    of a module that nobody imported: loading runs it.
+
+    Args:
+        path: A ``.keras`` file; with ``trust`` also an HDF5 file or the folder of a SavedModel.
+        trust: Load code too.
+
+    Raises:
+        ModelFileError: The file is damaged or no model, or holds code without ``trust``.
+        OSError: There is nothing at ``path``, or its name is not UTF-8.
+    """
+    path = Path(path)
+    check_name(path)
+    if not path.exists():
+        raise FileNotFoundError(f"Expected a .keras file, found nothing at {path}.")
+    check_keras_2_file(path, ModelFileError)
+    if not trust:
+        _refuse_code(path)
+    try:
+        return tf.keras.models.load_model(path, compile=False, safe_mode=not trust)
+    except Exception as error:  # whatever a file that is something else leads to
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelFileError(
+            f"{path} is damaged or no Keras 2 model: {reason} Layers of your own must be "
+            "registered (tf.keras.utils.register_keras_serializable) and imported before."
+        ) from error
+
+
+def _refuse_code(path: Path) -> None:
+    """Raise where loading would run what is in the file."""
+    # Keras too decides by both; whatever is not its archive goes to its older loaders.
+    if path.suffix == ".keras" and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                config = json.loads(archive.read("config.json"))
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise ModelFileError(f"{path} is damaged ({error}): save the model again.") from None
+        kind = next(_code(config), None)
+    elif path.is_dir() and (path / "saved_model.pb").is_file():
+        kind = "a SavedModel, whose operations can do anything"
+    elif path.is_file() and h5py.is_hdf5(path):
+        kind = "an HDF5 file, whose Lambda layers run as they are loaded"
+    else:
+        raise ModelFileError(
+            f"{path} is damaged or no Keras 2 model: expected a .keras file, the folder of a "
+            "SavedModel or an HDF5 file."
+        )
+    if kind:
+        raise ModelFileError(
+            f"{path} is {kind}. Expected a .keras file of layers that need no code of their own: "
+            "save it as one, or give --trust (trust=True in Python) if you know who made it."
+        )
+
+
+def _code(config) -> Iterator[str]:
+    """Yield what of a model's settings is code, or would import some."""
+    if isinstance(config, dict):
+        name = config.get("class_name")
+        if name in ("Lambda", "__lambda__"):
+            yield "a model with a Lambda layer, which is code"
+        module = config.get("module")
+        registered = tf.keras.utils.get_registered_object(config.get("registered_name"))
+        if name and module and registered is None and str(module).split(".")[0] not in _MODULES:
+            yield f"a model with {name} of the module {module}, which nothing imported registers"
+    for value in config.values() if isinstance(config, dict) else config:
+        if isinstance(value, (dict, list)):
+            yield from _code(value)
+
+
+def load_weights(
+    model: tf.keras.Model,
+    source: tf.keras.Model | str | Path,
+    *,
+    trust: bool = False,
+    quiet: bool = False,
+) -> LoadReport:
     """Load all weights that fit from a network of another stage, width or head.
 
     Variables match by name and shape. Layers that Keras named itself ("conv2d_3") have other
@@ -68,15 +157,19 @@ def load_weights(model: tf.keras.Model, source: tf.keras.Model | str | Path) -> 
         model: Network that is changed; it has to be built.
         source: Another network, or the path of a ``.keras`` or H5 file of a model or of weights, a
             SavedModel, a TensorFlow checkpoint (its prefix, or the folder whose latest is meant).
+        trust: Also build the model of a ``.keras`` file with code in it, see :func:`load_model`.
+            Of the other formats only values are read.
+        quiet: Return the report without printing it.
 
     Returns:
         What was loaded, what was kept and why, and what was not used.
 
     Raises:
-        FileNotFoundError: There is nothing of these at ``source``.
+        OSError: There is nothing of these at ``source``, or its name is not UTF-8.
+        ModelFileError: The file is damaged, or holds code without ``trust``.
         ValueError: No variable fits, or the model has none.
     """
-    here, there = _variables(model), _read(model, source)
+    here, there = _variables(model), _read(model, source, trust)
     described = source.name if isinstance(source, tf.keras.Model) else str(source)
     matching = _Matching(model, here, there)
     kept, taken, values = {}, set(), {}
@@ -101,7 +194,7 @@ def load_weights(model: tf.keras.Model, source: tf.keras.Model | str | Path) -> 
     report = LoadReport(
         described, list(values), kept, [name for name in there if name not in taken]
     )
-    if report.kept or report.unused:
+    if not quiet and (report.kept or report.unused):
         report.print()
     return report
 
@@ -148,23 +241,42 @@ def _values(model: tf.keras.Model) -> dict[str, np.ndarray]:
     return dict(zip(_variables(model), values, strict=True))
 
 
-def _read(model: tf.keras.Model, source) -> dict[str, np.ndarray]:
+def _read(model: tf.keras.Model, source, trust: bool) -> dict[str, np.ndarray]:
     """Return the source's variables by name."""
     if isinstance(source, tf.keras.Model):
         return _values(source)
     path = Path(source)
-    if (path / "saved_model.pb").is_file() or (path.suffix == ".keras" and path.is_file()):
-        check_keras_2_file(path)
-        return _values(tf.keras.models.load_model(path, compile=False))
-    if path.suffix in (".h5", ".hdf5") and path.is_file():
-        return _read_h5(model, path)
+    check_name(path)
+    if path.is_file() and h5py.is_hdf5(path):
+        with _naming(path):
+            return _read_h5(model, path)
+    if path.is_file() and path.suffix == ".keras":
+        return _values(load_model(path, trust=trust))
+    if path.is_file() and path.suffix in (".h5", ".hdf5"):
+        raise ModelFileError(f"{path} is damaged or no HDF5 file: save the weights again.")
+    if (path / "saved_model.pb").is_file():
+        with _naming(path):
+            return _read_checkpoint(str(path / "variables" / "variables"))
     checkpoint = tf.train.latest_checkpoint(str(path)) if path.is_dir() else str(path)
     if checkpoint and Path(f"{checkpoint}.index").is_file():
-        return _read_checkpoint(checkpoint)
+        with _naming(path):
+            return _read_checkpoint(checkpoint)
     raise FileNotFoundError(
         "Expected a .keras or .h5 file, a SavedModel or a TensorFlow checkpoint. Found none at "
         f"{path}."
     )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what its readers raise, which is anything up to IndexError."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFileError(
+            f"{path} is damaged or holds no weights ({reason}): save them again."
+        ) from error
 
 
 def _read_h5(model: tf.keras.Model, path: Path) -> dict[str, np.ndarray]:

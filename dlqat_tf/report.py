@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from dlqat_tf._host import check_name
+
 
 class Report:
     """Base of the reports, which are dataclasses with a :meth:`table`."""
@@ -36,8 +38,10 @@ def check_target(path: str | Path, *, force: bool) -> None:
         FileExistsError: There is a file already, and ``force`` is off.
         FileNotFoundError: The folder does not exist.
         PermissionError: The folder cannot be written to.
+        OSError: The name is not UTF-8.
     """
     path = Path(path)
+    check_name(path)
     if path.exists() and not force:
         raise FileExistsError(f"Expected a new file, found {path}: give --force to overwrite it.")
     if not path.parent.is_dir():

@@ -2,7 +2,8 @@
 
     python export/parity.py model.keras model.tflite --data cifar100
 
-Exit status: 0 where all bounds are met, 1 where one is missed, 2 for what you can mend.
+Exit status: 0 where all bounds are met, 1 where one is missed, 2 for what you can mend, 130
+after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Annotated
 import tyro
 
 from dlqat_tf._host import write_whole
-from dlqat_tf.export import command, parity
+from dlqat_tf.export import ExportError, command, parity
+from dlqat_tf.loading import load_model
 from dlqat_tf.report import check_target
 
 
@@ -30,6 +32,7 @@ def compare(
     file_agreement: float = 100.0,
     accuracy: float = 0.1,
     json: Path | None = None,
+    trust: bool = False,
     force: bool = False,
 ) -> None:
     """Compare Keras model, integer simulation and file on the test images of a data set.
@@ -47,27 +50,32 @@ def compare(
         file_agreement: The same for simulation and file; at 100 no layer may differ at all.
         accuracy: Largest difference of top-1 between Keras models and file, in points.
         json: Write the report here too.
+        trust: Load a model that holds code, such as a Lambda layer, and so run it.
         force: Overwrite the --json file.
     """
+    bounds = {
+        "trained_agreement": trained_agreement,
+        "keras_agreement": keras_agreement,
+        "file_agreement": file_agreement,
+        "accuracy": accuracy,
+    }
 
     def work() -> int:
+        for name, bound in bounds.items():
+            if not 0 <= bound <= 100:
+                raise ExportError(f"Expected {name} from 0 to 100. Received: {bound}.")
         if json:
             check_target(json, force=force)
         snapped, source = command.snapped_and_trained(model, file, trained)
-        loaded = command.load_model(snapped)
+        loaded = load_model(snapped, trust=trust)
         shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
-        before = None if source is None else command.load_model(source)
+        before = None if source is None else load_model(source, trust=trust)
         report = parity(loaded, file, pixels, labels, trained=before)
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")
-        failures = report.failures(
-            trained_agreement=trained_agreement,
-            keras_agreement=keras_agreement,
-            file_agreement=file_agreement,
-            accuracy=accuracy,
-        )
+        failures = report.failures(**bounds)
         for failure in failures:
             print(f"failed: {failure}", file=sys.stderr)
         return 1 if failures else 0

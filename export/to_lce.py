@@ -2,8 +2,8 @@
 
     python export/to_lce.py runs/demo/model.keras model.tflite
 
-Exit status: 0, 1 where --data is given and a bound is missed, or 2 for what you can mend (said in
-one line).
+Exit status: 0, 1 where --data is given and a bound is missed, 2 for what you can mend (said in one
+line), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def export(
     images: int | None = None,
     data_dir: Path | None = None,
     snap: bool = True,
+    trust: bool = False,
     force: bool = False,
     json: Path | None = None,
 ) -> None:
     """Export a trained Keras model to a .tflite file with binary convolutions.
 
     Args:
-        model: A .keras file or a SavedModel folder.
+        model: A .keras file; with --trust also an HDF5 file or a SavedModel folder.
         output: The .tflite file to write.
         input_type: uint8 pixels; int8, pixels less 128; or float32, pixels / 255.
         plane_limit: Convolutions of more planes (weight bits times activation bits) stay int8.
@@ -45,6 +46,7 @@ def export(
         images: How many of them; all by default.
         data_dir: Where the data sets lie.
         snap: Save <output>.snapped.keras, the model with the file's biases.
+        trust: Load a model that holds code, such as a Lambda layer, and so run it.
         force: Overwrite existing files.
         json: Write the report here too.
     """
@@ -58,6 +60,7 @@ def export(
         input_type=input_type,
         plane_limit=plane_limit,
         snap=snap,
+        trust=trust,
         force=force,
     )
 

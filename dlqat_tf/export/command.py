@@ -10,28 +10,24 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf._compat import check_keras_2_file
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import check_name, write_whole
+from dlqat_tf._script import ending
 from dlqat_tf.export.files.tflite import ExportReport
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.export.parity import parity
+from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.report import check_target
 from dlqat_tf.training import data
-
-MENDABLE = 2  # exit status of errors that the user can mend
 
 
 def run(
     command: Callable[[], int | None],
-    mendable: tuple[type[Exception], ...] = (ExportError, data.DataError, OSError),
+    mendable: tuple[type[Exception], ...] = (ExportError, ModelFileError, data.DataError),
 ) -> None:
-    """Run a script's work; print errors that the user can mend as one line and exit with 2."""
-    try:
+    """Run a script's work and end the process as :func:`dlqat_tf._script.ending` does."""
+    with ending(*mendable):
         sys.exit(command() or 0)
-    except mendable as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(MENDABLE)
 
 
 def export(
@@ -42,6 +38,7 @@ def export(
     calibration: tuple[str | None, Path | None, int],
     proof: tuple[str | None, int | None],
     json: Path | None,
+    trust: bool,
     force: bool,
     **options,
 ) -> None:
@@ -49,12 +46,13 @@ def export(
 
     Args:
         write: ``to_tflite`` or ``to_lce``.
-        model: A ``.keras`` file or a SavedModel folder.
+        model: A ``.keras`` file; with ``trust`` also an HDF5 file or a SavedModel folder.
         output: The file to write.
         calibration: Data set (None: no calibration), its folder, and how many of its images.
         proof: Data set whose test images the trained model, the snapped one and the file are
             compared on (None: no comparison), and how many of them (None: all).
         json: Where the report goes too, or None.
+        trust: Load a model with code in it, see :func:`dlqat_tf.loading.load_model`.
         force: Overwrite existing files.
         options: Keyword arguments of ``write``.
     """
@@ -62,7 +60,8 @@ def export(
     def work():
         if json:
             check_target(json, force=force)
-        loaded = load_model(model)
+        check_name(output)
+        loaded = load_model(model, trust=trust)
         name, data_dir, count = calibration
         images = None
         if name:
@@ -97,27 +96,6 @@ def snapped_and_trained(model: Path, file: Path, trained: Path | None) -> tuple[
     if trained is not None or not beside.exists() or not model.exists() or model.samefile(beside):
         return model, trained
     return beside, model
-
-
-def load_model(path: Path) -> tf.keras.Model:
-    """Return the model in a ``.keras`` file or a SavedModel folder.
-
-    Raises:
-        ExportError: There is none.
-    """
-    if not path.exists():
-        raise ExportError(
-            f"Expected a .keras file or a SavedModel folder, found nothing at {path}."
-        )
-    check_keras_2_file(path, ExportError)
-    try:
-        return tf.keras.models.load_model(path, compile=False)
-    except Exception as error:  # whatever a file that is something else leads to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(
-            f"{path} is no Keras 2 model that can be loaded: {reason} Layers of your own must be "
-            "registered (tf.keras.utils.register_keras_serializable) and imported before."
-        ) from error
 
 
 def image_shape(model: tf.keras.Model) -> tuple[int, ...]:

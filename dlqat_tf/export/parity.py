@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export.files import flatbuffer, lce, tflite
-from dlqat_tf.export.files.census import METADATA, operator_name
+from dlqat_tf.export.files.census import operator_name, read_record
 from dlqat_tf.export.files.tflite import Images, pixels
 from dlqat_tf.export.files.writer import zero_point
 from dlqat_tf.export.integer.lower import lower
@@ -181,10 +182,9 @@ def parity(
         if value < 1:
             raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
     content = flatbuffer.read(path)
-    record = flatbuffer.metadata(content, METADATA)
+    record = read_record(content, path)
     if record is None:
         raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
-    record = json.loads(record)
     if not record.keys() >= {"input_type", "int4", "plane_limit", "ranges", "layers"}:
         raise ExportError(f"{path} is of another version of this package: export it again.")
     network = lower(model)
@@ -200,7 +200,7 @@ def parity(
         _, others = _plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
     simulation = Simulation(planned)
-    run = runner(content, batch_size, record["input_type"])
+    run = runner(content, batch_size, record["input_type"], path)
     logits = {
         **{
             name: _concatenated(
@@ -215,7 +215,7 @@ def parity(
     best = {name: each.argmax(-1).reshape(count, -1) for name, each in logits.items()}
     pairs = [("keras", "file"), ("keras", "simulation"), ("simulation", "file")]
     pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
-    layers = _layers(content, record, simulation, next(batches(images, layer_images)))
+    layers = _layers(content, record, simulation, next(batches(images, layer_images)), path)
     unit = {name: _normalised(each) for name, each in logits.items()}
     return ParityReport(
         path=str(path),
@@ -286,14 +286,12 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
 def _other_constants(content, data: bytes, path) -> list[str]:
     """Return the tensors of a file whose constant values or scales are not those in ``data``."""
     models = content, flatbuffer.parsed(data, path)
-    pairs = list(zip(*(_tensors(each) for each in models), strict=False))
-    if len({len(each.subgraphs[0].operators) for each in models}) > 1 or any(
-        len(first) != len(second) for first, second in pairs
-    ):
+    if flatbuffer.form(models[0]) != flatbuffer.form(models[1]):
         raise ExportError(
-            f"{path} was exported from another model, or by another version of this package: its "
-            "operations are not those that the model has now."
+            f"{path} was exported from another model, or by another version of this package, or it "
+            "is damaged: its operations are not those that the model has now."
         )
+    pairs = zip(*(_tensors(each) for each in models), strict=True)
     graph, other = (each.subgraphs[0].tensors for each in models)
     return [
         (graph[i].name or b"").decode() or f"#{i}"
@@ -359,10 +357,13 @@ def kernels_of(content: schema.ModelT) -> str:
     return f"TFLite {tf.__version__} with XNNPACK"
 
 
-def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
+def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8", path="the file"):
     """Return a function from lists of inputs to lists of outputs.
 
     Its inputs are uint8 images, at most ``batch_size`` of them, one array for each input.
+
+    Raises:
+        ExportError: The kernels refuse the file, which the message calls ``path``.
     """
     shapes = [tensor.shape for tensor in content.subgraphs[0].tensors]
     for tensor in content.subgraphs[0].tensors:
@@ -378,12 +379,14 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
             return interpreter.predict(images)
 
     else:
-        interpreter = tflite_interpreter(data, num_threads=2)
+        with _refusals(path):
+            interpreter = tflite_interpreter(data, num_threads=2)
 
         def invoke(images):
             for index, each in zip(content.subgraphs[0].inputs, images, strict=True):
                 interpreter.set_tensor(int(index), each)
-            interpreter.invoke()
+            with _refusals(path):
+                interpreter.invoke()
             return [interpreter.get_tensor(int(i)) for i in content.subgraphs[0].outputs]
 
     def filled(images: np.ndarray) -> np.ndarray:
@@ -401,12 +404,20 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8"):
     return run
 
 
+@contextlib.contextmanager
+def _refusals(path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExportError(f"TFLite refuses {path}: {error}") from None
+
+
 def _rectified(readers: list[Node]) -> bool:
     """Return whether the file may clip a float value at 0 before the one activation rounds it."""
     return len(readers) == 1 and isinstance(readers[0], Activation) and readers[0].grid.lowest == 0
 
 
-def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarray]):
+def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarray], path):
     """Compare each layer's output, the simulation given the file's own inputs."""
     graph = content.subgraphs[0]
     inputs = simulation.network.inputs
@@ -421,7 +432,7 @@ def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarr
     outputs = graph.outputs
     graph.outputs = np.array(list(at.values()), np.int32)
     recorded = dict(
-        zip(at, runner(content, len(images[0]), record["input_type"])(images), strict=True)
+        zip(at, runner(content, len(images[0]), record["input_type"], path)(images), strict=True)
     )
     graph.outputs = outputs
 

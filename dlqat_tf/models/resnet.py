@@ -8,11 +8,14 @@ is low-bit. Batch norm and biases stay float; no convolution has a bias. Padding
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import larq as lq
 import tensorflow as tf
 
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.quantizers import CGPACT, SATWeights
+from dlqat_tf.quantizers.base import check_bits
 
 HEADS = {"linear": LinearHead, "cosine": CosineHead, "gml": GaussianMixtureHead}
 STEMS = ("cifar", "imagenet")
@@ -69,10 +72,7 @@ def resnet18(
     Raises:
         ValueError: An argument is outside the values above.
     """
-    if head not in HEADS:
-        raise ValueError(f"Expected head to be one of {', '.join(HEADS)}. Received: head={head!r}.")
-    if stem not in STEMS:
-        raise ValueError(f"Expected stem to be one of {', '.join(STEMS)}. Received: stem={stem!r}.")
+    check_settings(weight_bits, activation_bits, head, stem, width, residual_bits)
     net = _Builder(weight_bits, activation_bits, residual_bits, alpha_init, kernel_regularizer)
 
     inputs = tf.keras.Input(input_shape, name="images")
@@ -108,6 +108,37 @@ def resnet18(
         name="head",
     )(x)
     return tf.keras.Model(inputs, logits, name="resnet18")
+
+
+def check_settings(
+    weight_bits: int | None,
+    activation_bits: int | None,
+    head: str,
+    stem: str,
+    width: int,
+    residual_bits: int | None,
+) -> None:
+    """Refuse what :func:`resnet18` cannot build, before there are images to build it for.
+
+    Raises:
+        ValueError: An argument is outside the values that :func:`resnet18` names.
+    """
+    if head not in HEADS:
+        raise ValueError(f"Expected head to be one of {', '.join(HEADS)}. Received: head={head!r}.")
+    if stem not in STEMS:
+        raise ValueError(f"Expected stem to be one of {', '.join(STEMS)}. Received: stem={stem!r}.")
+    if not isinstance(width, Integral) or isinstance(width, bool) or width < 1:
+        raise ValueError(f"Expected width to be a positive integer. Received: width={width!r}.")
+    for name, bits, lowest in (
+        ("weight_bits", weight_bits, 1),
+        ("activation_bits", activation_bits, 1),
+        ("residual_bits", residual_bits, 2),
+    ):
+        try:
+            if bits is not None:
+                check_bits(bits, lowest=lowest)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 class _Builder:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 
+import tensorflow as tf
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from dlqat_tf._script import ending
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult
 from dlqat_tf.training.stages import TrainingDiverged, run
 
 _console = Console()
+# A full disk or memory, and a folder that TensorFlow cannot write to.
+_MENDABLE = (
+    tf.errors.ResourceExhaustedError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.NotFoundError,
+    tf.errors.DataLossError,
+)
 
 SMOKE = {
     "float_epochs": 1,
@@ -61,7 +70,7 @@ def main(
 
     Returns:
         The result of the run. What a user can mend ends the process with one sentence and status 2,
-        a diverged training with status 1.
+        a diverged training with status 1, Ctrl-C with status 130.
     """
     # The budget chooses the defaults of the other flags, so it is read before them.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -77,14 +86,15 @@ def main(
     shortened = ", ".join(f"{name}={value}" for name, value in changes.items())
     if shortened:
         _console.print(f"--budget {budget} shortens the paper's run: {shortened}")
-    try:
-        result = run(recipe)
-    except ValueError as error:
-        _console.print(f"[red]{escape(str(error))}[/red]")
-        raise SystemExit(2) from None
-    except TrainingDiverged as error:
-        _console.print(f"[red]{escape(str(error))}[/red]")
-        raise SystemExit(1) from None
+    interrupted = (
+        f"interrupted; the same command goes on after the last whole epoch in {recipe.output}"
+    )
+    with ending(ValueError, *_MENDABLE, interrupted=interrupted):
+        try:
+            result = run(recipe)
+        except TrainingDiverged as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
     _print(recipe, result)
     return result
 
@@ -101,8 +111,8 @@ def _print(recipe: Recipe, result: TrainingResult) -> None:
             name,
             str(stage["epochs"]),
             f"{stage['final_accuracy']:.2%}",
-            f"{stage['best_accuracy']:.2%}",
-            f"{stage['seconds'] / 60:.1f}",
+            "lost" if stage["best_accuracy"] is None else f"{stage['best_accuracy']:.2%}",
+            "lost" if stage["seconds"] is None else f"{stage['seconds'] / 60:.1f}",
         )
     _console.print(table)
     _console.print(f"{recipe.output / 'model.keras'}, {recipe.output / 'result.json'}")

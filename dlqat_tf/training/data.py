@@ -6,8 +6,10 @@ takes the bytes of a camera image as they are.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +22,12 @@ import tensorflow as tf  # isort: skip
 NAMES = ("digits", "cifar10", "cifar100", "imagenet2012", "folder")
 AUGMENTATIONS = ("crop", "flip", "randaugment", "cutmix", "mixup")
 
+_CORRUPT = "Corrupt image: replace or remove the file"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _VERIFY_LIMIT = 20_000  # files; decoding more than this before training starts takes minutes
 _SHUFFLE_BUFFER = 4096  # encoded records; about 0.5 GB of ImageNet's JPEGs
 _DEFAULT_IMAGE_SIZE = 224
+_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # of the sets that have one only
 _AUTOTUNE = tf.data.AUTOTUNE
 # Each use of randomness draws from a stream of its own, else crop and flip would be correlated.
 _ORDER, _CROP, _FLIP = range(3)
@@ -74,31 +78,41 @@ def load(
         DataError: The data are missing, incomplete, inconsistent or corrupt, or ``train_size`` is
             less than the number of classes or more than there is.
     """
-    if name not in NAMES:
-        raise ValueError(f"Unknown data set {name!r}: expected one of {', '.join(NAMES)}.")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"Expected image_size of at least 1 pixel, received {image_size}.")
+    check_size(name, image_size)
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
     if name in ("folder", "imagenet2012"):
         open_set = _open_folder if name == "folder" else _open_imagenet
         classes, train, test = open_set(data_dir, image_size or _DEFAULT_IMAGE_SIZE)
     else:
         classes, train, test = _open_digits() if name == "digits" else _open_cifar(name, data_dir)
-        if image_size not in (None, train.image_shape[0]):
-            raise ValueError(
-                f"Expected image_size {train.image_shape[0]} (or None), the only size of {name}, "
-                f"received {image_size}."
-            )
     if train_size is not None:
         if not len(classes) <= train_size <= train.count:
             raise DataError(
                 f"Expected train_size from {len(classes)} (the classes of {name}) to {train.count} "
                 f"(its training images), received {train_size}."
             )
-        train = train.subset(_stratified(train.labels, train_size, seed))
+        with _readable(train):
+            train = train.subset(_stratified(train.labels, train_size, seed))
     for source in (train, test):
         source.verify()
     return ImageData(name, classes, train.image_shape, train.count, test.count, train, test)
+
+
+def check_size(name: str, image_size: int | None) -> None:
+    """Refuse a data set or a size that there is not, before anything is opened.
+
+    Raises:
+        ValueError: The name is unknown, or ``image_size`` is no size of this set.
+    """
+    if name not in NAMES:
+        raise ValueError(f"Unknown data set {name!r}: expected one of {', '.join(NAMES)}.")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"Expected image_size of at least 1 pixel, received {image_size}.")
+    size = _SIZES.get(name)
+    if size is not None and image_size not in (None, size):
+        raise ValueError(
+            f"Expected image_size {size} (or None), the only size of {name}, received {image_size}."
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,13 @@ class ImageData:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def readable(self) -> contextlib.AbstractContextManager[None]:
+        """Name the file, where one turns out to be damaged while batches are read.
+
+        TensorFlow's errors name none. What is raised inside is a :class:`DataError` then.
+        """
+        return _readable(self._train, self._test)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in one pass over the training set; the remainder is dropped.
@@ -238,13 +259,50 @@ class ImageData:
         return _reproducible(batches.apply(tf.data.experimental.assert_cardinality(steps)))
 
 
-# Sources. Each has: count, labels, image_shape; subset(indices); verify(); shuffled(seed, epoch)
-# and in_order(), which give a dataset of samples; and batches(samples enumerated), which gives
-# (positions, uint8 images, int32 labels).
+@contextlib.contextmanager
+def _readable(*sources) -> Iterator[None]:
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        files = [file for source in sources for file in source.records]
+        if not files:
+            raise
+        raise _damaged_records(files, error) from None
+    except tf.errors.InvalidArgumentError as error:
+        corrupt = re.search(rf"\[{_CORRUPT}\] \[(.*?)\]", str(error))
+        if not corrupt:
+            raise
+        raise DataError(f"{_CORRUPT} {corrupt[1]}.") from None
+
+
+def _damaged_records(files: Sequence[str], error: Exception) -> DataError:
+    """Return what to say of TFRecord files that cannot be read; all are read to find which."""
+    for file in files:
+        try:
+            for _ in tf.data.TFRecordDataset(file):
+                pass
+        except tf.errors.OpError as found:
+            reason = str(found.message).split(" [Op")[0]
+            return DataError(
+                f"Damaged TFRecord file {file} ({reason}): delete its folder and prepare the data "
+                "set again, or put the right file back."
+            )
+    reason = str(error).strip().splitlines()[0]
+    return DataError(
+        f"The records in {Path(files[0]).parent} cannot be read ({reason}): delete this folder and "
+        "prepare the data set again."
+    )
+
+
+# Sources. Each has: count, labels, image_shape; records, its TFRecord files; subset(indices);
+# verify(); shuffled(seed, epoch) and in_order(), which give a dataset of samples; and
+# batches(samples enumerated), which gives (positions, uint8 images, int32 labels).
 
 
 class _Indexed:
     """What sources with random access share: a sample is an index."""
+
+    records = ()
 
     @property
     def count(self) -> int:
@@ -309,7 +367,9 @@ class _Files(_Indexed):
 
     def batches(self, samples, batch_size, crop_seed, *, drop_remainder=True) -> tf.data.Dataset:
         with tf.device("CPU"):
-            all_paths, all_labels = tf.constant(self.paths), tf.constant(self.labels)
+            # As bytes: names of files need not be UTF-8.
+            all_paths = tf.constant([os.fsencode(path) for path in self.paths])
+            all_labels = tf.constant(self.labels)
 
         def decode(position, index):
             encoded = tf.io.read_file(all_paths[index])
@@ -320,7 +380,7 @@ class _Files(_Indexed):
             position, index = sample
             intact = tf.debugging.Assert(
                 position == decoded[0],
-                ["Corrupt image: replace or remove the file", all_paths[index]],
+                [_CORRUPT, all_paths[index]],
             )
             with tf.control_dependencies([intact]):
                 return tf.nest.map_structure(tf.identity, decoded)
@@ -353,6 +413,11 @@ class _Records:
         self.keep = np.ones(info.num_examples, bool) if keep is None else keep
         self.count = int(self.keep.sum())
         self.image_shape = (size, size, 3)
+
+    @property
+    def records(self) -> list[str]:
+        """The TFRecord files."""
+        return self.files
 
     @property
     def labels(self) -> np.ndarray:
@@ -432,8 +497,12 @@ def _open_cifar(name: str, data_dir: Path | None):
     builder = _prepared_builder(name, data_dir)
     sources = []
     for split in ("train", "test"):
-        whole = builder.as_dataset(split=split, batch_size=-1)
-        sources.append(_Arrays(whole["image"].numpy(), whole["label"].numpy()))
+        try:
+            whole = builder.as_dataset(split=split, batch_size=-1)
+            sources.append(_Arrays(whole["image"].numpy(), whole["label"].numpy()))
+        except tf.errors.OpError as error:
+            files = [str(path) for path in builder.info.splits[split].filepaths]
+            raise _damaged_records(files, error) from None
     return tuple(builder.info.features["label"].names), *sources
 
 

@@ -6,8 +6,16 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from dlqat_tf._host import check_name
+from dlqat_tf.losses import AMSLoss, GMLoss
+from dlqat_tf.models.resnet import check_settings
+from dlqat_tf.training.data import check_size
+
+FILE = "recipe.json"  # in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -111,28 +119,73 @@ class Recipe:
         return not {self.weight_bits, self.activation_bits} <= {None, 32}
 
     def validate(self) -> None:
-        """Raise ValueError for a value that would fail only after the long work has begun."""
+        """Refuse what can be known to be wrong without the images, before they are looked for.
+
+        Raises:
+            ValueError: A setting is of another type, out of range, or does not go with another.
+            OSError: A path is not UTF-8.
+        """
+        for name, hint in get_type_hints(Recipe).items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                raise ValueError(f"Expected {name} to be {_described(hint)}. Received: {value!r}.")
+            if isinstance(value, Path):
+                check_name(value)
+        check_settings(
+            self.weight_bits,
+            self.activation_bits,
+            self.head,
+            self.stem,
+            self.width,
+            self.residual_bits,
+        )
+        check_size(self.dataset, self.image_size)
+        self._check_numbers()
+        self._check_folders()
+
+    def _check_numbers(self) -> None:
+        counts = ("float_epochs", "epochs", "batch_size", "reference_batch", "train_size")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Expected {name} of at least 1. Received: {value}.")
+        for name in (
+            "learning_rate",
+            "quantized_learning_rate",
+            "momentum",
+            "weight_decay",
+            "lr_warmup_epochs",
+            "margin_warmup_epochs",
+            "final_gain",
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(
+                    f"Expected {name} to be finite and not negative. Received: {value}."
+                )
+        if self.momentum > 1:
+            raise ValueError(f"Expected momentum of at most 1. Received: {self.momentum}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"Expected seed from 0 to {2**32 - 1}. Received: {self.seed}.")
         if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
             raise ValueError(
                 f"Expected images_per_epoch of at least one batch ({self.batch_size}). "
                 f"Received: {self.images_per_epoch}."
             )
-        for name in ("float_epochs", "epochs", "batch_size", "reference_batch", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1. Received: {getattr(self, name)}.")
-        for name in ("learning_rate", "momentum", "weight_decay", "lr_warmup_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
+        # The losses know their own ranges.
+        AMSLoss(self.ams_margin, self.ams_scale)
+        GMLoss(self.gml_alpha, self.likelihood_weight)
+
+    def _check_folders(self) -> None:
+        output = self.output.resolve()
+        for name in ("float_stage", "data_dir"):
+            path = getattr(self, name)
+            # The output is deleted by restart, and nobody means that.
+            if path is not None and path.expanduser().resolve().is_relative_to(output):
                 raise ValueError(
-                    f"Expected {name} to be finite and not negative. "
-                    f"Received: {getattr(self, name)}."
+                    f"Expected {name} outside of the output folder. Received: {path}, which is in "
+                    f"{self.output}: choose another output."
                 )
-        if self.quantized_learning_rate is not None and not (
-            0 <= self.quantized_learning_rate < math.inf
-        ):
-            raise ValueError(
-                "Expected quantized_learning_rate to be finite and not negative. "
-                f"Received: {self.quantized_learning_rate}."
-            )
         if self.float_stage is not None:
             if self.stages == 1 or not self.is_quantized:
                 raise ValueError(
@@ -148,16 +201,42 @@ class Recipe:
                 )
 
 
+def _fits(value, hint) -> bool:
+    """Return whether a value is of a field's type: a plain one, or of those as unions or tuples."""
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return any(value == each and type(value) is type(each) for each in arguments)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, arguments[0]) for each in value)
+    if arguments:
+        return any(_fits(value, each) for each in arguments)
+    if hint in (int, float):
+        kind = Integral if hint is int else Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _described(hint) -> str:
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if get_origin(hint) is tuple:
+        return f"a tuple, each {_described(arguments[0])}"
+    if arguments:
+        return " or ".join(map(_described, arguments))
+    return {type(None): "None", Path: "a Path"}.get(hint, hint.__name__)
+
+
 def read_recipe(run: Path) -> Recipe:
     """Return the recipe of a run from its folder.
 
     Raises:
-        ValueError: The folder holds no recipe of this version.
+        ValueError: The folder holds no recipe of this version, or a damaged one.
     """
-    file = run / "recipe.json"
+    file = run / FILE
     if not file.is_file():
         raise ValueError(f"Expected the folder of a run, found no {file}.")
-    values = json.loads(file.read_text())
+    values = read_values(file)
     for name in ("data_dir", "float_stage", "output"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
@@ -165,3 +244,20 @@ def read_recipe(run: Path) -> Recipe:
         return Recipe(**values | {"augment": tuple(values["augment"])})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is no recipe of this version: {error}.") from None
+
+
+def read_values(file: Path) -> dict:
+    """Return the settings in the file of a recipe.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        values = json.loads(file.read_bytes())
+    except ValueError:  # of the text or of its encoding
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{file} is damaged: put the right one back, or delete the run with --restart."
+        )
+    return values

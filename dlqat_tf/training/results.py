@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
@@ -15,8 +15,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from dlqat_tf._host import cpu_name
+from dlqat_tf._host import cpu_name, replacing
+from dlqat_tf.training.history import read_history
 from dlqat_tf.training.recipe import Recipe
+
+__all__ = ["TrainingResult", "draw_curves", "environment", "read_history", "summarise"]
 
 _VERSIONS = ("tensorflow", "tf_keras", "larq", "numpy", "keras-cv", "tensorflow-datasets")
 
@@ -28,19 +31,22 @@ class TrainingResult:
     Attributes:
         accuracy: Test top-1 after the last epoch, 0 to 1: the headline.
         best_accuracy: Best test top-1 of any epoch of the last stage; selected on the test set.
+            None where the history has lost an epoch.
         float_accuracy: Test top-1 after the last epoch of the float stage, None without one.
-        stages: Per stage: name, epochs, final and best accuracy, seconds.
+        stages: Per stage: name, epochs, how many of them the history has lost, final and best
+            accuracy, seconds.
         recipe: The recipe, as plain values.
-        seconds: Training and evaluation time of all stages, also of interrupted runs.
+        seconds: Training and evaluation time of all stages, also of interrupted runs. None where
+            the history has lost an epoch.
         environment: Versions, commit, device and command.
     """
 
     accuracy: float
-    best_accuracy: float
+    best_accuracy: float | None
     float_accuracy: float | None
     stages: list[dict]
     recipe: dict
-    seconds: float
+    seconds: float | None
     environment: dict
 
     def to_json(self) -> str:
@@ -48,35 +54,15 @@ class TrainingResult:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Return one row per epoch; the last one where a kill made an epoch run twice."""
-    if not path.is_file():
-        return []
-    rows = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if all(row.values()):  # a kill can also cut a line short
-                rows[row["epoch"]] = {name: float(value) for name, value in row.items()}
-    return sorted(rows.values(), key=lambda row: row["epoch"])
-
-
 def summarise(recipe: Recipe, histories: dict[str, list[dict]]) -> TrainingResult:
     """Return the result of a finished run.
 
     Args:
         recipe: Its settings.
-        histories: What :func:`read_history` returns, by stage.
+        histories: What :func:`dlqat_tf.training.history.read_history` returns, by stage; the row
+            of the last epoch must be there.
     """
-    stages = [
-        {
-            "name": name,
-            "epochs": len(rows),
-            "final_accuracy": rows[-1]["val_accuracy"],
-            "best_accuracy": max(row["val_accuracy"] for row in rows),
-            "seconds": sum(row["seconds"] for row in rows),
-        }
-        for name, rows in histories.items()
-    ]
+    stages = [_summary(name, rows) for name, rows in histories.items()]
     floats = [stage["final_accuracy"] for stage in stages if stage["name"] == "float"]
     return TrainingResult(
         accuracy=stages[-1]["final_accuracy"],
@@ -84,9 +70,26 @@ def summarise(recipe: Recipe, histories: dict[str, list[dict]]) -> TrainingResul
         float_accuracy=floats[0] if floats else None,
         stages=stages,
         recipe=recipe.plain(),
-        seconds=sum(stage["seconds"] for stage in stages),
+        seconds=_sum([stage["seconds"] for stage in stages]),
         environment=environment(),
     )
+
+
+def _summary(name: str, rows: list[dict]) -> dict:
+    epochs = int(rows[-1]["epoch"]) + 1
+    whole = len(rows) == epochs
+    return {
+        "name": name,
+        "epochs": epochs,
+        "unrecorded_epochs": epochs - len(rows),
+        "final_accuracy": rows[-1]["val_accuracy"],
+        "best_accuracy": max(row["val_accuracy"] for row in rows) if whole else None,
+        "seconds": _sum([row["seconds"] for row in rows]) if whole else None,
+    }
+
+
+def _sum(seconds: list[float | None]) -> float | None:
+    return None if None in seconds or not all(map(math.isfinite, seconds)) else sum(seconds)
 
 
 def environment() -> dict:
@@ -136,14 +139,15 @@ def draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
     ):
         first = 1
         for color, (name, rows) in zip(("tab:blue", "tab:orange"), histories.items(), strict=False):
-            epochs = range(first, first + len(rows))
+            epochs = [first + row["epoch"] for row in rows]
             for prefix, style, where in (("", "--", "train"), ("val_", "-", "test")):
                 values = [row[prefix + metric] for row in rows]
                 axes.plot(epochs, values, style, color=color, marker=".", label=f"{name}, {where}")
-            first += len(rows)
+            first = epochs[-1] + 1
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[1].set_ylim(bottom=0)
     figure.axes[1].legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
-import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -16,15 +14,18 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
-from dlqat_tf._host import write_whole
-from dlqat_tf.loading import load_weights
+from dlqat_tf._host import replacing, write_whole
+from dlqat_tf.loading import ModelFileError, load_model, load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import calibrate
 from dlqat_tf.training import data as datasets
+from dlqat_tf.training.folder import check_output, claim_output
+from dlqat_tf.training.history import completed_epochs, mend_history, read_history
+from dlqat_tf.training.lock import locked
 from dlqat_tf.training.recipe import Recipe
-from dlqat_tf.training.results import TrainingResult, draw_curves, read_history, summarise
+from dlqat_tf.training.results import TrainingResult, draw_curves, summarise
 
 _CALIBRATION_IMAGES = 512
 _console = Console()
@@ -49,28 +50,42 @@ def run(recipe: Recipe) -> TrainingResult:
         Accuracies, time and environment of the finished run.
 
     Raises:
-        ValueError: A setting is out of range, or the output folder holds another run.
+        ValueError: A setting is out of range, the output folder holds another run, or a file in it
+            is damaged.
+        dlqat_tf.training.lock.FolderInUse: Another process trains in the output folder.
         dlqat_tf.training.data.DataError: The dataset cannot be read.
         TrainingDiverged: The loss became NaN; the last good checkpoint is kept.
     """
     recipe.validate()
-    images = datasets.load(
-        recipe.dataset,
-        data_dir=recipe.data_dir,
-        image_size=recipe.image_size,
-        train_size=recipe.train_size,
-        seed=recipe.seed,
-    )
-    images.steps_per_epoch(recipe.batch_size)  # a batch larger than the dataset fails here
+    check_output(recipe)  # before the lock makes the folder
     previous_policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(recipe.precision)
     try:
-        final = _stages(recipe)[-1]
-        build_model(recipe, images, final)  # widths and heads that do not exist fail here
-        _claim_output(recipe)
-        return _run_stages(recipe, images)
+        with locked(recipe.output):
+            check_output(recipe)
+            images = datasets.load(
+                recipe.dataset,
+                data_dir=recipe.data_dir,
+                image_size=recipe.image_size,
+                train_size=recipe.train_size,
+                seed=recipe.seed,
+            )
+            _rehearse(recipe, images)
+            claim_output(recipe)
+            with images.readable():
+                return _run_stages(recipe, images)
     finally:
         tf.keras.mixed_precision.set_global_policy(previous_policy)
+
+
+def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
+    """Do all that may refuse a setting, before anything is written or deleted."""
+    stage = _stages(recipe)[-1]
+    model = build_model(recipe, images, stage)
+    _compile(recipe, stage, model, _steps(recipe, images))
+    _train_batches(recipe, images, done=0)
+    if recipe.float_stage is not None:
+        _start_from(load_model(recipe.float_stage / "last.keras"), model)
 
 
 @dataclass(frozen=True)
@@ -128,13 +143,13 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
     histories = {}
     model = None
     for stage in stages:
-        folder = recipe.output / stage.name
+        folder, given = recipe.output / stage.name, False
         if stage.name == "float" and recipe.float_stage is not None:
-            folder = recipe.float_stage
+            folder, given = recipe.float_stage, True
         finished = folder / "last.keras"
         if finished.is_file():
             _console.print(f"[bold]{stage.name} stage[/bold] is finished: {finished}")
-            model = tf.keras.models.load_model(finished)
+            model = _finished(finished)
         else:
             previous = model
             model = build_model(recipe, images, stage)
@@ -144,22 +159,64 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
                 _start_from(previous, model)
             _fit(recipe, images, stage, model, folder)
             _save(model, finished)
-        histories[stage.name] = read_history(folder / "history.csv")
+        epochs = _epochs_of(folder) if given else stage.epochs
+        histories[stage.name] = _history(recipe, images, stage, model, folder, epochs)
     _save(model, recipe.output / "model.keras")
     best = recipe.output / stages[-1].name / "best.keras"
     if best.is_file():
-        (recipe.output / "best.keras").write_bytes(best.read_bytes())
+        write_whole(recipe.output / "best.keras", best.read_bytes())
     draw_curves(histories, recipe.output / "curves.png")
     result = summarise(recipe, histories)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
 
 
+def _finished(path: Path) -> tf.keras.Model:
+    try:
+        return load_model(path)
+    except ModelFileError as error:
+        raise ValueError(
+            f"{error} Delete it: the stage's checkpoint in {path.parent / 'backup'} has the same "
+            "weights, and the run goes on from there."
+        ) from None
+
+
+def _epochs_of(folder: Path) -> int | None:
+    """Return how many epochs a stage of another run had, None where its checkpoint is gone."""
+    with contextlib.suppress(ValueError):
+        return completed_epochs(folder / "backup") or None
+    return None
+
+
+def _history(recipe, images, stage, model, folder: Path, epochs: int | None) -> list[dict]:
+    """Return the rows of a finished stage, the last epoch's measured anew where it is lost."""
+    file = folder / "history.csv"
+    rows = read_history(file)
+    epochs = epochs or len(rows)
+    if epochs == 0:
+        raise ValueError(f"{file} has no whole row: put the right one back.")
+    rows = [row for row in rows if row["epoch"] < epochs]
+    lost = sorted({*range(epochs)} - {int(row["epoch"]) for row in rows})
+    if lost:
+        _console.print(
+            f"[yellow]{file} has lost {len(lost)} of {epochs} epochs: the result names no best "
+            "accuracy and no time.[/yellow]"
+        )
+    if lost and lost[-1] == epochs - 1:
+        _compile(recipe, stage, model, _steps(recipe, images))
+        loss, accuracy = model.evaluate(_test_batches(recipe, images), verbose=0)
+        rows.append(
+            dict.fromkeys(("loss", "accuracy", "seconds"), math.nan)
+            | {"epoch": epochs - 1.0, "val_loss": loss, "val_accuracy": accuracy}
+        )
+    return rows
+
+
 def _start_from(trained: tf.keras.Model, model: tf.keras.Model) -> None:
     """Copy the float stage's weights; of another network's, nothing but the start would tell."""
     expected = "Expected float_stage to be of the same head, stem, width and classes"
     try:
-        kept = load_weights(model, trained).kept
+        kept = load_weights(model, trained, quiet=True).kept
     except ValueError as error:
         raise ValueError(f"{expected}. {error}") from None
     for name, reason in kept.items():
@@ -178,48 +235,61 @@ def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     reference = trained
     if reference is None:  # quantized from scratch: the ranges of the untrained float network
         reference = build_model(recipe, images, _float_twin(recipe, 1))
-        load_weights(reference, model)
+        load_weights(reference, model, quiet=True)
     batches = images.train_batches(
         min(recipe.batch_size, _CALIBRATION_IMAGES), seed=recipe.seed, augment=()
     )
     count = math.ceil(_CALIBRATION_IMAGES / min(recipe.batch_size, _CALIBRATION_IMAGES))
     sample = np.concatenate([batch.numpy() for batch, _ in batches.take(count)])
     calibrate(model, reference, sample, trained=trained is not None)
+    ranges = sum(isinstance(layer, ActivationQuantizer) for layer in model.layers)
+    _console.print(f"{ranges} activation ranges start from {len(sample)} training images")
+
+
+def _steps(recipe: Recipe, images: datasets.ImageData) -> int:
+    """Return the steps of an epoch."""
+    whole = images.steps_per_epoch(recipe.batch_size)
+    return min(whole, (recipe.images_per_epoch or images.train_count) // recipe.batch_size)
+
+
+def _soft_labels(recipe: Recipe) -> bool:
+    return bool({"cutmix", "mixup"} & set(recipe.augment))
+
+
+def _train_batches(recipe: Recipe, images: datasets.ImageData, done: int) -> tf.data.Dataset:
+    # The order of images is a function of the step, so the stream can begin at any epoch.
+    first = done * _steps(recipe, images)
+    first_epoch, skipped = divmod(first, images.steps_per_epoch(recipe.batch_size))
+    return images.train_batches(
+        recipe.batch_size, seed=recipe.seed, first_epoch=first_epoch, augment=recipe.augment
+    ).skip(skipped)
+
+
+def _test_batches(recipe: Recipe, images: datasets.ImageData) -> tf.data.Dataset:
+    test = images.test_batches(recipe.batch_size)
+    if _soft_labels(recipe):
+        test = test.map(lambda image, label: (image, tf.one_hot(label, images.num_classes)))
+    return test
 
 
 def _fit(recipe, images, stage, model, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    epoch_images = min(images.train_count, recipe.images_per_epoch or images.train_count)
-    steps = epoch_images // recipe.batch_size
-    soft_labels = bool({"cutmix", "mixup"} & set(recipe.augment))
-    _compile(recipe, stage, model, steps, soft_labels)
-
-    done = _completed_epochs(folder / "backup")
-    # The order of images is a function of the step, so the stream can begin at any epoch.
-    first_epoch, skipped = divmod(done * steps, images.steps_per_epoch(recipe.batch_size))
-    train = images.train_batches(
-        recipe.batch_size, seed=recipe.seed, first_epoch=first_epoch, augment=recipe.augment
-    ).skip(skipped)
+    steps = _steps(recipe, images)
+    _compile(recipe, stage, model, steps)
+    done = completed_epochs(folder / "backup")
+    train = _train_batches(recipe, images, done)
     if model.jit_compile:
         _check_first_batch(model, train)
-    test = images.test_batches(recipe.batch_size)
-    if soft_labels:
-        test = test.map(lambda image, label: (image, tf.one_hot(label, images.num_classes)))
-
     history = folder / "history.csv"
+    mend_history(history, done)
     callbacks = [
         _StopWhenNotFinite(folder),
         _Clock(),
         tf.keras.callbacks.CSVLogger(str(history), append=True),
         tf.keras.callbacks.TensorBoard(str(folder / "tensorboard"), profile_batch=0),
-        tf.keras.callbacks.ModelCheckpoint(
-            str(folder / "best.keras"),
-            monitor="val_accuracy",
-            mode="max",
-            save_best_only=True,
-            initial_value_threshold=max(
-                (row["val_accuracy"] for row in read_history(history)[:done]), default=None
-            ),
+        _KeepBest(
+            folder / "best.keras",
+            max((row["val_accuracy"] for row in read_history(history)), default=-math.inf),
         ),
         # Last: an epoch counts as done when everything about it is on disk.
         tf.keras.callbacks.BackupAndRestore(str(folder / "backup"), delete_checkpoint=False),
@@ -237,13 +307,13 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
         train,
         steps_per_epoch=steps,
         epochs=stage.epochs,
-        validation_data=test,
+        validation_data=_test_batches(recipe, images),
         callbacks=callbacks,
         verbose=1 if sys.stdout.isatty() else 2,
     )
 
 
-def _compile(recipe, stage, model, steps: int, soft_labels: bool) -> None:
+def _compile(recipe, stage, model, steps: int) -> None:
     total = steps * stage.epochs
     warmup = min(round(recipe.lr_warmup_epochs * steps), total - 1)
     peak = recipe.peak_learning_rate(starts_random=stage.starts_random)
@@ -255,7 +325,7 @@ def _compile(recipe, stage, model, steps: int, soft_labels: bool) -> None:
     )
     cross_entropy = (
         tf.keras.losses.CategoricalCrossentropy
-        if soft_labels
+        if _soft_labels(recipe)
         else tf.keras.losses.SparseCategoricalCrossentropy
     )
     losses = {
@@ -291,7 +361,7 @@ class _StopWhenNotFinite(tf.keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if logs and not math.isfinite(logs["loss"]):
-            done = _completed_epochs(self.folder / "backup")
+            done = completed_epochs(self.folder / "backup")
             kept = f"epoch {done} is kept in {self.folder / 'backup'}" if done else "none yet"
             raise TrainingDiverged(
                 f"The loss became {logs['loss']} at step {int(self.model.optimizer.iterations)}; "
@@ -310,47 +380,20 @@ class _Clock(tf.keras.callbacks.Callback):
         logs["seconds"] = time.perf_counter() - self.started
 
 
-def _completed_epochs(backup: Path) -> int:
-    """Return how many epochs ``BackupAndRestore`` has on disk."""
-    checkpoint = tf.train.latest_checkpoint(str(backup / "chief"))
-    if checkpoint is None:
-        return 0
-    return 1 + int(
-        tf.train.load_variable(checkpoint, "ckpt_saved_epoch/.ATTRIBUTES/VARIABLE_VALUE")
-    )
+class _KeepBest(tf.keras.callbacks.Callback):
+    """Saves the network of the best epoch; Keras's own would leave half of a file after a kill."""
 
+    def __init__(self, path: Path, best: float):
+        super().__init__()
+        self.path, self.best = path, best
 
-def _claim_output(recipe: Recipe) -> None:
-    """Create the output folder, or make sure that it holds this recipe's unfinished run."""
-    file = recipe.output / "recipe.json"
-    if recipe.restart and file.is_file():
-        shutil.rmtree(recipe.output)
-    mine = recipe.plain()
-    if file.is_file():
-        theirs = json.loads(file.read_text())
-        location = ("output", "restart", "data_dir", "budget")
-        different = [
-            f"{name} (there {theirs.get(name)!r}, here {value!r})"
-            for name, value in mine.items()
-            if name not in location and theirs.get(name) != value
-        ]
-        if different:
-            raise ValueError(
-                f"{recipe.output} holds a run with other settings: {', '.join(different)}. "
-                "Choose another --output, or --restart to delete it."
-            )
-    elif recipe.output.is_dir() and any(recipe.output.iterdir()):
-        raise ValueError(
-            f"Expected {recipe.output} to be new, empty or a run of this recipe; it has other "
-            "files. Choose another --output."
-        )
-    else:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(mine, indent=2) + "\n")
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["val_accuracy"] > self.best:
+            self.best = logs["val_accuracy"]
+            _save(self.model, self.path)
 
 
 def _save(model: tf.keras.Model, path: Path) -> None:
     """Save so that a kill leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}")
-    model.save(temporary, save_format="keras")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        model.save(temporary, save_format="keras")

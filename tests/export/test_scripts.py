@@ -38,11 +38,12 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize("source", ["model.keras", "saved_model"])
 def test_export_and_proof(monkeypatch, saved, tmp_path, script, source, capsys):
     output = tmp_path / "model.tflite"
-    assert run(monkeypatch, script, saved / source, output) == 0
+    arguments = (saved / source, output, *(["--trust"] if source == "saved_model" else []))
+    assert run(monkeypatch, script, *arguments) == 0
     assert "biases moved" in capsys.readouterr().out
-    assert run(monkeypatch, script, saved / source, output) == 2
+    assert run(monkeypatch, script, *arguments) == 2
     assert "exists" in capsys.readouterr().err
-    assert run(monkeypatch, script, saved / source, output, "--force") == 0
+    assert run(monkeypatch, script, *arguments, "--force") == 0
     snapped = output.with_suffix(".snapped.keras")
     proof = tmp_path / "proof.json"
     arguments = (snapped, output, "--data", "digits", "--images", 50, "--json", proof)
@@ -116,6 +117,15 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
     [
         ("to_tflite.py", ["missing.keras", "out.tflite"], "found nothing"),
         ("to_tflite.py", ["text.keras", "out.tflite"], "no Keras 2 model"),
+        ("to_tflite.py", ["saved_model", "out.tflite"], "is a SavedModel"),
+        ("parity.py", ["saved_model", "out.tflite", "--data", "digits"], "is a SavedModel"),
+        ("to_lce.py", ["model.keras", "\udcff.tflite"], r"name in UTF-8. Received: b'\xff.tflite'"),
+        ("to_lce.py", ["\udcff.keras", "out.tflite"], r"name in UTF-8. Received: b'\xff.keras'"),
+        (
+            "parity.py",
+            ["model.keras", "o.tflite", "--data", "digits", "--keras-agreement", "nan"],
+            "keras_agreement from 0 to 100. Received: nan",
+        ),
         ("to_tflite.py", ["model.keras", "out.bin"], "ends in .tflite"),
         ("parity.py", ["model.keras", "text.keras", "--data", "digits"], "something else"),
         ("parity.py", ["model.keras", "out.tflite", "--data", "nothing"], "Unknown data set"),
@@ -124,8 +134,27 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
 def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arguments, message):
     (tmp_path / "text.keras").write_text("text")
     (tmp_path / "model.keras").write_bytes((saved / "model.keras").read_bytes())
+    (tmp_path / "saved_model").symlink_to(saved / "saved_model")
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, script, *arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_no_ending_is_a_traceback(monkeypatch, saved, tmp_path, capsys, error, status, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(dlqat_tf.export, "to_tflite", fail)
+    assert run(monkeypatch, "to_tflite.py", saved / "model.keras", tmp_path / "x.tflite") == status
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]

@@ -1,9 +1,12 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
+from dlqat_tf.training import stages
 from dlqat_tf.training.command_line import main
 from dlqat_tf.training.recipe import Recipe
 
@@ -41,13 +44,55 @@ def test_budget_changes_defaults_and_flags_win(tmp_path, capsys):
     assert "--budget smoke shortens" in capsys.readouterr().out
 
 
+def ended(tmp_path, *arguments) -> int:
+    with pytest.raises(SystemExit) as ending:
+        main(tiny(tmp_path / "run"), short={}, description="digits", arguments=arguments)
+    return ending.value.code
+
+
 def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(
-            tiny(tmp_path / "run"),
-            short={},
-            description="digits",
-            arguments=["--weight-bits", "9"],
-        )
-    assert ended.value.code == 2
-    assert "Expected bits to be an integer from 1 to 8" in capsys.readouterr().out
+    assert ended(tmp_path, "--weight-bits", "9") == 2
+    error = capsys.readouterr().err
+    assert "Expected bits to be an integer from 1 to 8" in error
+    assert error.startswith("error: weight_bits")
+    assert error.count("\n") == 1
+
+
+def raising(error):
+    def run(recipe):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on after the last whole"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "No space left on device: 'runs/x'"),
+        (stages.TrainingDiverged("The loss became nan"), 1, "The loss became nan"),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "x.data; No space left\n\t [[node]]"),
+            2,
+            "x.data; No space left",
+        ),
+    ],
+)
+def test_no_ending_is_a_traceback(tmp_path, monkeypatch, capsys, error, status, message):
+    monkeypatch.setattr("dlqat_tf.training.command_line.run", raising(error))
+    assert ended(tmp_path) == status
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_scripts_are_quiet():
+    """What a recipe prints before its own first line, in a process that chose no log level."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}
+    arguments = [sys.executable, str(recipe_files()[0]), "--weight-bits", "9"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: weight_bits")
+    assert done.stderr.count("\n") == 1

@@ -375,6 +375,23 @@ def test_last_test_file_corrupt_at_run_time(folder, monkeypatch):
         take(images.test_batches(1), 2)
 
 
+def test_a_corrupt_file_at_run_time_is_one_sentence(folder, monkeypatch):
+    monkeypatch.setattr(data, "_VERIFY_LIMIT", 0)
+    path = folder / "train" / "cat" / "0.png"
+    truncate(path)
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    message = f"^Corrupt image: replace or remove the file {path}.$"
+    with pytest.raises(DataError, match=message), images.readable():
+        take(images.train_batches(2, seed=0), 3)
+
+
+def test_names_of_files_need_not_be_utf8(folder):
+    for path in (folder / "train" / "cat").iterdir():
+        path.rename(path.with_name(f"\udcff{path.name}"))
+    images = load("folder", data_dir=folder, image_size=SIZE)
+    assert len(take(images.train_batches(2, seed=0), 2)) == 2
+
+
 # tensorflow-datasets, with sets written here in its format.
 
 
@@ -446,6 +463,28 @@ def test_imagenet_train_size(tiny_tfds):
     first, second = take(images.train_batches(4, seed=1, augment=()), 2)
     np.testing.assert_array_equal(np.sort(first[1]), [0, 0, 1, 1])
     assert len(np.unique(images_of([first, second]), axis=0)) == 4  # the same four again
+
+
+def damage(file):
+    """Change a byte of the first record's content; its checksum stays."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+
+
+@pytest.mark.parametrize("change", [damage, truncate, lambda file: file.unlink()])
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012"])
+def test_damaged_records_are_named(tiny_tfds, name, change):
+    other = "test" if name == "cifar10" else "validation"
+    root = tiny_tfds(name, (32, 32, 3) if name == "cifar10" else (None, None, 3), other)
+    (file,) = root.rglob("*train.tfrecord*")
+    change(file)
+    options = {} if name == "cifar10" else dict(image_size=SIZE, train_size=4)
+    with pytest.raises(DataError, match=rf"{file} \(.*\): delete its folder and prepare the data"):
+        load(name, data_dir=root, **options)
+    if name == "imagenet2012":
+        images = load(name, data_dir=root, image_size=SIZE)
+        with pytest.raises(DataError, match=str(file)), images.readable():
+            take(images.train_batches(2, seed=0), 3)
 
 
 def test_missing_imagenet_says_what_to_download(tmp_path):

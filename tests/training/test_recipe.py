@@ -44,3 +44,52 @@ def test_peak_learning_rate_by_hand():
 def test_is_quantized(weight_bits, activation_bits, expected):
     recipe = Recipe(weight_bits=weight_bits, activation_bits=activation_bits)
     assert recipe.is_quantized == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "mnist"}, "Expected dataset to be one of digits, cifar10"),
+        ({"head": "arc"}, "Expected head to be one of linear, cosine, gml"),
+        ({"stem": "vgg"}, "Expected stem to be one of"),
+        ({"stages": 3}, "Expected stages to be one of 1, 2"),
+        ({"precision": "float8"}, "Expected precision to be one of float32"),
+        ({"augment": ("crop", "zoom")}, "Expected augment to be a tuple, each one of crop"),
+        ({"weight_bits": 0}, "weight_bits: Expected bits to be an integer from 1 to 8"),
+        ({"activation_bits": 9}, "activation_bits: Expected bits"),
+        ({"residual_bits": 1}, "residual_bits: Expected bits to be an integer from 2 to 8"),
+        ({"width": 0}, "Expected width to be a positive integer"),
+        ({"epochs": 1.5}, "Expected epochs to be int. Received: 1.5"),
+        ({"epochs": True}, "Expected epochs to be int"),
+        ({"learning_rate": "0.1"}, "Expected learning_rate to be float"),
+        ({"image_size": 64}, r"Expected image_size 32 \(or None\), the only size of cifar100"),
+        ({"image_size": 0, "dataset": "folder"}, "image_size of at least 1 pixel"),
+        ({"train_size": 0}, "train_size of at least 1"),
+        ({"momentum": 1.5}, "momentum of at most 1"),
+        ({"learning_rate": float("nan")}, "learning_rate to be finite"),
+        ({"margin_warmup_epochs": -1.0}, "margin_warmup_epochs to be finite"),
+        ({"final_gain": float("inf")}, "final_gain to be finite"),
+        ({"gml_alpha": -1.0}, "alpha"),
+        ({"ams_scale": 0.0}, "scale"),
+        ({"seed": -1}, "seed from 0 to 4294967295"),
+    ],
+)
+def test_what_needs_no_images_is_refused_without_them(change, message):
+    Recipe().validate()
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(Recipe(), **change).validate()
+
+
+@pytest.mark.parametrize("name", ["float_stage", "data_dir"])
+@pytest.mark.parametrize("inside", ["run", "run/float", "other/../run/float", "link"])
+def test_what_a_run_needs_is_not_in_the_folder_that_restart_deletes(tmp_path, name, inside):
+    (tmp_path / "run" / "float").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "float")
+    recipe = Recipe(output=tmp_path / "run", **{name: tmp_path / inside})
+    with pytest.raises(ValueError, match=f"Expected {name} outside of the output folder"):
+        recipe.validate()
+
+
+def test_names_that_are_not_utf8():
+    with pytest.raises(OSError, match=r"name in UTF-8. Received: b'runs/\\xff': rename it"):
+        Recipe(output=Path("runs/\udcff")).validate()

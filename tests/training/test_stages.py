@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 
 import dlqat_tf
 from dlqat_tf.training import data, stages
+from dlqat_tf.training.folder import claim_output
+from dlqat_tf.training.history import completed_epochs, read_history
+from dlqat_tf.training.lock import FolderInUse, locked
 from dlqat_tf.training.recipe import Recipe, read_recipe
-from dlqat_tf.training.results import read_history
 from dlqat_tf.training.stages import TrainingDiverged, run
 
 import tensorflow as tf  # isort: skip
@@ -193,7 +196,7 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     history = tmp_path / "killed" / "quantized" / "history.csv"
     backup = tmp_path / "killed" / "quantized" / "backup"
     deadline = time.monotonic() + 240
-    while stages._completed_epochs(backup) < 1 and time.monotonic() < deadline:
+    while completed_epochs(backup) < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # 179 steps of the next epoch take seconds
     os.kill(killed.pid, signal.SIGKILL)
@@ -255,7 +258,7 @@ def test_quantized_stage_can_have_its_own_learning_rate():
     peaks = []
     for stage in stages._stages(recipe):
         model = stages.build_model(recipe, images, stage)
-        stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+        stages._compile(recipe, stage, model, steps=10)
         peaks.append(float(model.optimizer._learning_rate(10)))
     assert peaks == pytest.approx([0.05, 0.01])
 
@@ -264,7 +267,7 @@ def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
     recipe = dataclasses.replace(TINY, lr_warmup_epochs=1, head="linear")
     stage = stages._stages(recipe)[0]
     model = stages.build_model(recipe, data.load("digits"), stage)
-    stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+    stages._compile(recipe, stage, model, steps=10)
     rate = model.optimizer._learning_rate
     assert float(rate(0)) == 0.0
     assert float(rate(5)) == pytest.approx(0.025)
@@ -277,7 +280,7 @@ def compiled(**changes):
     recipe = dataclasses.replace(TINY, **changes)
     stage = stages._stages(recipe)[0]
     model = stages.build_model(recipe, data.load("digits"), stage)
-    stages._compile(recipe, stage, model, steps=10, soft_labels=False)
+    stages._compile(recipe, stage, model, steps=10)
     return model
 
 
@@ -313,17 +316,6 @@ def test_the_first_batch_of_a_compiled_step_is_checked_outside_of_it(tmp_path, m
     assert model.optimizer.iterations == 0
 
 
-def test_restart_deletes_a_run_of_other_settings(tmp_path):
-    recipe = dataclasses.replace(TINY, output=tmp_path / "run")
-    stages._claim_output(recipe)
-    (recipe.output / "model.keras").touch()
-    stages._claim_output(recipe)
-    assert (recipe.output / "model.keras").exists()
-    stages._claim_output(dataclasses.replace(recipe, weight_bits=4, restart=True))
-    assert not (recipe.output / "model.keras").exists()
-    assert json.loads((recipe.output / "recipe.json").read_text())["weight_bits"] == 4
-
-
 def test_weight_decay_is_on_kernels_only():
     images = data.load("digits")
     stage = stages._stages(TINY)[-1]
@@ -346,7 +338,8 @@ def test_weight_decay_is_on_kernels_only():
         ({"learning_rate": -1.0}, "learning_rate to be finite and not negative"),
         ({"quantized_learning_rate": -1.0}, "quantized_learning_rate to be finite"),
         ({"images_per_epoch": 3}, r"at least one batch \(64\)"),
-        ({"weight_bits": 9}, "bits=9"),
+        ({"weight_bits": 9}, "weight_bits: .* Received: bits=9"),
+        ({"augment": ("crop", "randaugment")}, "Expected images of 3 channels"),
         ({"batch_size": 5000}, "batch_size from 1 to 1437"),
         ({"train_size": 3}, "train_size from 10"),
     ],
@@ -356,3 +349,61 @@ def test_bad_settings_fail_before_anything_is_written(tmp_path, change, message)
     with pytest.raises(ValueError, match=message):
         run(dataclasses.replace(TINY, output=output, **change))
     assert not output.exists()
+
+
+def test_settings_that_need_no_images_fail_before_any_are_looked_for(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("looked for images"))
+    with pytest.raises(ValueError, match="weight_bits"):
+        run(dataclasses.replace(TINY, weight_bits=9))
+
+
+def test_a_setting_that_fails_does_not_delete_the_run_that_restart_would(tmp_path):
+    output = tmp_path / "run"
+    claim_output(dataclasses.replace(TINY, output=output))
+    (output / "model.keras").touch()
+    with pytest.raises(ValueError, match="batch_size from 1 to 1437"):
+        run(dataclasses.replace(TINY, output=output, batch_size=5000, restart=True))
+    assert {path.name for path in output.iterdir()} == {"recipe.json", "model.keras"}
+
+
+def test_a_folder_in_use_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("looked for images"))
+    with locked(tmp_path), pytest.raises(FolderInUse, match=f"process {os.getpid()} on"):
+        run(dataclasses.replace(TINY, output=tmp_path))
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A finished run that a test may damage."""
+    recipe, result = finished
+    shutil.copytree(recipe.output, tmp_path / "run")
+    return dataclasses.replace(recipe, output=tmp_path / "run"), result
+
+
+def test_damaged_weights_of_a_stage_are_named_and_come_back(copied):
+    recipe, result = copied
+    file = recipe.output / "quantized" / "last.keras"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:9000] + bytes(200) + whole[9200:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"quantized/last\.keras is damaged.*Delete it: the"):
+            run(recipe)
+    file.unlink()
+    assert run(recipe).accuracy == result.accuracy
+
+
+def test_a_result_is_never_of_a_history_with_gaps(copied, capsys):
+    recipe, result = copied
+    file = recipe.output / "quantized" / "history.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2] + lines[3:]))  # epoch 1 of 4
+    again = run(recipe)
+    assert (again.accuracy, again.best_accuracy) == (result.accuracy, None)
+    assert again.stages[1]["epochs"] == 4
+    assert again.stages[1]["unrecorded_epochs"] == 1
+    assert "has lost 1 of 4 epochs" in " ".join(capsys.readouterr().out.split())
+    file.unlink()  # all of them: the last one's accuracy is measured
+    again = run(recipe)
+    assert again.accuracy == pytest.approx(result.accuracy, abs=1e-6)
+    assert again.stages[1]["unrecorded_epochs"] == 3
+    assert json.loads((recipe.output / "result.json").read_text())["seconds"] is None

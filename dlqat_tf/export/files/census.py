@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from flatbuffers import flexbuffers
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.flatbuffer import content, metadata, parsed
+from dlqat_tf.export.files.verify import BITS, OPERATORS, elements, number_of
+from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.report import Report
 
 METADATA = "dlqat_tf"  # the entry of the file in which export says what it wrote
+_CHECKSUM = "crc32"
 _BINARY_CONVOLUTION = "LceBconv2d"
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", _BINARY_CONVOLUTION)
-_BITS = {
-    schema.TensorType.FLOAT32: 32,
-    schema.TensorType.FLOAT16: 16,
-    schema.TensorType.INT32: 32,
-    schema.TensorType.INT64: 64,
-    schema.TensorType.INT16: 16,
-    schema.TensorType.INT8: 8,
-    schema.TensorType.UINT8: 8,
-    schema.TensorType.BOOL: 8,
-    schema.TensorType.INT4: 4,
-}
-_OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 
 
@@ -124,7 +115,7 @@ def count(data: bytes, path: str | Path) -> Census:
     """
     model = parsed(data, path)
     graph = model.subgraphs[0]
-    record = json.loads(metadata(model, METADATA) or b"{}")
+    record = read_record(model, path) or {}
     # Of the calls of a shared layer, which share its weights, the first one names it.
     recorded = reversed(record.get("layers", []))
     declared = {tensor: layer for layer in recorded for tensor in layer["tensors"]}
@@ -132,7 +123,7 @@ def count(data: bytes, path: str | Path) -> Census:
     sizes = _constant_sizes(model)
     storage: dict[str, LayerStorage] = {}
     warnings: list[str] = []
-    sources = {int(op.outputs[0]): op for op in graph.operators}
+    sources = {int(to): op for op in graph.operators for to in op.outputs if len(op.inputs)}
     seen: set[int] = set()
     for operator, name in zip(graph.operators, names, strict=True):
         if name not in _WEIGHTED:
@@ -166,13 +157,48 @@ def count(data: bytes, path: str | Path) -> Census:
     )
 
 
+def encode_record(record: dict) -> bytes:
+    """Return what export records in a file, with a checksum of its own.
+
+    Nothing else tells a changed digit from the right one, and every value in it decides what the
+    codes of the file mean.
+    """
+    return _encoded({**record, _CHECKSUM: zlib.crc32(_encoded(record))})
+
+
+def _encoded(record: dict) -> bytes:
+    return json.dumps(record, sort_keys=True).encode()
+
+
+def read_record(model: schema.ModelT, path: str | Path) -> dict | None:
+    """Return what export recorded in a file, None in a file that it did not write.
+
+    Raises:
+        ExportError: The record is not as it was written.
+    """
+    data = metadata(model, METADATA)
+    if data is None:
+        return None
+    try:
+        record = json.loads(data)
+        whole = record.pop(_CHECKSUM) == zlib.crc32(_encoded(record))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ExportError(
+            f"The record in {path} is damaged, or of another version of this package: export it "
+            "again."
+        )
+    return record
+
+
 def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     """Return the name of an operation, a custom one's own."""
     code = model.operatorCodes[operator.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    number = number_of(code)
     if number == schema.BuiltinOperator.CUSTOM:
         return code.customCode.decode()
-    return _OPERATORS[number]
+    return OPERATORS[number]
 
 
 def _name(tensor: schema.TensorT) -> str:
@@ -198,13 +224,10 @@ def _peak_activation_bytes(model: schema.ModelT) -> int:
     steps: list[tuple[list[int], int]] = []
     for operator in graph.operators:
         inputs = [int(i) for i in operator.inputs if int(i) in known]
-        if inputs:
-            known.add(int(operator.outputs[0]))
-            steps.append((inputs, int(operator.outputs[0])))
-    sizes = {
-        i: -(-int(np.prod(graph.tensors[i].shape)) * _BITS[graph.tensors[i].type] // 8)
-        for i in known
-    }
+        for output in map(int, operator.outputs if inputs else ()):
+            known.add(output)
+            steps.append((inputs, output))
+    sizes = {i: -(-elements(graph.tensors[i]) * BITS[graph.tensors[i].type] // 8) for i in known}
     return peak(steps, sizes)
 
 
@@ -229,12 +252,12 @@ def peak(
 def _add_layer(storage, model, operator, name, index, source, record, sizes) -> None:
     """Add one weight tensor (a plane, for binary convolutions) to its layer's entry."""
     tensor = model.subgraphs[0].tensors[index]
-    bits = _BITS[tensor.type]
-    count = int(np.prod(tensor.shape))
+    bits = BITS[tensor.type]
+    count = elements(tensor)
     computed = "float32" if source is not None or bits == 32 else _TYPES[tensor.type]
     if name == _BINARY_CONVOLUTION:
         channels = flexbuffers.Loads(bytes(operator.customOptions))["channels_in"]
-        count = int(np.prod(tensor.shape[:3])) * channels
+        count = count // int(tensor.shape[-1]) * channels  # packed, 32 to a word
         bits, computed = 1, "binary"
     layer = record["name"] if record else _name(tensor)
     before = storage.get(layer)

@@ -13,7 +13,9 @@ import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._host import write_whole
+from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._host import check_name, write_whole
+from dlqat_tf.export.files.verify import number_of, problems
 from dlqat_tf.export.integer.network import ExportError
 
 IDENTIFIER = b"TFL3"
@@ -229,16 +231,17 @@ def content(path: str | Path) -> bytes:
         ExportError: There is no such file.
     """
     try:
+        check_name(path)
         return Path(path).read_bytes()
     except OSError as error:
-        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror}.") from None
+        raise ExportError(f"Expected a .tflite file at {path}: {error.strerror or error}") from None
 
 
 def read(path: str | Path) -> schema.ModelT:
     """Return the graph in a .tflite file.
 
     Raises:
-        ExportError: There is no such file, or it is not a whole .tflite file.
+        ExportError: There is no such file, or :func:`parsed` refuses it.
     """
     return parsed(content(path), path)
 
@@ -246,27 +249,72 @@ def read(path: str | Path) -> schema.ModelT:
 def parsed(data: bytes, path: str | Path) -> schema.ModelT:
     """Return the graph in the bytes of a .tflite file; errors name ``path``.
 
+    Whatever reads or runs a file comes by here, since a damaged one may end the process: TFLite's
+    verifier has been through it, and :mod:`dlqat_tf.export.files.verify`.
+
     Raises:
         ExportError: They are not a whole .tflite file.
     """
     if data[4:8] != IDENTIFIER:
-        raise ExportError(f"Expected a .tflite file. Received: {path}, which is something else.")
+        raise ExportError(
+            f"Expected a .tflite file. Received: {path}, which is not one but something else."
+        )
     try:
+        # The constructor verifies all offsets, and only that: custom ops are resolved later.
+        tflite_interpreter(data, allocate=False)
         model = schema.ModelT.InitFromPackedBuf(data, 0)
-        sizes = [len(buffer.data) for buffer in model.buffers if buffer.data is not None]
-        whole = sum(sizes) <= len(data) and len(model.subgraphs) > 0
-    except Exception:  # the generated reader raises whatever a random offset leads to
-        whole = False
-    if not whole:
-        raise ExportError(f"The file {path} is damaged or cut short: export it again.")
+        problem = next(problems(model), None)
+    except (ValueError, RuntimeError) as error:
+        problem = str(error).strip().splitlines()[0].rstrip(".")
+    if problem:
+        raise ExportError(
+            f"Expected a whole .tflite file. Received: {path}, which is damaged or cut short "
+            f"({problem}): copy or export it again."
+        )
     return model
+
+
+def form(model: schema.ModelT) -> list:
+    """Return all of a file's graph but the names, values and scales of its constants.
+
+    Two files of equal form run the same operations on the same shapes.
+    """
+    graph = model.subgraphs[0]
+
+    def shapes(indices) -> list:
+        chosen = [graph.tensors[i] if i >= 0 else None for i in map(int, indices)]
+        return [
+            each and (each.type, _plain(each.shape), _plain(each.shapeSignature)) for each in chosen
+        ]
+
+    def names(indices) -> list:
+        return [graph.tensors[i].name for i in indices]
+
+    operations = []
+    for each in graph.operators:
+        code = model.operatorCodes[each.opcodeIndex]
+        options = {} if each.builtinOptions is None else vars(each.builtinOptions)
+        operations.append(
+            (
+                (number_of(code), code.customCode, _plain(each.customOptions)),
+                {name: _plain(value) for name, value in options.items()},
+                shapes([*each.inputs, *each.outputs]),
+                names(each.outputs),
+            )
+        )
+    return [*operations, *((shapes(ends), names(ends)) for ends in (graph.inputs, graph.outputs))]
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def metadata(model: schema.ModelT, name: str) -> bytes | None:
     """Return an entry of the file's metadata, or None."""
     for entry in model.metadata or []:
-        if entry.name.decode() == name:
-            return bytes(model.buffers[entry.buffer].data)
+        if (entry.name or b"").decode() == name:
+            data = model.buffers[entry.buffer].data
+            return b"" if data is None else bytes(data)
     return None
 
 

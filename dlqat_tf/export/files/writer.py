@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.files.census import METADATA
+from dlqat_tf.export.files.census import METADATA, encode_record
 from dlqat_tf.export.files.flatbuffer import FileBuilder
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
@@ -73,7 +71,7 @@ class Writer:
             dict(name=name, bits=self.network[name].bits, tensors=tensors)
             for name, tensors in self.weights.items()
         ]
-        encoded = json.dumps({**metadata, "layers": layers}, sort_keys=True).encode()
+        encoded = encode_record({**metadata, "layers": layers})
         return self.file.finish(self.inputs, [output], {METADATA: encoded})
 
     def node(self, node: Node) -> None:

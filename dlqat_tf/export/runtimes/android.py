@@ -27,6 +27,7 @@ from rich.table import Table
 from dlqat_tf.export.runtimes.benchmark import (
     MINIMUM_RUNS,
     as_text,
+    check_counts,
     has_lce_ops,
     lce_note,
     read_tflite,
@@ -298,7 +299,7 @@ def benchmark_android(
         launches: Launches of the program for each file, at least 3.
         runs: Measured runs in each launch, at least 50.
         warmup: Runs before those in each launch.
-        threads: CPU threads that the kernels may use.
+        threads: CPU threads that the kernels may use, at most 256.
         cpus: Numbers of the CPUs to bind the program to, none for all.
         delegate: ``"xnnpack"``, ``"cpu"`` (built-in kernels), ``"gpu"`` or ``"nnapi"``.
         timeout: Longest time that one launch may take, in seconds.
@@ -315,15 +316,13 @@ def benchmark_android(
     """
     if not paths:
         raise ValueError("Expected at least one .tflite file, received none.")
-    for name, value, least in (
-        ("launches", launches, MINIMUM_LAUNCHES),
-        ("runs", runs, MINIMUM_RUNS),
-        ("warmup", warmup, 0),
-        ("threads", threads, 1),
-    ):
-        if value < least:
-            raise ValueError(f"Expected {name} of at least {least}, received {name}={value}.")
-    if timeout <= 0:
+    check_counts(
+        launches=(launches, MINIMUM_LAUNCHES),
+        runs=(runs, MINIMUM_RUNS),
+        warmup=(warmup, 0),
+        threads=(threads, 1),
+    )
+    if not timeout > 0:
         raise ValueError(f"Expected a timeout above 0 seconds, received timeout={timeout}.")
     if delegate not in _DELEGATES:
         raise ValueError(f"Expected delegate in {', '.join(_DELEGATES)}, received {delegate!r}.")
@@ -704,7 +703,8 @@ def _span(before: Conditions, after: Conditions, name: str) -> str:
 
 
 def _push(serial: str, path: str | Path, target: str) -> None:
-    _adb("-s", serial, "push", str(path), target, timeout=10 * _SECONDS)
+    # Absolute, since adb takes a name that begins with a hyphen for an option.
+    _adb("-s", serial, "push", str(Path(path).absolute()), target, timeout=10 * _SECONDS)
 
 
 def _shell(serial: str, command: str) -> str:

@@ -19,9 +19,11 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf._host import cpu_name
+from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.lce import open_interpreter
 
 MINIMUM_RUNS = 50
+MAXIMUM_THREADS = 256  # kernels start as many as they are told, until the process ends
 REFERENCE_KERNEL = "reference kernel, not a benchmark"
 _X86 = ("x86_64", "AMD64", "i386", "i686", "x86")
 
@@ -124,7 +126,7 @@ def benchmark(
         paths: The files. Ratios are against the first.
         runs: Measured runs of each file, at least 50.
         warmup: Runs of each file before those, not measured.
-        threads: CPU threads that the kernels may use.
+        threads: CPU threads that the kernels may use, at most 256.
         xnnpack: Whether the XNNPACK delegate takes the ops that it can.
 
     Returns:
@@ -137,13 +139,7 @@ def benchmark(
     """
     if not paths:
         raise ValueError("Expected at least one .tflite file, received none.")
-    for name, value, least in (
-        ("runs", runs, MINIMUM_RUNS),
-        ("warmup", warmup, 0),
-        ("threads", threads, 1),
-    ):
-        if value < least:
-            raise ValueError(f"Expected {name} of at least {least}, received {name}={value}.")
+    check_counts(runs=(runs, MINIMUM_RUNS), warmup=(warmup, 0), threads=(threads, 1))
 
     contents = [read_tflite(path) for path in paths]
     binarized = [has_lce_ops(content) for content in contents]
@@ -155,7 +151,10 @@ def benchmark(
     for run in range(warmup + runs):
         for file, invoke in enumerate(invokes):
             start = time.perf_counter()
-            invoke()
+            try:
+                invoke()
+            except RuntimeError as error:
+                raise _cannot_run(paths[file], error) from None
             seconds[file, run] = time.perf_counter() - start
 
     milliseconds = 1e3 * seconds[:, warmup:]
@@ -189,6 +188,24 @@ def benchmark(
     )
 
 
+def check_counts(**counts: tuple[int, int]) -> None:
+    """Refuse a count below its least value, and more threads than kernels survive.
+
+    Args:
+        counts: Value and least value by name.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    for name, (value, least) in counts.items():
+        if value < least:
+            raise ValueError(f"Expected {name} of at least {least}, received {name}={value}.")
+        if name == "threads" and value > MAXIMUM_THREADS:
+            raise ValueError(
+                f"Expected threads of at most {MAXIMUM_THREADS}, received threads={value}."
+            )
+
+
 def read_tflite(path: str | Path) -> bytes:
     """Read a ``.tflite`` file and make sure that it is one, and whole.
 
@@ -196,21 +213,10 @@ def read_tflite(path: str | Path) -> bytes:
         FileNotFoundError: There is no file at ``path``.
         ValueError: The file is not a ``.tflite`` file, or is truncated.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"Expected a .tflite file, found none at {path}.")
-    content = path.read_bytes()
-    if content[4:8] != b"TFL3":
-        raise ValueError(f"Expected a .tflite file, received {path}, which is not one.")
-    try:
-        # The constructor runs the flatbuffer verifier, which LCE's interpreter does not: it
-        # would read past the end of a truncated file. Custom ops are resolved only later.
-        tflite_interpreter(content, allocate=False)
-    except ValueError:
-        raise ValueError(
-            f"Expected a whole .tflite file, received {path}, which is truncated or damaged: "
-            "copy or export it again."
-        ) from None
+    content = flatbuffer.content(path)
+    flatbuffer.parsed(content, path)
     return content
 
 
@@ -248,13 +254,15 @@ def _open(
     try:
         interpreter = tflite_interpreter(content, num_threads=threads, xnnpack=xnnpack)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Expected a file that TFLite can run, received {path}: {reason}"
-        ) from None
+        raise _cannot_run(path, error) from None
     for tensor in interpreter.get_input_details():
         interpreter.set_tensor(tensor["index"], _random(tensor["shape"], tensor["dtype"]))
     return interpreter.invoke
+
+
+def _cannot_run(path: str | Path, error: RuntimeError) -> ValueError:
+    reason = str(error).splitlines()[0]
+    return ValueError(f"Expected a file that TFLite can run, received {path}: {reason}")
 
 
 def _random(shape: Sequence[int], dtype: type) -> np.ndarray:

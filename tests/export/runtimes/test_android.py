@@ -533,3 +533,13 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_file_whose_name_begins_with_a_hyphen(device, stock_file, tflite, tmp_path, monkeypatch):
+    """Which adb would take for an option."""
+    (tmp_path / "-p.tflite").write_bytes(stock_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    report = benchmark_android(["./-p.tflite", Path("-p.tflite")], tflite_binary=tflite, launches=3)
+    assert [row.path for row in report.files] == ["./-p.tflite", "-p.tflite"]
+    pushed = [line.split()[3] for line in device.log("adb") if " push " in line]
+    assert set(pushed[1:]) == {str(tmp_path / "-p.tflite")}

@@ -126,6 +126,7 @@ def test_json_holds_everything(stock_file):
         ({"runs": 49}, "Expected runs of at least 50, received runs=49"),
         ({"warmup": -1}, "Expected warmup of at least 0, received warmup=-1"),
         ({"threads": 0}, "Expected threads of at least 1, received threads=0"),
+        ({"threads": 100_000}, "Expected threads of at most 256, received threads=100000"),
     ],
 )
 def test_arguments_out_of_range(stock_file, options, message):
@@ -145,7 +146,7 @@ def test_files_that_cannot_be_run(stock_file, lce_file, tmp_path):
     for whole in (stock_file, lce_file):
         cut = tmp_path / "cut.tflite"
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
-        with pytest.raises(ValueError, match=r"cut\.tflite, which is truncated"):
+        with pytest.raises(ValueError, match=r"cut\.tflite, which is damaged or cut short"):
             benchmark([stock_file, cut])
 
 

@@ -1,0 +1,75 @@
+"""The output folder of a run: whose it is, and what may be in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from dlqat_tf._host import PARTIAL, write_whole
+from dlqat_tf.training.lock import LOCK
+from dlqat_tf.training.recipe import FILE, Recipe, read_values
+
+_FREE = ("output", "restart", "data_dir", "budget")  # settings that a run may go on without
+
+
+def check_output(recipe: Recipe) -> None:
+    """Refuse an output folder that holds something else than this recipe's run.
+
+    Raises:
+        ValueError: It has a run of other settings or other files.
+    """
+    file = recipe.output / FILE
+    if not file.is_file():
+        if _others(recipe.output):
+            raise ValueError(
+                f"Expected {recipe.output} to be new, empty or a run of this recipe; it has other "
+                "files. Choose another --output."
+            )
+    elif not recipe.restart:
+        theirs = read_values(file)
+        different = [
+            f"{name} (there {theirs.get(name)!r}, here {value!r})"
+            for name, value in recipe.plain().items()
+            if name not in _FREE and theirs.get(name) != value
+        ]
+        if different:
+            raise ValueError(
+                f"{recipe.output} holds a run with other settings: {', '.join(different)}. "
+                "Choose another --output, or --restart to delete it."
+            )
+
+
+def claim_output(recipe: Recipe) -> None:
+    """Make the output folder this recipe's, when nothing can refuse the recipe any more.
+
+    With ``restart`` all that is in it is deleted first, the recipe last: after a kill in between
+    the folder is still known for a run.
+    """
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    file = recipe.output / FILE
+    if recipe.restart and file.is_file():
+        for path in recipe.output.iterdir():
+            if path.name not in (FILE, LOCK):
+                _delete(path)
+        file.unlink()
+    for leftover in [*recipe.output.rglob(f".*.{PARTIAL}*"), *recipe.output.glob(f".{FILE}.*")]:
+        _delete(leftover)
+    if not file.is_file():
+        write_whole(file, json.dumps(recipe.plain(), indent=2) + "\n")
+
+
+def _others(folder: Path) -> list[Path]:
+    """Return what is in a folder beside the lock and a recipe that a kill kept from being one."""
+    return [
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name != LOCK and not path.name.startswith(f".{FILE}.")
+    ]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+import random
+
+import numpy as np
+import pytest
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf.export import ExportError, census, parity, to_lce, to_tflite
+from dlqat_tf.export.files import flatbuffer
+from dlqat_tf.export.runtimes.benchmark import benchmark
+from tests.export.networks import images_for, small_network
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_network(1, 2, channels=32)
+
+
+@pytest.fixture(scope="module")
+def paths(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    to_tflite(model, folder / "int8.tflite", snap=False)
+    to_tflite(model, folder / "int4.tflite", snap=False, weights="int4")
+    to_lce(model, folder / "lce.tflite", snap=False)
+    return {name: folder / f"{name}.tflite" for name in ("int8", "int4", "lce")}
+
+
+def first(content, kind):
+    """Return the first operation whose options are of a type."""
+    operators = content.subgraphs[0].operators
+    return next(each for each in operators if isinstance(each.builtinOptions, kind))
+
+
+def read(content, tensor):
+    operator = first(content, schema.Conv2DOptionsT)
+    operator.inputs = np.array([tensor, *operator.inputs[1:]], np.int32)
+
+
+def quantization(content):
+    """Return that of the input's int8 codes, whose scale and zero point are one number each."""
+    graph = content.subgraphs[0]
+    return graph.tensors[int(graph.operators[0].outputs[0])].quantization
+
+
+def set_stride(content):
+    first(content, schema.Conv2DOptionsT).builtinOptions.strideW = 0
+
+
+def set_long_stride(content):
+    first(content, schema.Conv2DOptionsT).builtinOptions.strideW = 257
+
+
+def set_batch(content):
+    """What kernels would take 20 GB for."""
+    graph = content.subgraphs[0]
+    for index in (graph.inputs[0], graph.operators[0].outputs[0]):
+        graph.tensors[index].shape = np.array([2**24, 6, 6, 3], np.int32)
+
+
+def set_options(content):
+    operator = first(content, schema.Conv2DOptionsT)
+    operator.builtinOptions, operator.builtinOptionsType = None, 0
+
+
+def set_input(content):
+    read(content, 1000)
+
+
+def set_cycle(content):
+    read(content, content.subgraphs[0].outputs[0])
+
+
+def set_twice(content):
+    operators = content.subgraphs[0].operators
+    operators[1].outputs = operators[0].outputs
+
+
+def set_zero_point(content):
+    quantization(content).zeroPoint = np.array([2**29], np.int64)
+
+
+def set_scale(content):
+    quantization(content).scale = np.array([np.nan], np.float32)
+
+
+def set_bytes(content):
+    graph = content.subgraphs[0]
+    weights = graph.tensors[int(first(content, schema.Conv2DOptionsT).inputs[1])]
+    weights.shape = np.array([*weights.shape[:-1], 2 * weights.shape[-1] // 3], np.int32)
+
+
+def set_name(content):
+    content.subgraphs[0].tensors[0].name = b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_stride, "operation 1 has a strideW of 0"),
+        (set_long_stride, r"operation 1 makes \[6, 6\] of \[6, 6\]"),
+        (set_batch, r"operation 1 has the shapes \[16777216, 6, 6, 3\] and \[1, 6, 6, 32\]"),
+        (set_options, "operation 1 has options of another operation"),
+        (set_input, "a tensor that does not exist"),
+        (set_cycle, "operation 1 reads a tensor before it is written"),
+        (set_twice, "operation 1 writes a tensor for the second time"),
+        (set_zero_point, "has zero points from 536870912 to 536870912"),
+        (set_scale, "has a scale of nan"),
+        (set_bytes, "has 864 bytes where its shape needs 576"),
+        (set_name, "tensor 0 has a name that is no text"),
+    ],
+)
+def test_what_kernels_would_trust_is_checked_by_all_readers(
+    model, paths, tmp_path, change, message
+):
+    content = flatbuffer.read(paths["int8"])
+    change(content)
+    path = tmp_path / "changed.tflite"
+    path.write_bytes(flatbuffer.packed(content))
+    for reader in (census, lambda path: parity(model, path, None), lambda path: benchmark([path])):
+        with pytest.raises(ExportError, match=rf"changed\.tflite, which is damaged.*{message}"):
+            reader(path)
+
+
+def test_files_of_other_makers_pass(stock_file, lce_file):
+    assert census(stock_file).operators == {"CONV_2D": 1}
+    assert census(lce_file).operators["LceBconv2d"] == 1
+
+
+def test_another_graph_is_not_compared(model, paths, tmp_path):
+    content = flatbuffer.read(paths["int8"])
+    first(content, schema.Conv2DOptionsT).builtinOptions.padding = schema.Padding.VALID
+    path = tmp_path / "changed.tflite"
+    path.write_bytes(flatbuffer.packed(content))
+    with pytest.raises(ExportError, match="its operations are not those that the model has"):
+        parity(model, path, images_for(model))
+
+
+def test_a_changed_record_is_noticed(model, paths, tmp_path):
+    path = tmp_path / "changed.tflite"
+    data = paths["lce"].read_bytes()
+    assert data.count(b'"plane_limit": 9') == 1
+    path.write_bytes(data.replace(b'"plane_limit": 9', b'"plane_limit": 8'))
+    for read in (census, lambda path: parity(model, path, images_for(model))):
+        with pytest.raises(ExportError, match=r"record in .*changed\.tflite is damaged"):
+            read(path)
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """Return a file with one flipped bit, or cut short where the seed is a multiple of 10."""
+    draw = random.Random(seed)
+    at = draw.randrange(len(data))
+    if seed % 10 == 0:
+        return data[:at]
+    return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "lce"])
+def test_a_flipped_bit_ends_in_a_result_or_one_sentence(model, paths, tmp_path, name):
+    data, images = paths[name].read_bytes(), images_for(model, 2)
+    path = tmp_path / "damaged.tflite"
+    refused = 0
+    for seed in range(20):
+        path.write_bytes(damaged(data, seed))
+        for read in (census, lambda path: parity(model, path, images, layer_images=2)):
+            try:
+                read(path)
+            except ExportError:
+                refused += 1
+    assert 4 <= refused < 40  # those cut short, and not all

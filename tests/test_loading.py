@@ -1,0 +1,147 @@
+"""Files of models that somebody sent: none runs code, and a damaged one is named."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import load_weights
+from dlqat_tf.loading import ModelFileError, load_model
+from tests.export.networks import small_network
+
+layers = tf.keras.layers
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory):
+    """A Lambda layer in each format, whose code leaves a file behind."""
+    folder = tmp_path_factory.mktemp("sent")
+    mark = folder / "executed"
+    inputs = tf.keras.Input((4,))
+    code = f"lambda x: (open({str(mark)!r}, 'w').close(), x)[1]"
+    x = layers.Dense(2, name="dense")(layers.Lambda(eval(code))(inputs))
+    model = tf.keras.Model(inputs, x)
+    model.save(folder / "model.keras")
+    model.save(folder / "model.h5")
+    model.save(folder / "saved", save_format="tf")
+    (folder / "h5.keras").write_bytes((folder / "model.h5").read_bytes())
+    (folder / "saved").rename(folder / "saved.keras")
+    mark.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.keras", "a model with a Lambda layer"),
+        ("model.h5", "an HDF5 file"),
+        ("h5.keras", "an HDF5 file"),
+        ("saved.keras", "a SavedModel"),
+    ],
+)
+def test_code_runs_only_where_it_is_trusted(sent, name, kind):
+    with pytest.raises(ModelFileError, match=rf"{name} is {kind}.*--trust \(trust=True in Python"):
+        load_model(sent / name)
+    assert not (sent / "executed").exists()
+    assert load_model(sent / name, trust=True).output_shape == (None, 2)
+    (sent / "executed").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "h5.keras", "saved.keras"])
+def test_weights_are_read_without_code(sent, name):
+    model = tf.keras.Sequential([tf.keras.Input((4,)), layers.Dense(2, name="dense")])
+    if name == "model.keras":  # whose settings say which weights are whose
+        with pytest.raises(ModelFileError, match="Lambda"):
+            load_weights(model, sent / name)
+    report = load_weights(model, sent / name, trust=name == "model.keras", quiet=True)
+    assert report.loaded == ["dense/kernel", "dense/bias"]
+    if name != "model.keras":
+        assert not (sent / "executed").exists()
+    (sent / "executed").unlink(missing_ok=True)
+
+
+def changed(path, change, target):
+    """Write an archive of a model again, with other settings."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                change(config)
+                data = json.dumps(config).encode()
+            new.writestr(name, data)
+
+
+def test_modules_are_not_imported_for_a_file(tmp_path):
+    model = tf.keras.Sequential([tf.keras.Input((4,)), layers.Dense(2, activation="relu")])
+    model.save(tmp_path / "model.keras")
+
+    def change(config):
+        dense = config["config"]["layers"][1]["config"]
+        dense["activation"] = {
+            "module": "os",
+            "class_name": "function",
+            "config": "system",
+            "registered_name": "function",
+        }
+
+    changed(tmp_path / "model.keras", change, tmp_path / "sent.keras")
+    with pytest.raises(ModelFileError, match=r"function of the module os, which nothing imported"):
+        load_model(tmp_path / "sent.keras")
+
+
+def test_own_models_need_no_trust(tmp_path):
+    model = small_network()
+    model.save(tmp_path / "model.keras")
+    for a, b in zip(
+        load_model(tmp_path / "model.keras").get_weights(), model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"text",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-30],
+        lambda data: data[:200] + bytes(400) + data[600:],
+        lambda data: data[: len(data) // 2] + bytes(400) + data[len(data) // 2 + 400 :],
+    ],
+)
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_damaged_file_is_named(tmp_path, damage, trust):
+    path = tmp_path / "model.keras"
+    small_network().save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ModelFileError, match=r"model\.keras is damaged"):
+        load_model(path, trust=trust)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.weights.h5"])
+def test_damaged_weights_are_named(tmp_path, name):
+    path, model = tmp_path / name, small_network()
+    model.save_weights(path)
+    path.write_bytes(b"\0" * 100 + path.read_bytes()[100:])
+    with pytest.raises(ModelFileError, match=rf"{name} is damaged or no HDF5 file"):
+        load_weights(model, path)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "checkpoint"])
+def test_weights_that_are_damaged_inside_are_named(tmp_path, name):
+    model = small_network()
+    model.save_weights(tmp_path / name)
+    for path in tmp_path.glob(f"{name}.data*") if name == "checkpoint" else [tmp_path / name]:
+        data = path.read_bytes()
+        path.write_bytes(data[:900] + b"\xff" * (len(data) - 900))
+    with pytest.raises(ModelFileError, match=f"{name} is damaged"):
+        load_weights(model, tmp_path / name)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    for load in (load_model, lambda path: load_weights(small_network(), path)):
+        with pytest.raises(OSError, match=r"name in UTF-8. Received: b'.*\\xff\.keras'"):
+            load(tmp_path / "\udcff.keras")

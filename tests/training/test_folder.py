@@ -1,0 +1,95 @@
+import dataclasses
+import json
+
+import pytest
+
+from dlqat_tf.training import folder
+from dlqat_tf.training.folder import check_output, claim_output
+from dlqat_tf.training.recipe import Recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return Recipe(output=tmp_path / "run")
+
+
+def claim(recipe):
+    check_output(recipe)
+    claim_output(recipe)
+
+
+def test_restart_deletes_a_run_of_other_settings(recipe):
+    claim(recipe)
+    (recipe.output / "float").mkdir()
+    (recipe.output / "float" / "last.keras").touch()
+    claim(recipe)
+    assert (recipe.output / "float" / "last.keras").exists()
+    other = dataclasses.replace(recipe, weight_bits=4)
+    with pytest.raises(ValueError, match=r"other settings: weight_bits \(there 1, here 4\)"):
+        check_output(other)
+    claim(dataclasses.replace(other, restart=True))
+    assert [path.name for path in recipe.output.iterdir()] == ["recipe.json"]
+    assert json.loads((recipe.output / "recipe.json").read_text())["weight_bits"] == 4
+
+
+def test_restart_follows_no_links(recipe, tmp_path):
+    claim(recipe)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "last.keras").touch()
+    (recipe.output / "float").symlink_to(tmp_path / "elsewhere")
+    claim(dataclasses.replace(recipe, restart=True))
+    assert not (recipe.output / "float").exists()
+    assert (tmp_path / "elsewhere" / "last.keras").exists()
+
+
+def test_what_a_kill_leaves_does_not_block(recipe, monkeypatch):
+    def kill(*_, **__):
+        raise SystemExit
+
+    monkeypatch.setattr("dlqat_tf._host.os.replace", kill)
+    monkeypatch.setattr("dlqat_tf._host.Path.unlink", kill)  # no clearing up after a kill
+    with pytest.raises(SystemExit):
+        claim(recipe)
+    monkeypatch.undo()
+    (leftover,) = recipe.output.iterdir()
+    assert leftover.name.startswith(".recipe.json.")
+    (recipe.output / ".lock").touch()
+    claim(dataclasses.replace(recipe, weight_bits=4))  # the corrected command
+    assert {path.name for path in recipe.output.iterdir()} == {".lock", "recipe.json"}
+
+
+def test_a_kill_during_restart_leaves_a_run(recipe, monkeypatch):
+    claim(recipe)
+    for name in ("a", "float", "z"):
+        (recipe.output / name).mkdir()
+
+    def kill(*_, **__):
+        raise SystemExit
+
+    monkeypatch.setattr(folder.shutil, "rmtree", kill)
+    restart = dataclasses.replace(recipe, restart=True)
+    with pytest.raises(SystemExit):
+        claim(restart)
+    monkeypatch.undo()
+    claim(restart)
+    assert [path.name for path in recipe.output.iterdir()] == ["recipe.json"]
+
+
+def test_files_of_others_are_not_touched(recipe):
+    recipe.output.mkdir()
+    (recipe.output / "thesis.tex").touch()
+    for restart in (False, True):
+        with pytest.raises(ValueError, match="it has other files"):
+            check_output(dataclasses.replace(recipe, restart=restart))
+    assert (recipe.output / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": ', "[1]", "\0\0", b"\xff\xfe"])
+def test_a_damaged_recipe_is_named(recipe, text):
+    claim(recipe)
+    file = recipe.output / "recipe.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged: put the right one back, or"):
+        check_output(recipe)
+    claim(dataclasses.replace(recipe, restart=True))
+    check_output(recipe)
