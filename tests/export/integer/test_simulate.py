@@ -137,6 +137,9 @@ def test_windows_of_depthwise_convolutions():
     for strides, expected in (((1, 2), [1256, 3478]), ((1, 3), [1256]), ((2, 2), [1256, 3478])):
         strided = convolution(weights, is_depthwise=True, strides=strides)
         assert _product(strided, wide, weights).ravel().tolist() == expected
+    tall = image([[1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 2, 3]])
+    both = convolution(weights, is_depthwise=True, strides=(1, 2), dilation=(2, 2))
+    assert _product(both, tall, weights).ravel().tolist() == [1392]
 
 
 def test_windows_of_convolutions_and_their_groups():
