@@ -120,6 +120,31 @@ def test_the_layer_that_diverges_is_named(exported, tmp_path):
     assert any("second_residual" in failure for failure in result.failures())
 
 
+def test_a_difference_of_one_code_and_one_of_a_float(exported, tmp_path):
+    model, report = exported
+    content = flatbuffer.read(report.path)
+    tensors = {tensor.name.decode(): tensor for tensor in content.subgraphs[0].tensors}
+
+    def values(name, dtype):
+        buffer = content.buffers[tensors[name].buffer]
+        buffer.data = buffer.data.copy()
+        return buffer.data.view(dtype)
+
+    # A step of the output, in units of the sums; and a hundredth of a logit.
+    steps = [tensors[name].quantization.scale[0] for name in ("second_residual", "second/bias")]
+    values("second/bias", np.int32)[0] += round(steps[0] / steps[1])
+    values("head/bias", np.float32)[1] += 0.01
+    path = tmp_path / "changed.tflite"
+    path.write_bytes(flatbuffer.packed(content))
+    result = parity(model, path, images_for(model, 8))
+    found = {each.layer: each for each in result.layers if each.differing}
+    assert found.keys() == {"second_residual", "head"}
+    assert found["second_residual"].largest == 1
+    assert 0 < found["second_residual"].differing <= 8 * 6 * 6  # one channel, less what clips
+    assert (found["head"].differing, found["head"].largest) == (8, pytest.approx(0.01, rel=1e-3))
+    assert result.other_constants == ["second/bias", "head/bias"]
+
+
 def changed(path, change):
     """Return the graph of a file after ``change`` of its record."""
     content = flatbuffer.read(path)

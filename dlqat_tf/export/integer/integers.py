@@ -25,7 +25,6 @@ _HIGHEST_RATIO = 256  # of the unit of sums to the output step, which XNNPACK's 
 _NEGLIGIBLE = 2.0**-10  # of an output step
 _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the wanted distance, down to what float32 biases need
-_SAME = 2.0**-40  # relative difference of fractions that are equal
 _TURNS = 3  # of the circle around a bias; moves are shorter than 1.5
 
 
@@ -197,9 +196,10 @@ def stored(
     up to 127 / max |code| (of 1-bit weights any fraction with a denominator of at most 127).
     Of these places each channel takes the one that crosses the fewest thresholds; among those, one
     that is as clear of thresholds as float32 errors ask for (or half, a quarter, an eighth of it);
-    among those the nearest. Of equal fractions it takes the largest m. Binary kernels hold float
-    biases: those stay where they are clear, and move between the two thresholds around them else,
-    to a distance of 9/8 c (so that rounding to float32 calls for no second move) or to the middle.
+    among those the nearest. Of equal fractions it takes the largest m, so codes fill more than half
+    of their range. Binary kernels hold float biases: those stay where they are clear, and move
+    between the two thresholds around them else, to a distance of 9/8 c (so that rounding to float32
+    calls for no second move) or to the middle.
 
     The distance to keep is the error of the float32 computation,
 
@@ -260,20 +260,18 @@ def _stored_in_integers(
         nearest = np.rint(exact[i] * m - lead)
         m, unit, held = (np.repeat(each, 3) for each in (m, unit, nearest + lead))
         held += np.tile([-1, 0, 1], len(nearest))
-        best = _best(held / m - exact[i], places, exact[i])
+        best = _best(held / m - exact[i], places)
         stretch[i], moved[i] = m[best], held[best] * unit[best]
     return replace(node, bias=moved, stretch=stretch)
 
 
-def _best(moves: np.ndarray, places: _Places | None, bias: float) -> int:
+def _best(moves: np.ndarray, places: _Places | None) -> int:
     """Return which move to make; of equal ones the first."""
-    # Equal fractions differ by float64 errors.
-    far = np.rint(np.abs(moves) / (_SAME * (1 + abs(bias))))
     if places is None:
-        return int(np.argmin(far))
+        return int(np.argmin(np.abs(moves)))
     crossed, distances = places.after(moves)
     unclear = sum(distances < share * places.wanted for share in _SHARES)
-    return int(np.lexsort((far, unclear, crossed))[0])
+    return int(np.lexsort((np.abs(moves), unclear, crossed))[0])
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,11 @@ def test_a_stretch_leaves_room_for_the_bias():
 
 
 def test_a_stretch_keeps_the_unit_within_what_kernels_hold():
-    # A unit of 300 output steps, stretched: 0 = 0 / m would allow m = 1, whose ratio is 300.
-    node = stored(dense([[1], [1]], [300.0], [0.2 * 300]), CODES, rounding())
-    numbers = integers(node, CODES, rounding().grid)
-    assert numbers.scale.max() < 256
+    # The unit is 200 output steps at a stretch of 127; 1 / 67 is exact but would make it 379.
+    step = 127 * 200.0
+    node = stored(dense([[1], [1]], [step], [step / 67]), CODES, rounding(), clear=False)
+    assert step / node.stretch.item() < 256
+    assert integers(node, CODES, rounding().grid).scale.item() < 256
 
 
 def test_fractions_are_no_finer_than_float32_biases():
@@ -212,7 +213,7 @@ def test_a_float_bias_moves_between_its_thresholds(points, clearance, move):
     ],
 )
 def test_the_best_of_the_places(points, clearance, moves, best):
-    found = _best(np.array(moves), _Places(np.array(points), clearance), 0.0)
+    found = _best(np.array(moves), _Places(np.array(points), clearance))
     assert moves[found] == best
 
 

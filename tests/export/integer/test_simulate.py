@@ -137,6 +137,9 @@ def test_windows_of_depthwise_convolutions():
     for strides, expected in (((1, 2), [1256, 3478]), ((1, 3), [1256]), ((2, 2), [1256, 3478])):
         strided = convolution(weights, is_depthwise=True, strides=strides)
         assert _product(strided, wide, weights).ravel().tolist() == expected
+    tall = image([[1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 2, 3]])
+    both = convolution(weights, is_depthwise=True, strides=(1, 2), dilation=(2, 2))
+    assert _product(both, tall, weights).ravel().tolist() == [1392]
 
 
 def test_windows_of_convolutions_and_their_groups():
@@ -328,19 +331,28 @@ def test_steps_that_an_add_cannot_hold_are_refused_before_the_file_is_built(rati
     assert residual.step != total.step
 
 
-def test_a_padding_that_the_input_cannot_hold_is_refused():
+@pytest.mark.parametrize(
+    ("alpha", "pad_value", "held"),
+    [
+        (3.0, 1.0, True),
+        (3.0, 4.0, False),  # beyond the highest of 0, 1, 2 and 3
+        (3.0, -1.0, False),
+        (2.0, 1.0, False),  # between 2 / 3 and 4 / 3
+        (3.02, 1.0, False),
+    ],
+)
+def test_a_padding_that_the_input_cannot_hold_is_refused(alpha, pad_value, held):
+    options = dict(kernel_quantizer=SATWeights(2), pad_values=pad_value, padding="same")
     inputs = tf.keras.Input((6, 6, 3))
-    options = dict(padding="same", kernel_quantizer=SATWeights(2), pad_values=1.0, name="conv")
-    for alpha, code in ((3.0, True), (2.0, False)):  # steps of 1 and 2 / 3
-        x = CGPACT(2, alpha)(lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(8))(inputs))
-        x = CGPACT(2, 2.0)(lq.layers.QuantConv2D(4, 3, **options)(x))
-        network = lower(tf.keras.Model(inputs, tf.keras.layers.Flatten()(x)))
-        for limit in (0, 9):  # planes of codes pad with code 0 only
-            if code:
-                assert plan(network, plane_limit=limit)["conv"].kernel == "int8"
-                continue
-            with pytest.raises(ExportError, match=r"'conv' pads with 1, .*multiples of 0\.666667"):
-                plan(network, plane_limit=limit)
+    x = CGPACT(2, alpha)(lq.layers.QuantConv2D(4, 3, kernel_quantizer=SATWeights(8))(inputs))
+    x = CGPACT(2, 2.0)(lq.layers.QuantConv2D(4, 3, name="conv", **options)(x))
+    network = lower(tf.keras.Model(inputs, tf.keras.layers.Flatten()(x)))
+    for limit in (0, 9):  # planes of codes pad with code 0 only
+        if held:
+            assert plan(network, plane_limit=limit)["conv"].kernel == "int8"
+            continue
+        with pytest.raises(ExportError, match=rf"'conv' pads with {pad_value:g}, .* from 0 to 3"):
+            plan(network, plane_limit=limit)
 
 
 def test_binary_parts_sum_to_the_layer():

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+
+from dlqat_tf.export import ExportError
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    GlobalAveragePool,
+    Input,
+    IntegerNetwork,
+    ReLU,
+)
+from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.quantizers import ActivationGrid
+
+IMAGES = Input(name="images", shape=(4, 4, 2))
+
+
+def convolution(name, source, codes=3, bias=0.0, bits=2, **options):
+    """A 1x1 convolution of two channels whose codes are all but the first ``codes``."""
+    weights = np.full((1, 1, 2, 2), codes, np.int16)
+    weights[0, 0, 0] = 1
+    return Convolution(
+        name=name,
+        inputs=(source,),
+        weights=weights,
+        step=np.full(2, 0.25, np.float32),
+        bias=np.full(2, bias),
+        bits=bits,
+        **options,
+    )
+
+
+def activation(name, source, step=0.5, lowest=0, highest=3):
+    grid = ActivationGrid(lowest, highest, np.float32(step))
+    return Activation(name=name, inputs=(source,), grid=grid, bits=2)
+
+
+def test_a_measured_range_reaches_both_ends():
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            convolution("a", "images"),
+            convolution("b", "images"),
+            convolution("c", "images"),
+            ReLU(name="relu", inputs=("c",)),
+            Add(name="sum", inputs=("a", "b", "relu")),
+            activation("act", "sum"),
+        )
+    )
+    ranges = {"a": (-4.0, 1.0), "b": (-1.0, 2.54), "relu": (0.0, 2.55)}
+    planned = plan(network, calibrate=lambda _, names: {name: ranges[name] for name in names})
+    found = {node.name: node.grid for node in planned if isinstance(node, Activation)}
+    # 128 steps down to -4, 127 up to 2.54, and 255 up to 2.55.
+    assert found["a_calibrated"] == ActivationGrid(-128, 127, np.float32(4 / 128))
+    assert found["b_calibrated"] == ActivationGrid(-128, 127, np.float32(2.54 / 127))
+    assert found["relu"] == ActivationGrid(0, 255, np.float32(2.55 / 255))
+    assert planned["sum"].inputs == ("a_calibrated", "b_calibrated", "relu")
+    with pytest.raises(ExportError, match="output range of 'a', 'b', 'c'"):
+        plan(network)
+
+
+@pytest.mark.parametrize(
+    ("second", "common"),
+    [
+        ((0, 15, 0.4), (0, 255, 6 / 255)),  # up to 6, of 3 and 6
+        ((-8, 7, 0.5), (-128, 127, 4 / 128)),  # down to -4, and up to 3.5
+        ((-2, 15, 0.4), (-128, 127, 6 / 127)),
+    ],
+)
+def test_what_is_side_by_side_is_on_one_grid(second, common):
+    lowest, highest, step = second
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            convolution("a", "images"),
+            activation("first", "a", step=1.0),
+            convolution("b", "images"),
+            activation("second", "b", step, lowest, highest),
+            Concatenate(name="both", inputs=("first", "second")),
+            Add(name="twice", inputs=("both", "both")),
+            activation("act", "twice"),
+        )
+    )
+    planned = plan(network)
+    lowest, highest, step = common
+    expected = ActivationGrid(lowest, highest, np.float32(step))
+    assert [planned[name].grid for name in planned["both"].inputs] == [expected, expected]
+
+
+def test_a_pool_between_codes_is_a_convolution_by_its_share():
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            AveragePool(
+                name="pool", inputs=("images",), size=(2, 3), strides=(1, 1), padding="valid"
+            ),
+            activation("act", "pool", 1 / 255, 0, 255),
+            GlobalAveragePool(name="all", inputs=("act",), keepdims=True),
+            activation("end", "all", 1 / 255, 0, 255),
+        )
+    )
+    planned = plan(network)
+    for name, size in (("pool", (2, 3)), ("all", (3, 2))):
+        node = planned[name]
+        assert (node.depthwise, node.kernel) == (True, "int8")
+        assert node.weights.tolist() == np.ones((*size, 2, 1)).tolist()
+        np.testing.assert_allclose(node.step, [1 / 6, 1 / 6], rtol=1e-6)
+
+
+def test_int4_is_for_hidden_codes_up_to_seven():
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            convolution("a", "images", codes=127, bits=8),
+            activation("a_act", "a"),
+            convolution("b", "a_act", codes=7, bits=3),
+            activation("b_act", "b"),
+            convolution("c", "b_act", codes=9, bits=4),
+            activation("c_act", "c"),
+        )
+    )
+    found = {n.name: n.kernel for n in plan(network, int4=True) if isinstance(n, Convolution)}
+    assert found == {"a": "int8", "b": "int4", "c": "int8"}
+    with pytest.raises(ExportError, match="no convolution of this model has them"):
+        plan(IntegerNetwork(network.nodes[:3]), int4=True)
+
+
+@pytest.mark.parametrize(("other", "stretch"), [(1 / 41, 41), (1 / 37, 42)])
+def test_calls_that_share_their_codes_stretch_them_alike(other, stretch):
+    # In units of the sums, 0.25 * 0.5. Codes up to 3 can be multiplied by 42 at most; alone, the
+    # first call takes 41, and with another bias in the second call both keep 42.
+    unit = 0.25 * 0.5
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            convolution("a", "images", codes=9, bits=8),
+            activation("a_act", "a"),
+            convolution("b", "a_act", bias=unit / 41),
+            activation("b_act", "b"),
+            convolution("c", "b_act", bias=unit * other),
+            activation("c_act", "c"),
+        )
+    )
+    planned = plan(network, clear=False)
+    assert [planned[name].stretch.tolist() for name in "bc"] == [[stretch] * 2] * 2
