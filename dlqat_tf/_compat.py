@@ -21,6 +21,7 @@ _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _NOTES = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|I0000 "
     rb"|To enable the following instructions|E0000 .*failed call to cuInit"
+    rb"|INFO: Created TensorFlow Lite \w+ delegate"
 )
 _ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
 
@@ -73,7 +74,7 @@ def require_legacy_keras() -> None:
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Leave out what TensorFlow writes about its start, unless ``TF_CPP_MIN_LOG_LEVEL`` is "0".
+    """Leave out what TensorFlow writes about itself at a start, unless ``TF_CPP_MIN_LOG_LEVEL`` is "0".
 
     Its log level does not reach what its libraries say while they are loaded, nor can it tell that
     a missing GPU is no error. Whatever else is written to the standard error is passed on.
@@ -137,7 +138,8 @@ def tflite_interpreter(
             else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
     if allocate:
-        interpreter.allocate_tensors()
+        with without_notes():
+            interpreter.allocate_tensors()
     return interpreter
 
 
