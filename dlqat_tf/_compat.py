@@ -74,10 +74,11 @@ def require_legacy_keras() -> None:
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Leave out what TensorFlow writes about itself at a start, unless ``TF_CPP_MIN_LOG_LEVEL`` is "0".
+    """Leave out what TensorFlow writes about its own start.
 
     Its log level does not reach what its libraries say while they are loaded, nor can it tell that
-    a missing GPU is no error. Whatever else is written to the standard error is passed on.
+    a missing GPU is no error. Whatever else is written to the standard error is passed on, and with
+    ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it.
     """
     try:
         shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)

@@ -147,3 +147,15 @@ def test_interpreter_threads(doubling, monkeypatch):
 def test_interpreter_without_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found nothing at .*missing\.tflite"):
         _compat.tflite_interpreter(tmp_path / "missing.tflite")
+
+
+def test_only_notes_are_left_out(capfd, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    note, error = b"I0000 00:00:1.2 1 port.cc:153] on\n", b"E0000 00:00:1.2 1 file.cc:1] wrong\n"
+    with _compat.without_notes():
+        os.write(2, note + error)
+    assert capfd.readouterr().err == error.decode()
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    with _compat.without_notes():
+        os.write(2, note + error)
+    assert capfd.readouterr().err == (note + error).decode()
