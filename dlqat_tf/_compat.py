@@ -23,6 +23,7 @@ _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _NOTES = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog|I0000 "
     rb"|To enable the following instructions|E0000 .*failed call to cuInit"
+    rb"|INFO: Created TensorFlow Lite \w+ delegate"
 )
 _ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
 
@@ -102,10 +103,11 @@ def calling_layer():
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Leave out what TensorFlow writes about its start, unless ``TF_CPP_MIN_LOG_LEVEL`` is "0".
+    """Leave out what TensorFlow writes about its own start.
 
     Its log level does not reach what its libraries say while they are loaded, nor can it tell that
-    a missing GPU is no error. Whatever else is written to the standard error is passed on.
+    a missing GPU is no error. Whatever else is written to the standard error is passed on, and with
+    ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it.
     """
     try:
         shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)
@@ -166,7 +168,8 @@ def tflite_interpreter(
             else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
     if allocate:
-        interpreter.allocate_tensors()
+        with without_notes():
+            interpreter.allocate_tensors()
     return interpreter
 
 

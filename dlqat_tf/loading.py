@@ -49,9 +49,9 @@ class LoadReport(Report):
         reasons: dict[str, list[str]] = {}
         for name, reason in self.kept.items():
             reasons.setdefault(reason, []).append(name)
-        lines += [f"kept, since {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+        lines += [f"kept, since {reason}: {_few(names)}" for reason, names in reasons.items()]
         if self.unused:
-            lines.append(f"not used: {', '.join(self.unused)}")
+            lines.append(f"not used: {_few(self.unused)}")
         return lines
 
 
@@ -202,6 +202,11 @@ def load_weights(
 def _some(names) -> str:
     shown = ", ".join(list(names)[:3])
     return f"{shown} and so on ({len(names)} in all)" if shown else "none"
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more (in the report)" if len(names) > 6 else ""
+    return ", ".join(names[:5] if more else names) + more
 
 
 def _by_name(pairs: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:

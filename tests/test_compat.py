@@ -12,8 +12,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf import _compat, load_weights
-from dlqat_tf.export import ExportError
-from dlqat_tf.export.command import load_model
+from dlqat_tf.loading import ModelFileError, load_model
 
 WORKS = """
 import sys
@@ -165,9 +164,21 @@ def test_files_of_keras_3_are_told_apart(tmp_path):
         _compat.check_keras_2_file(path)
     with pytest.raises(ValueError, match=message):
         load_weights(model, path)
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ModelFileError, match=message):
         load_model(path)
     model.save(path)
     _compat.check_keras_2_file(path)
     path.write_bytes(b"no archive")
     _compat.check_keras_2_file(path)  # others say so
+
+
+def test_only_notes_are_left_out(capfd, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    note, error = b"I0000 00:00:1.2 1 port.cc:153] on\n", b"E0000 00:00:1.2 1 file.cc:1] wrong\n"
+    with _compat.without_notes():
+        os.write(2, note + error)
+    assert capfd.readouterr().err == error.decode()
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    with _compat.without_notes():
+        os.write(2, note + error)
+    assert capfd.readouterr().err == (note + error).decode()

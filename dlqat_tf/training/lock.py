@@ -70,8 +70,11 @@ def _acquire(path: Path):
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(path.open("a+"))
             state = _lock(file)
-            file.seek(0)
-            owner = _owner(file.read())
+            owner = _owner(file)
+            for _ in range(20 if state == _BUSY else 0):
+                if not owner:  # whoever came first is about to write it
+                    time.sleep(0.05)
+                    owner = _owner(file)
             known = state == _LOCKED and owner.get("host") == socket.gethostname()
             if state == _BUSY or (owner and not known and _lives(path)):
                 raise _in_use(path, owner)
@@ -94,9 +97,10 @@ def _lock(file) -> str:
     return _LOCKED
 
 
-def _owner(text: str) -> dict:
+def _owner(file) -> dict:
+    file.seek(0)
     try:
-        owner = json.loads(text)
+        owner = json.loads(file.read())
     except ValueError:  # not written yet
         return {}
     return owner if isinstance(owner, dict) else {}

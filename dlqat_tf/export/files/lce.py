@@ -9,6 +9,7 @@ import tensorflow as tf
 from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf._compat import without_notes
 from dlqat_tf.export.files.tflite import (
     Built,
     ExportReport,
@@ -346,7 +347,8 @@ def open_interpreter(data: bytes, *, threads: int = 2, xnnpack: bool = True):
         ) from None
     try:
         # The wrapped interpreter: its wrapper cuts batches into single images in Python.
-        return Interpreter(data, num_threads=threads, use_xnnpack=xnnpack).interpreter
+        with without_notes():
+            return Interpreter(data, num_threads=threads, use_xnnpack=xnnpack).interpreter
     except RuntimeError as error:
         raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
 

@@ -53,6 +53,11 @@ OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.star
 # What a kernel divides by, or steps with.
 _AT_LEAST_ONE = ("strideW", "strideH", "dilationWFactor", "dilationHFactor")
 _AT_LEAST_ONE += ("filterWidth", "filterHeight", "blockSize", "channels")
+_CHOICES = {
+    "padding": vars(schema.Padding).values(),
+    "fusedActivationFunction": vars(schema.ActivationFunctionType).values(),
+    "weightsFormat": vars(schema.FullyConnectedOptionsWeightsFormat).values(),
+}
 # The operations that this package reads more of than their name: without options of their own type
 # a kernel's strides would be 0, and without weights there is nothing to count.
 _OPTIONS = {
@@ -75,6 +80,8 @@ _WINDOWED = _CONVOLUTIONS | {
     schema.BuiltinOperator.AVERAGE_POOL_2D,
 }
 _LCE_OPTIONS = {
+    "padding": "padding",
+    "fusedActivationFunction": "fused_activation_function",
     "channels": "channels_in",
     "strideH": "stride_height",
     "strideW": "stride_width",
@@ -232,6 +239,10 @@ def _of_options(model: schema.ModelT, graph, operator: schema.OperatorT) -> Iter
         size = named.get(name, 1)
         if not isinstance(size, int) or not 1 <= size <= LARGEST:
             yield f"has a {name} of {size}"
+            return
+    for name, choices in _CHOICES.items():
+        if name in named and named[name] not in choices:
+            yield f"has a {name} of {named[name]}"
             return
     shapes = [_integers(graph.tensors[i].shape) for i in _integers(operator.inputs)[:2] if i >= 0]
     if number in _WEIGHTED and (len(shapes) < 2 or len(shapes[1]) < 2 or 0 in shapes[1]):

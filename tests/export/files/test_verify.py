@@ -56,6 +56,10 @@ def set_batch(content):
         graph.tensors[index].shape = np.array([2**24, 6, 6, 3], np.int32)
 
 
+def set_padding(content):
+    first(content, schema.Conv2DOptionsT).builtinOptions.padding = 17
+
+
 def set_options(content):
     operator = first(content, schema.Conv2DOptionsT)
     operator.builtinOptions, operator.builtinOptionsType = None, 0
@@ -98,6 +102,7 @@ def set_name(content):
         (set_stride, "operation 1 has a strideW of 0"),
         (set_long_stride, r"operation 1 makes \[6, 6\] of \[6, 6\]"),
         (set_batch, r"operation 1 has the shapes \[16777216, 6, 6, 3\] and \[1, 6, 6, 32\]"),
+        (set_padding, "operation 1 has a padding of 17"),
         (set_options, "operation 1 has options of another operation"),
         (set_input, "a tensor that does not exist"),
         (set_cycle, "operation 1 reads a tensor before it is written"),
