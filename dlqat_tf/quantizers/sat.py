@@ -11,6 +11,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.ste import values_of
 
 
 def _top_code(bits: int) -> int:
@@ -92,12 +93,13 @@ def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.
 
     @tf.custom_gradient
     def quantize(kernel):
+        (latent,) = values_of(kernel)
         if bits == 32:
-            values = tf.tanh(kernel) * _inverse(_largest(kernel))
+            values = tf.tanh(latent) * _inverse(_largest(latent))
             scale = _rescaling(values) if scale_adjust else tf.ones(())
             values = values * scale if scale_adjust else values
         else:
-            half_codes, step = _half_codes_and_step(kernel, bits, scale_adjust)
+            half_codes, step = _half_codes_and_step(latent, bits, scale_adjust)
             values = half_codes * (2.0 * step)  # exactly code * step: a factor of 2 loses no bit
             scale = step * _top_code(bits)
 
@@ -106,7 +108,7 @@ def sat_weights(kernel: tf.Tensor, bits: int, scale_adjust: bool = False) -> tf.
             # The dependency stops the graph optimizer from merging the two.
             with tf.control_dependencies([upstream]):
                 tanh = tf.tanh(kernel)
-            slope = scale * _inverse(_largest(kernel))
+            slope = tf.stop_gradient(scale * _inverse(_largest(kernel)))
             return tf.raw_ops.TanhGrad(y=tanh, dy=upstream) * slope
 
         return values, gradient
