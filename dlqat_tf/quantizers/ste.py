@@ -80,8 +80,8 @@ def clip_and_round(
 
     that is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
     \alpha) / \alpha)`. Without ``calibrated`` the last case is 0. Signed with 8 bits the lowest
-    code is -128 and :math:`l = -128 \Delta`: all of int8, whose saturation then is the clip. Between
-    its jumps y is linear in x and :math:`\alpha`, so its own second derivatives are zero.
+    code is -128 and :math:`l = -128 \Delta`: all of int8, whose saturation then is the clip.
+    Between its jumps y is linear in x and :math:`\alpha`: its own second derivatives are zero.
 
     Args:
         x: float32 tensor of any shape.
