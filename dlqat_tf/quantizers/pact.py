@@ -17,6 +17,9 @@ from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_
 from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, highest_code
 
 ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
+_DIVERGED = (
+    "training has diverged, so start again from weights before that, with a lower learning rate"
+)
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
@@ -56,6 +59,10 @@ class CGPACT(ActivationQuantizer):
     ``alpha`` is one float32 scalar per quantizer. It stays at or above 0.001, and the weight decay
     of Keras's optimizers (``AdamW``, ``SGD(weight_decay=...)``) leaves it alone; to decay it, give
     an ``alpha_regularizer``.
+
+    An ``alpha`` that training made NaN or infinite ends the step with a
+    ``tf.errors.InvalidArgumentError`` that names the layer. XLA drops such checks: what it compiled
+    outputs NaN, and so does the loss.
 
     Args:
         bits: 1 to 8 (2 to 8 when signed), or 32.
@@ -142,15 +149,26 @@ class CGPACT(ActivationQuantizer):
                 f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
                 + ("32 bits are not rounded." if self.bits == 32 else "call it once first.")
             )
+        if not np.isfinite(self.alpha.numpy()):
+            raise ValueError(
+                f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
+                f"its range (alpha) is {self.alpha.numpy()}; {_DIVERGED}."
+            )
         step = divide_exactly(self._range(), self.highest).numpy()
         return ActivationGrid(self.lowest, self.highest, np.float32(step))
 
     def _range(self) -> tf.Tensor:
-        # The constraint holds wherever Keras applies the gradients; this guards other loops, and
-        # lets the gradient through so that alpha can come back.
-        return tf.grad_pass_through(lambda alpha: tf.maximum(alpha, ALPHA_MINIMUM))(
-            tf.convert_to_tensor(self.alpha)
-        )
+        # Of a layer that wraps this one or holds it as its input quantizer, the scope has the name.
+        name = tf.get_current_name_scope() or self.name
+
+        def checked(alpha):
+            message = f"Layer {name!r} has a range (alpha) that is not finite: {_DIVERGED}"
+            # The constraint holds wherever Keras applies the gradients; this guards other loops.
+            return tf.maximum(tf.debugging.check_numerics(alpha, message), ALPHA_MINIMUM)
+
+        # The gradient passes, so that alpha can come back, and unchecked: a loss scale that is too
+        # large makes it infinite once in a while, and the optimizer then skips the step.
+        return tf.grad_pass_through(checked)(tf.convert_to_tensor(self.alpha))
 
     def get_config(self):
         return {

@@ -4,6 +4,10 @@ A float network keeps two tensors for each convolution, batch norm and ReLU: bat
 the ReLU's output, which the next convolution reads. The gradient of a quantizer's range needs a
 third one, the activation before rounding. Batch norm's output follows from its input by one
 multiplication and addition per value, so it need not be the one that is kept.
+
+It must be the same tensor, though. The sum of what rounding added is small beside the sums that it
+is the difference of, and below float32 one rounding in another place moves it by percents. So only
+what the same kernels compute of the same operands is computed again, and everything else is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ _KEEP_THEIR_INPUT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "FusedBatchNor
 def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
     """Return the values of ``x``, computed from tensors that the backward pass reads anyway.
 
-    Follows sums, casts and fused quantizers up to training-mode batch norms. Where that leads to
+    Follows casts, fused quantizers and one sum up to training-mode batch norms. Where that leads to
     a tensor that nobody else keeps, and outside of graphs (eager execution), it returns ``x``.
 
     Args:
@@ -27,7 +31,8 @@ def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
         after: A tensor of the backward pass: nothing is computed before it is there.
 
     Returns:
-        A tensor of the shape and dtype of ``x``, equal up to float rounding; or ``x`` itself.
+        A tensor of the shape and dtype of ``x``: bit for bit equal where TensorFlow's CPU kernels
+        run, up to the rounding of a batch norm under XLA and on GPUs; or ``x`` itself.
     """
     if tf.is_symbolic_tensor(x) and _is_within_reach(x):
         with tf.control_dependencies([after]):
@@ -42,16 +47,18 @@ def _source(x: tf.Tensor) -> tf.Tensor:
     return x
 
 
-def _is_within_reach(x: tf.Tensor) -> bool:
+def _is_within_reach(x: tf.Tensor, through_sums: bool = True) -> bool:
     """Return whether ``x`` follows from batch norms' inputs and other tensors that are kept."""
     source = _source(x)
     match source.op.type:
         case "FusedBatchNormV3":
             return source.op.get_attr("is_training") and source.value_index == 0
         case "Cast" | "QuantizeAndDequantizeV2":
-            return _is_within_reach(source.op.inputs[0])
-        case "AddV2":
-            reached = [_is_within_reach(each) for each in source.op.inputs]
+            return _is_within_reach(source.op.inputs[0], through_sums)
+        case "AddV2" if through_sums:
+            # No sum of sums: the graph optimizer would add all terms in one operation, in an order
+            # of its own, and a residual stream would be added up again from its start each time.
+            reached = [_is_within_reach(each, through_sums=False) for each in source.op.inputs]
             kept = [_is_kept(each) for each in source.op.inputs]
             return any(reached) and all(map(max, reached, kept))
     return False
@@ -87,22 +94,44 @@ def _again(x: tf.Tensor) -> tf.Tensor:
 
 def _batch_norm_again(op: tf.Operation) -> tf.Tensor:
     """Return a training-mode batch norm's output by the inference kernel, in one pass."""
-    x, scale, offset, old_mean, old_variance = op.inputs
-    mean, variance = op.outputs[1:3]
-    # Keras lets the kernel update the moving averages: undo it for the statistics of the batch.
-    factor = op.get_attr("exponential_avg_factor")
-    if factor != 1.0:
-        mean = (mean - (1.0 - factor) * old_mean) / factor
-        variance = (variance - (1.0 - factor) * old_variance) / factor
-    # These outputs are with Bessel's correction, the normalisation is without.
-    count = tf.cast(tf.size(x) / tf.size(mean), tf.float32)
+    x, scale, offset, *_ = op.inputs
+    # Not outputs 1 and 2, which Keras lets the kernel mix with the moving averages.
+    mean, saved = op.outputs[3:5]
+    epsilon = op.get_attr("epsilon")
     return tf.raw_ops.FusedBatchNormV3(
         x=x,
         scale=scale,
         offset=offset,
         mean=mean,
-        variance=variance * (tf.maximum(count - 1.0, 1.0) / count),
-        epsilon=op.get_attr("epsilon"),
+        variance=_variance(saved, epsilon),
+        epsilon=epsilon,
         data_format=op.get_attr("data_format").decode(),
         is_training=False,
     ).y
+
+
+def _variance(saved: tf.Tensor, epsilon: float) -> tf.Tensor:
+    r"""Return the batch's variance from what the training kernel saved for its gradient kernel.
+
+    On CPUs and TPUs that is the variance :math:`v`, on GPUs :math:`1 / \sqrt{v + \epsilon}`, and
+    where a graph will run is not known while it is made. The gradient kernel knows what it reads:
+    for one value 1 per channel, of mean 0 and upstream gradient 1, its gradient of the scale,
+    :math:`\sum 1 \cdot (1 - 0) / \sqrt{v + \epsilon}`, is the inverse deviation on each device.
+    """
+    ones = tf.ones_like(saved)
+    inverse = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=ones[None, None, None],
+        x=ones[None, None, None],
+        scale=ones,
+        reserve_space_1=tf.zeros_like(saved),
+        reserve_space_2=saved,
+        reserve_space_3=0.0,  # a scalar is none
+        epsilon=epsilon,
+    ).scale_backprop
+    return _which_variance(saved, inverse, epsilon)
+
+
+def _which_variance(saved: tf.Tensor, inverse: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """Return ``saved`` as it is where it is the variance of an inverse deviation."""
+    is_variance = tf.abs(tf.square(inverse) * (saved + epsilon) - 1.0) < 1e-5
+    return tf.where(is_variance, saved, 1.0 / tf.square(inverse) - epsilon)

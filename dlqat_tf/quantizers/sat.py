@@ -11,6 +11,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.ste import values_of
 
 
 def _top_code(bits: int) -> int:
@@ -110,14 +111,15 @@ def sat_weights(
 
     @tf.custom_gradient
     def quantize(kernel):
+        (latent,) = values_of(kernel)
         if bits == 32:
-            values = tf.tanh(kernel) * _inverse(_largest(kernel))
+            values = tf.tanh(latent) * _inverse(_largest(latent))
             scale = tf.ones(())
             if scale_adjust or keep_scale:
-                scale = _projection(kernel, values) if keep_scale else _rescaling(values)
+                scale = _projection(latent, values) if keep_scale else _rescaling(values)
                 values = values * scale
         else:
-            half_codes, step = _half_codes_and_step(kernel, bits, scale_adjust, keep_scale)
+            half_codes, step = _half_codes_and_step(latent, bits, scale_adjust, keep_scale)
             values = half_codes * (2.0 * step)  # exactly code * step: a factor of 2 loses no bit
             scale = step * _top_code(bits)
 
@@ -126,7 +128,7 @@ def sat_weights(
             # The dependency stops the graph optimizer from merging the two.
             with tf.control_dependencies([upstream]):
                 tanh = tf.tanh(kernel)
-            slope = scale * _inverse(_largest(kernel))
+            slope = tf.stop_gradient(scale * _inverse(_largest(kernel)))
             return tf.raw_ops.TanhGrad(y=tanh, dy=upstream) * slope
 
         return values, gradient

@@ -16,6 +16,16 @@ _ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
 _JUST_BELOW = 1.0 - 2.0**-23  # times x: the next or second next float32 below x
 
 
+def values_of(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Return tensors for the forward pass of a custom gradient, of which no derivative is taken.
+
+    Executing eagerly, ``tf.autodiff.ForwardAccumulator`` would take those of the operations inside
+    for those of the whole. (In a graph it does so whatever is written here, as for every custom
+    gradient of TensorFlow: make the accumulator outside of the ``tf.function``.)
+    """
+    return [tf.stop_gradient(each) if tf.executing_eagerly() else each for each in tensors]
+
+
 @tf.custom_gradient
 def ste_round(x: tf.Tensor) -> tf.Tensor:
     r"""Round to the nearest integer, half to even.
@@ -28,7 +38,8 @@ def ste_round(x: tf.Tensor) -> tf.Tensor:
     Returns:
         Tensor of the shape and dtype of ``x``. NaN stays NaN.
     """
-    return tf.round(x), lambda upstream: upstream
+    (values,) = values_of(x)
+    return tf.round(values), lambda upstream: upstream
 
 
 def highest_code(bits: int, signed: bool) -> int:
@@ -70,6 +81,7 @@ def clip_and_round(
     that is, what autodiff yields for :math:`\alpha \operatorname{STE}(\operatorname{clip}(x, l,
     \alpha) / \alpha)`. Without ``calibrated`` the last case is 0. Signed with 8 bits the lowest
     code is -128 and :math:`l = -128 \Delta`: all of int8, whose saturation then is the clip.
+    Between its jumps y is linear in x and :math:`\alpha`: its own second derivatives are zero.
 
     Args:
         x: float32 tensor of any shape.
@@ -84,16 +96,17 @@ def clip_and_round(
     Returns:
         float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
     """
+    full = signed and bits == 8
 
-    @tf.custom_gradient
-    def quantize(x, alpha):
-        full = signed and bits == 8
-        lowest = -alpha * (128 / 127 if full else 1.0) if signed else tf.zeros_like(alpha)
+    def lowest(alpha):
+        return -alpha * (128 / 127 if full else 1.0) if signed else tf.zeros_like(alpha)
+
+    def rounded(x, alpha):
         if fused:
-            y = tf.raw_ops.QuantizeAndDequantizeV2(
+            return tf.raw_ops.QuantizeAndDequantizeV2(
                 input=x,
                 # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
-                input_min=-alpha if signed else lowest,
+                input_min=-alpha if signed else lowest(alpha),
                 input_max=alpha,
                 signed_input=signed,
                 num_bits=bits,
@@ -101,41 +114,53 @@ def clip_and_round(
                 round_mode="HALF_TO_EVEN",
                 narrow_range=signed and not full,
             )
-        else:
-            highest = highest_code(bits, signed)
-            step = divide_exactly(alpha, highest)
-            y = tf.round(tf.clip_by_value(x, lowest, alpha) * (highest / alpha)) * step
+        highest = highest_code(bits, signed)
+        step = divide_exactly(alpha, highest)
+        return tf.round(tf.clip_by_value(x, lowest(alpha), alpha) * (highest / alpha)) * step
 
-        def where_between(upstream, x, low, high):
-            if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-                return tf.where((x >= low) & (x <= high), upstream, 0.0)
-            # The same by one kernel in less than half of the time; XLA does not know it.
-            return tf.raw_ops.QuantizeAndDequantizeV4Grad(
-                gradients=upstream, input=x, input_min=low, input_max=high
-            )[0]
+    @tf.custom_gradient
+    def quantize(x, alpha):
+        y = rounded(*values_of(x, alpha))
 
         def gradient(upstream):
             before = rematerialize(x, after=upstream) if fused else x
+            # Between its jumps y is linear in x and alpha, so that a second derivative has only
+            # the upstream gradient for a variable.
+            inner, outer, limit = map(tf.stop_gradient, (before if calibrated else y, y, alpha))
             # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
             # upstream * (y / alpha) is the sum over everything less the sum over the inside.
-            low = lowest if signed else _ABOVE_ZERO
-            inside_low = lowest * _JUST_BELOW if signed else _ABOVE_ZERO
+            low = lowest(limit) if signed else _ABOVE_ZERO
+            inside_low = low * _JUST_BELOW if signed else _ABOVE_ZERO
             # One after the other, so that each product overwrites an operand that is not needed
             # any more, and nothing of this waits while the layers below use the result.
             if before is not x and before.op.type == "FusedBatchNormV3":
-                # Recomputed in float32, off by a rounding: whether it hits an end means nothing.
-                inside = from_x = where_between(upstream, before, low, alpha)
-                subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+                # One mask for both: a float32 norm's values lie at an end by chance only.
+                inside = from_x = _where_between(upstream, before, low, limit)
+                subtracted = tf.reduce_sum(inside * inner)
             else:
-                inside = where_between(upstream, before, inside_low, alpha * _JUST_BELOW)
-                subtracted = tf.reduce_sum(inside * (before if calibrated else y))
+                inside = _where_between(upstream, before, inside_low, limit * _JUST_BELOW)
+                subtracted = tf.reduce_sum(inside * inner)
                 with tf.control_dependencies([subtracted]):
-                    from_x = where_between(upstream, before, low, alpha)
+                    from_x = _where_between(upstream, before, low, limit)
             with tf.control_dependencies([from_x, subtracted]):
-                from_alpha = tf.reduce_sum(upstream * y) - subtracted
+                from_alpha = tf.reduce_sum(upstream * outer) - subtracted
             with tf.control_dependencies([from_alpha]):
-                return tf.identity(from_x), from_alpha / alpha
+                return tf.identity(from_x), from_alpha / limit
 
         return y, gradient
 
     return quantize(x, alpha)
+
+
+@tf.custom_gradient
+def _where_between(upstream, x, low, high):
+    """Return ``upstream`` where ``low <= x <= high``, else 0, as a function of ``upstream``."""
+    upstream, x, low, high = map(tf.stop_gradient, (upstream, x, low, high))
+    if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        selected = tf.where((x >= low) & (x <= high), upstream, 0.0)
+    else:
+        # The same by one kernel in less than half of the time; XLA does not know it.
+        selected = tf.raw_ops.QuantizeAndDequantizeV4Grad(
+            gradients=upstream, input=x, input_min=low, input_max=high
+        )[0]
+    return selected, lambda again: (_where_between(again, x, low, high), None, None, None)

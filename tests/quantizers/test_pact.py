@@ -144,6 +144,54 @@ def test_optimizers_apply_the_constraint_in_a_gradient_tape_loop():
     assert alpha.numpy() == np.float32(ALPHA_MINIMUM)
 
 
+def input_quantizer(**settings):
+    quantizer = CGPACT(2, **settings)
+    layer = lq.layers.QuantDense(1, input_quantizer=quantizer, kernel_quantizer="sat_weights")
+    return tf.keras.Sequential([tf.keras.Input((3,)), layer], name="outer"), quantizer
+
+
+def layer_of_its_own(**settings):
+    quantizer = CGPACT(2, name="act", **settings)
+    return tf.keras.Sequential([tf.keras.Input((3,)), quantizer], name="outer"), quantizer
+
+
+@pytest.mark.parametrize("alpha", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("make", "layer"), [(layer_of_its_own, "outer/act"), (input_quantizer, "outer/quant_dense")]
+)
+def test_a_range_that_is_not_finite_is_named(make, layer, alpha):
+    tf.keras.backend.clear_session()
+    model, quantizer = make()
+    model.compile("sgd", "mse")
+    quantizer.alpha.assign(alpha)
+    x = np.ones((4, 3), np.float32)
+    message = (
+        rf"Layer '{layer}\S*' has a range \(alpha\) that is not finite: training has diverged, "
+    )
+    for run in (model, lambda x: model.predict(x, verbose=0), lambda x: model.fit(x, x, verbose=0)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            run(x)
+    with pytest.raises(ValueError, match=rf"no integer grid: its range \(alpha\) is {alpha}; trai"):
+        quantizer.grid()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_xla_drops_the_check_and_outputs_nan(training):
+    quantizer = CGPACT(2, 2.0)
+    call = tf.function(lambda x: quantizer(x, training=training), jit_compile=True)
+    np.testing.assert_allclose(call(tf.constant(X)), [0, 0, 2 / 3, 4 / 3, 2, 2, 2], 1e-6)
+    quantizer.alpha.assign(np.nan)
+    assert np.isnan(call(tf.constant(X))).all()
+
+
+def test_an_infinite_gradient_is_the_optimizers_business():
+    # a loss scale that is too large makes it infinite, and the step is skipped
+    quantizer = CGPACT(2, 2.0)
+    with tf.GradientTape() as tape:
+        y = quantizer(tf.constant([3.0])) * tf.constant(np.inf)
+    assert not np.isfinite(tape.gradient(y, quantizer.alpha))
+
+
 def test_weight_decay():
     assert network().losses == []
     (loss,) = network(2.0, alpha_regularizer=tf.keras.regularizers.L2(0.5)).losses
