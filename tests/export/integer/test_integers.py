@@ -113,6 +113,13 @@ def test_a_stretch_leaves_room_for_the_bias():
     assert integers(node, source, target).codes.max() == 32
 
 
+def test_a_channel_that_saturates_whatever_comes_in_keeps_its_bias():
+    # Five million output steps below the grid, and 5e9 units of 1e-3: more than an int32 holds.
+    node = stored(dense([[1], [1]], [1e-3], [-5e6]), CODES, rounding())
+    assert node.bias.tolist() == [-5e6]
+    assert integers(node, CODES, rounding().grid).bias.tolist() == [-(2**30)]
+
+
 def test_a_stretch_keeps_the_unit_within_what_kernels_hold():
     # The unit is 200 output steps at a stretch of 127; 1 / 67 is exact but would make it 379.
     step = 127 * 200.0
