@@ -50,6 +50,7 @@ def test_cosine_by_hand():
     cosines = [[0.6, 0.989949, 0.447214]]
     np.testing.assert_allclose(head(np.float32([[3, 4]])), cosines, 1e-5)
     np.testing.assert_allclose(head(np.float32([[300, 400]])), cosines, 1e-5)
+    np.testing.assert_allclose(head(np.float32([[0.003, 0.004]])), cosines, 1e-5)
     head.kernel.assign(head.kernel * [[1, 10, 0.1]])
     np.testing.assert_allclose(head(np.float32([[3, 4]])), cosines, 1e-5)
 
@@ -190,6 +191,12 @@ def test_float32_under_a_mixed_policy(cls, policy):
         tf.keras.mixed_precision.set_global_policy("float32")
     assert logits.dtype == tf.float32
     np.testing.assert_array_equal(logits, expected)
+
+
+@pytest.mark.parametrize("cls", HEADS)
+def test_features_may_be_integers(cls):
+    head, features = built(cls), np.array([[3, 4]])
+    np.testing.assert_array_equal(head(features), head(features.astype(np.float32)))
 
 
 @pytest.mark.parametrize("cls", HEADS)
