@@ -224,6 +224,7 @@ def test_saved_and_loaded(cls, bits, tmp_path):
     assert loaded.layers[0].get_config() == head.get_config()
     assert head.get_config()["units"] == 4
     assert head.get_config()["weight_bits"] == bits
+    assert loaded.losses[0] == model.losses[0] > 0  # of the regularizer
     features = random(5, 6)
     np.testing.assert_array_equal(loaded(features), model(features))
 
