@@ -50,6 +50,7 @@ def test_cosine_by_hand():
     cosines = [[0.6, 0.989949, 0.447214]]
     np.testing.assert_allclose(head(np.float32([[3, 4]])), cosines, 1e-5)
     np.testing.assert_allclose(head(np.float32([[300, 400]])), cosines, 1e-5)
+    np.testing.assert_allclose(head(np.float32([[0.003, 0.004]])), cosines, 1e-5)
     head.kernel.assign(head.kernel * [[1, 10, 0.1]])
     np.testing.assert_allclose(head(np.float32([[3, 4]])), cosines, 1e-5)
 
@@ -193,6 +194,12 @@ def test_float32_under_a_mixed_policy(cls, policy):
 
 
 @pytest.mark.parametrize("cls", HEADS)
+def test_features_may_be_integers(cls):
+    head, features = built(cls), np.array([[3, 4]])
+    np.testing.assert_array_equal(head(features), head(features.astype(np.float32)))
+
+
+@pytest.mark.parametrize("cls", HEADS)
 def test_kernel_initializer_and_regularizer(cls):
     head = cls(
         2,
@@ -217,6 +224,7 @@ def test_saved_and_loaded(cls, bits, tmp_path):
     assert loaded.layers[0].get_config() == head.get_config()
     assert head.get_config()["units"] == 4
     assert head.get_config()["weight_bits"] == bits
+    assert loaded.losses[0] == model.losses[0] > 0  # of the regularizer
     features = random(5, 6)
     np.testing.assert_array_equal(loaded(features), model(features))
 

@@ -250,10 +250,12 @@ def _stored_in_integers(
     for i, places in enumerate(channels):
         if abs(numbers.bias[i]) == _LARGEST:  # saturates its channel whatever comes in
             continue
-        m = np.arange(largest[i], largest[i] - 1 if only_largest else 0, -1)
+        # The snapped model's float32 bias, beside sums of this size, has to tell fractions apart.
         walk = max(source.highest, -source.lowest) * np.linalg.norm(codes[:, i])
-        # The snapped model's float32 bias has to tell two fractions apart.
-        m = m[(m == largest[i]) | (m * m * walk < 2.0**21)]
+        finest = min(int(largest[i]), math.isqrt(int(2.0**21 / max(walk, 1.0))))
+        m = np.arange(finest, 0, -1)
+        if only_largest or finest**2 < 4 * largest[i]:  # about as few fractions as n / largest
+            m = largest[i : i + 1]
         _, unit = _units(step[i], source, m)
         m, unit = (each[unit < _HIGHEST_RATIO * float(grid.step)] for each in (m, unit))
         lead = _lead(node, unit / float(grid.step))

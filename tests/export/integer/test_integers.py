@@ -113,6 +113,13 @@ def test_a_stretch_leaves_room_for_the_bias():
     assert integers(node, source, target).codes.max() == 32
 
 
+def test_a_channel_that_saturates_whatever_comes_in_keeps_its_bias():
+    # Five million output steps below the grid, and 5e9 units of 1e-3: more than an int32 holds.
+    node = stored(dense([[1], [1]], [1e-3], [-5e6]), CODES, rounding())
+    assert node.bias.tolist() == [-5e6]
+    assert integers(node, CODES, rounding().grid).bias.tolist() == [-(2**30)]
+
+
 def test_a_stretch_keeps_the_unit_within_what_kernels_hold():
     # The unit is 200 output steps at a stretch of 127; 1 / 67 is exact but would make it 379.
     step = 127 * 200.0
@@ -122,18 +129,29 @@ def test_a_stretch_keeps_the_unit_within_what_kernels_hold():
 
 
 def test_fractions_are_no_finer_than_float32_biases():
-    # 0.34 is 34 / 100, but beside sums of 255 * sqrt(4096) and more no float32 bias tells such
-    # fractions apart: 255 * 64 * m^2 < 2^21 leaves those of 1 to 11, and the largest.
-    node = dense([[1]] * 4096, [1.0], [0.34])
+    # 0.34 is 34 / 100. Beside sums of 3 * sqrt(4608) and more a float32 bias tells fractions up to
+    # 2^21 / 203.6 = 101^2 apart; beside 255 * sqrt(4096), up to 11^2, fewer than n / 127.
     pixels = ActivationGrid(0, 255, np.float32(1))
-    assert stored(node, pixels, rounding(), clear=False).stretch.tolist() == [127]
-    assert stored(node, CODES, rounding(), clear=False).stretch.tolist() == [100]
+    for features, source, bias, stretch in (
+        (4608, CODES, 0.34, 100),
+        (4608, CODES, 34 / 103, 100),  # 33 / 100, not 34 / 103
+        (4096, pixels, 0.34, 127),
+    ):
+        node = dense([[1]] * features, [1.0], [bias])
+        assert stored(node, source, rounding(), clear=False).stretch.tolist() == [stretch]
 
 
 def test_the_fraction_of_a_snapped_bias_is_the_nearest_to_it():
     """The snapped model has float32 biases; the file is known by them however clear they are."""
     rng = np.random.default_rng(0)
-    for features, levels, source in ((9, 1, CODES), (576, 3, CODES), (144, 15, rounding(255).grid)):
+    pixels = rounding(255).grid
+    for features, levels, source in (
+        (9, 1, CODES),
+        (576, 3, CODES),
+        (144, 15, pixels),
+        (1152, 1, pixels),
+        (4608, 1, CODES),
+    ):
         weights = 2 * rng.integers(0, levels + 1, (features, 200)) - levels
         steps = rng.uniform(0.01, 0.1, 200)
         bias = rng.normal(0, 2 * np.sqrt(features) * source.highest, 200) * steps
