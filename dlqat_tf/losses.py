@@ -83,9 +83,8 @@ class _MarginLoss(tf.keras.losses.Loss):
             logits,
         )
         logits = _require(logits, right_predictions, right_labels)
-        return margin_cross_entropy(labels, *self.logits_and_targets(logits)) + self.penalty(
-            labels, logits
-        )
+        targets = self.logits_and_targets(logits, labels)
+        return margin_cross_entropy(labels, *targets) + self.penalty(labels, logits)
 
     def _labels(self, labels: tf.Tensor, classes: int) -> tuple:
         """Return integers (batch,) or a distribution (batch, classes), and what `_require` asks."""
@@ -130,7 +129,9 @@ class _MarginLoss(tf.keras.losses.Loss):
         """Return whether all predictions are what the right head could give."""
         raise NotImplementedError
 
-    def logits_and_targets(self, predictions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def logits_and_targets(
+        self, predictions: tf.Tensor, labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return softmax logits and, per class, the logit it has where it is the true one."""
         raise NotImplementedError
 
@@ -219,7 +220,7 @@ class AMSLoss(_MarginLoss):
     def in_range(self, predictions):
         return tf.reduce_all(tf.abs(predictions) <= 1.01)
 
-    def logits_and_targets(self, predictions):
+    def logits_and_targets(self, predictions, labels):
         return self.scale * predictions, self.scale * (predictions - self.ramp * self.margin)
 
     def get_config(self):
@@ -232,12 +233,18 @@ class GMLoss(_MarginLoss):
 
     Wan et al. 2018 (arXiv 1803.02988), DL-QAT eq. 4, with predictions :math:`-d_k`:
 
-    .. math:: z_k = -d_k, \qquad t_k = -(1 + \alpha) d_k, \qquad L = L_y + \lambda d_y
+    .. math:: z_k = -d_k, \qquad t_k = -(1 + \alpha \bar p^\gamma) d_k, \qquad L = L_y + \lambda d_y
 
     With :math:`\alpha = \lambda = 0` this is the cross-entropy of a dense layer with kernel
     :math:`\mu^T` and bias :math:`-\lVert \mu_k \rVert^2 / 2`: only a margin (or a likelihood term)
-    pulls features towards their mean. A large margin from the first step swamps the rest, see
-    :class:`dlqat_tf.MarginWarmup`. ``model.compile(loss=dlqat_tf.GMLoss())``.
+    pulls features towards their mean.
+
+    The factor :math:`\bar p^\gamma` is ours. The margin adds :math:`\alpha (1 - p_y) (f - \mu_y)`
+    to the gradient of the features. What all images have in common in it shrinks every feature, and
+    so the differences between logits, long before there are clusters to make compact. So the margin
+    follows the fit: :math:`\bar p` is the mean probability that a batch gives to its true classes
+    without a margin, a constant in the gradient. A network that fits its training images has the
+    whole margin, one that does not has hardly any. ``model.compile(loss=dlqat_tf.GMLoss())``.
 
     Args:
         alpha: Margin factor :math:`\alpha \ge 0`. The paper uses 0.7 on CIFAR and 0 on ImageNet.
@@ -245,6 +252,8 @@ class GMLoss(_MarginLoss):
             use 0.1.
         reduction: As in any Keras loss.
         name: As in any Keras loss.
+        fit_power: :math:`\gamma \ge 0`; 0 is the paper's equation, with the full margin from the
+            first step (see :class:`dlqat_tf.MarginWarmup`).
 
     Shapes:
         Labels: integers (batch,) or (batch, 1), or one-hot or soft labels (batch, classes), for
@@ -252,8 +261,8 @@ class GMLoss(_MarginLoss):
         half-distances (batch, classes), any float dtype; computed in float32.
 
     Raises:
-        ValueError: ``alpha`` or ``likelihood_weight`` is negative; when the first step is traced,
-            the predictions are those of another head or labels have another shape.
+        ValueError: ``alpha``, ``likelihood_weight`` or ``fit_power`` is negative; when the first
+            step is traced, the predictions are those of another head or labels have another shape.
         tf.errors.InvalidArgumentError: At the first batch, when predictions are positive, labels
             leave [0, classes) or soft ones do not sum to 1. Under XLA (``jit_compile=True``), which
             drops assertions, the loss is NaN instead.
@@ -269,16 +278,35 @@ class GMLoss(_MarginLoss):
         likelihood_weight: float = 0.0,
         reduction=tf.keras.losses.Reduction.AUTO,
         name: str = "gm_loss",
+        fit_power: float = 4.0,
     ):
         super().__init__(reduction, name)
         self.alpha = _check_number("alpha", alpha, lowest=0)
         self.likelihood_weight = _check_number("likelihood_weight", likelihood_weight, lowest=0)
+        self.fit_power = _check_number("fit_power", fit_power, lowest=0)
 
     def in_range(self, predictions):
         return tf.reduce_all(predictions <= 0.0)
 
-    def logits_and_targets(self, predictions):
-        return predictions, (1.0 + self.ramp * self.alpha) * predictions
+    def logits_and_targets(self, predictions, labels):
+        alpha = self.ramp * self.alpha * self.fit(predictions, labels)
+        return predictions, (1.0 + alpha) * predictions
+
+    def fit(self, predictions: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Return the share of the margin that a batch has earned, a scalar from 0 to 1.
+
+        Args:
+            predictions: float32 (batch, classes).
+            labels: Integers (batch,) or a distribution over the classes (batch, classes).
+        """
+        if not self.fit_power:
+            return tf.ones(())
+        probabilities = tf.nn.softmax(predictions)
+        if labels.shape.rank == 1:
+            true = tf.gather(probabilities, labels, batch_dims=1)
+        else:
+            true = tf.reduce_sum(labels * probabilities, axis=1)
+        return tf.stop_gradient(tf.reduce_mean(true) ** self.fit_power)
 
     def penalty(self, labels, predictions):
         if not self.likelihood_weight:
@@ -292,6 +320,7 @@ class GMLoss(_MarginLoss):
             **super().get_config(),
             "alpha": self.alpha,
             "likelihood_weight": self.likelihood_weight,
+            "fit_power": self.fit_power,
         }
 
 

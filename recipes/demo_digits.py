@@ -26,8 +26,6 @@ DEMO = Recipe(
     batch_size=64,
     learning_rate=0.05,
     reference_batch=64,
-    margin_warmup_epochs=5,
-    final_gain=0.15,
     output=Path("runs/demo"),
 )
 

@@ -1,10 +1,20 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from dlqat_tf import AMSLoss, CosineHead, GaussianMixtureHead, GMLoss, LinearHead, MarginWarmup
 
-LOSSES = [AMSLoss(), GMLoss(), GMLoss(likelihood_weight=0.3), AMSLoss(0.2, 5.0), GMLoss(0.0)]
+# The paper's equation 4, in which an image's loss does not depend on the others of its batch.
+equation_4 = functools.partial(GMLoss, fit_power=0)
+LOSSES = [
+    AMSLoss(),
+    equation_4(),
+    equation_4(likelihood_weight=0.3),
+    AMSLoss(0.2, 5.0),
+    GMLoss(0.0),
+]
 Reduction = tf.keras.losses.Reduction
 
 
@@ -46,18 +56,36 @@ def head_gradients(head, kernel, features, loss, label):
 
 def test_golden_gaussian_mixture():
     distances = np.float32([[0.5, 2.5, 1.0]])  # so z = -.85, -2.5, -1 at alpha = .7
-    total, gradient = with_gradient(GMLoss(alpha=0.7), [0], -distances)
+    total, gradient = with_gradient(GMLoss(alpha=0.7, fit_power=0), [0], -distances)
     assert total == pytest.approx(0.719184, abs=1e-6)
     # p - 1[k = y], times 1.7 for the true class; p = .48715, .093557, .419293
     np.testing.assert_allclose(gradient, [[-0.871845, 0.093557, 0.419293]], atol=2e-6)
     # lambda adds lambda * d_y
-    with_likelihood = GMLoss(alpha=0.7, likelihood_weight=0.1)([0], -distances)
+    with_likelihood = GMLoss(alpha=0.7, likelihood_weight=0.1, fit_power=0)([0], -distances)
     assert float(with_likelihood) == pytest.approx(0.719184 + 0.1 * 0.5, abs=1e-6)
+
+
+def test_gaussian_mixture_margin_follows_the_fit():
+    # Two images of true-class probabilities 0.8 and 0.4, so the mean is 0.6 and its square 0.36.
+    logits = np.log(np.float32([[0.8, 0.2], [0.6, 0.4]])) - 1  # distances are above zero
+    total, gradient = with_gradient(GMLoss(alpha=0.5, fit_power=2), [0, 1], logits)
+    share, targets = 0.5 * 0.36, np.float32([logits[0, 0], logits[1, 1]])
+    lowered = targets * (1 + share)
+    others = np.float32([logits[0, 1], logits[1, 0]])
+    expected = np.log1p(np.exp(others - lowered))
+    assert total == pytest.approx(expected.mean(), abs=1e-6)
+    # The share is a constant in the gradient: (p - 1) (1 + share) of the true class, over 2 images.
+    wrong = 1 - np.exp(-expected)
+    np.testing.assert_allclose(
+        [gradient[0, 0], gradient[1, 1]], -wrong * (1 + share) / 2, atol=1e-6
+    )
+    one_hot = GMLoss(alpha=0.5, fit_power=2)(np.eye(2, dtype=np.float32), logits)
+    assert float(one_hot) == pytest.approx(float(total), abs=1e-6)
 
 
 def test_golden_gaussian_mixture_through_the_head():
     total, from_features, from_kernel = head_gradients(
-        GaussianMixtureHead(3, None), [[1, 0, 2], [1, 0, 3]], [1.0, 2.0], GMLoss(), 0
+        GaussianMixtureHead(3, None), [[1, 0, 2], [1, 0, 3]], [1.0, 2.0], GMLoss(fit_power=0), 0
     )
     assert total == pytest.approx(0.719184, abs=1e-6)
     np.testing.assert_allclose(from_features, [[0.325736, 1.104025]], atol=2e-6)
@@ -92,7 +120,7 @@ def test_golden_additive_margin_through_the_head():
 
 def test_defaults():
     assert (AMSLoss().margin, AMSLoss().scale) == (0.35, 30.0)
-    assert (GMLoss().alpha, GMLoss().likelihood_weight) == (0.7, 0.0)
+    assert (GMLoss().alpha, GMLoss().likelihood_weight, GMLoss().fit_power) == (0.7, 0.0, 4.0)
     assert (AMSLoss().name, GMLoss().name) == ("ams_loss", "gm_loss")
 
 
@@ -137,10 +165,10 @@ def test_soft_labels_are_the_expectation_of_hard_ones(loss):
 @pytest.mark.parametrize(
     ("loss", "values"),
     [
-        (GMLoss(), [0.0, -30.0, -35.0]),  # one class dominates
-        (GMLoss(), [-1e4, 0.0, -2e4]),
-        (GMLoss(), [-1e4, -1e4, -1.0001e4]),
-        (GMLoss(0.7, 0.1), [0.0, -1e4, -1e4]),
+        (equation_4(), [0.0, -30.0, -35.0]),  # one class dominates
+        (equation_4(), [-1e4, 0.0, -2e4]),
+        (equation_4(), [-1e4, -1e4, -1.0001e4]),
+        (equation_4(0.7, 0.1), [0.0, -1e4, -1e4]),
         (AMSLoss(), [1.0, -1.0, -0.9]),
         (AMSLoss(scale=1000.0), [1.0, -1.0, 0.999]),
         (AMSLoss(), [1.0, 1.0, 1.0]),  # three are the largest
@@ -159,7 +187,7 @@ def test_stable_when_one_class_dominates(loss, values):
     assert float(total) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [AMSLoss, GMLoss])
+@pytest.mark.parametrize("loss", [AMSLoss, equation_4])
 def test_reductions_and_sample_weights(loss):
     values, labels, weights = predictions(loss), [0, 2, 1, 1], [1.0, 0.0, 2.0, 5.0]
     each = np.array([reference(loss(), *pair) for pair in zip(labels, values, strict=True)])
@@ -181,7 +209,7 @@ def test_float32_inside(dtype):
     values = tf.cast([[-60000.0, -3.0, 0.0]], dtype)
     exact = tf.cast(values, tf.float32)
     assert GMLoss()([0], values).dtype == tf.float32
-    assert GMLoss()([0], values) == GMLoss()([0], exact) > 1e5
+    assert equation_4()([0], values) == equation_4()([0], exact) > 1e5
     cosines = tf.cast([[0.9, 0.3, -0.2]], dtype)
     assert AMSLoss()([1], cosines) == AMSLoss()([1], tf.cast(cosines, tf.float32))
 
@@ -190,7 +218,10 @@ def test_float32_inside(dtype):
     ("loss", "defaults"),
     [
         (AMSLoss(0.2, 5.0, Reduction.SUM, "mine"), {"margin": 0.2, "scale": 5.0}),
-        (GMLoss(0.3, 0.1, Reduction.SUM, "mine"), {"alpha": 0.3, "likelihood_weight": 0.1}),
+        (
+            GMLoss(0.3, 0.1, Reduction.SUM, "mine", fit_power=2),
+            {"alpha": 0.3, "likelihood_weight": 0.1, "fit_power": 2.0},
+        ),
     ],
 )
 def test_config_round_trip(loss, defaults):
@@ -364,6 +395,7 @@ def test_labels_of_another_shape(loss, shape):
         ("scale", lambda value: AMSLoss(scale=value)),
         ("alpha", lambda value: GMLoss(alpha=value)),
         ("likelihood_weight", lambda value: GMLoss(likelihood_weight=value)),
+        ("fit_power", lambda value: GMLoss(fit_power=value)),
         ("epochs", lambda value: MarginWarmup(value)),
     ],
 )

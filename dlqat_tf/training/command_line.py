@@ -25,6 +25,9 @@ _MENDABLE = (
     tf.errors.DataLossError,
 )
 
+PAPER_LITERAL = {"gml_fit_power": 0.0, "margin_warmup_epochs": 0.0, "final_gain": 1.0}
+"""What ``--paper-literal`` changes: equation 4 without anything of ours around its margin."""
+
 SMOKE = {
     "float_epochs": 1,
     "epochs": 1,
@@ -75,9 +78,12 @@ def main(
     # The budget chooses the defaults of the other flags, so it is read before them.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--budget", choices=("paper", "short", "smoke"), default="paper")
-    budget = first.parse_known_args(arguments)[0].budget
+    first.add_argument("--paper-literal", action="store_true")
+    chosen = first.parse_known_args(arguments)[0]
+    budget = chosen.budget
     changes = {"paper": {}, "short": short, "smoke": SMOKE}[budget]
-    defaults = dataclasses.replace(paper, budget=budget, **changes)
+    literal = PAPER_LITERAL if chosen.paper_literal else {}
+    defaults = dataclasses.replace(paper, budget=budget, **changes, **literal)
     if budget != "paper":
         defaults = dataclasses.replace(
             defaults, output=paper.output.with_name(f"{paper.output.name}_{budget}")

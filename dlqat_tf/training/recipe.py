@@ -55,6 +55,8 @@ class Recipe:
 
     gml_alpha: float = 0.7
     """GML's margin factor."""
+    gml_fit_power: float = 4.0
+    """GML's margin follows the fit of the training images to this power; 0 is the full margin."""
     likelihood_weight: float = 0.0
     """GML's likelihood term."""
     ams_margin: float = 0.35
@@ -93,6 +95,8 @@ class Recipe:
 
     budget: Literal["paper", "short", "smoke"] = "paper"
     """Start from the paper's settings, from about an hour's, or from a minute's on two cores."""
+    paper_literal: bool = False
+    """Start from GML as in the paper's equation 4: the full margin from the first step."""
     output: Path = Path("runs/run")
     """Folder of the run; the same command continues what it finds there."""
     restart: bool = False
@@ -174,7 +178,7 @@ class Recipe:
             )
         # The losses know their own ranges.
         AMSLoss(self.ams_margin, self.ams_scale)
-        GMLoss(self.gml_alpha, self.likelihood_weight)
+        GMLoss(self.gml_alpha, self.likelihood_weight, fit_power=self.gml_fit_power)
 
     def _check_folders(self) -> None:
         output = self.output.resolve()

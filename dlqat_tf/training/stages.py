@@ -331,7 +331,9 @@ def _compile(recipe, stage, model, steps: int) -> None:
     losses = {
         "linear": lambda: cross_entropy(from_logits=True),
         "cosine": lambda: AMSLoss(recipe.ams_margin, recipe.ams_scale),
-        "gml": lambda: GMLoss(recipe.gml_alpha, recipe.likelihood_weight),
+        "gml": lambda: GMLoss(
+            recipe.gml_alpha, recipe.likelihood_weight, fit_power=recipe.gml_fit_power
+        ),
     }
     model.compile(
         tf.keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=recipe.momentum > 0),
