@@ -29,6 +29,7 @@ _SHUFFLE_BUFFER = 4096  # encoded records; about 0.5 GB of ImageNet's JPEGs
 _DEFAULT_IMAGE_SIZE = 224
 _SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # of the sets that have one only
 _AUTOTUNE = tf.data.AUTOTUNE
+_HELD_OUT_SEED = 0
 # Each use of randomness draws from a stream of its own, else crop and flip would be correlated.
 _ORDER, _CROP, _FLIP = range(3)
 
@@ -43,6 +44,7 @@ def load(
     data_dir: str | Path | None = None,
     image_size: int | None = None,
     train_size: int | None = None,
+    validation_size: int | None = None,
     seed: int = 0,
 ) -> ImageData:
     """Load an image classification set.
@@ -68,6 +70,9 @@ def load(
         image_size: Height and width in pixels, default 224. The sets in memory have one size only.
         train_size: Number of training images to keep, the classes in proportion; None keeps all.
             With ``imagenet2012`` this reads every training record once to learn its label.
+        validation_size: Number of training images to hold out, the classes in proportion, and to
+            give as the test images instead of the test set: what settings are chosen by. They are
+            the same for every seed, and are taken before ``train_size``. None holds out none.
         seed: Decides which images ``train_size`` keeps.
 
     Returns:
@@ -75,8 +80,8 @@ def load(
 
     Raises:
         ValueError: The name is unknown, or ``image_size`` is no size of this set.
-        DataError: The data are missing, incomplete, inconsistent or corrupt, or ``train_size`` is
-            less than the number of classes or more than there is.
+        DataError: The data are missing, incomplete, inconsistent or corrupt, or ``train_size`` or
+            ``validation_size`` is less than the number of classes or more than there is.
     """
     check_size(name, image_size)
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
@@ -85,6 +90,16 @@ def load(
         classes, train, test = open_set(data_dir, image_size or _DEFAULT_IMAGE_SIZE)
     else:
         classes, train, test = _open_digits() if name == "digits" else _open_cifar(name, data_dir)
+    if validation_size is not None:
+        if not len(classes) <= validation_size <= train.count - len(classes):
+            raise DataError(
+                f"Expected validation_size from {len(classes)} (the classes of {name}) to "
+                f"{train.count - len(classes)} (so that as many training images remain), received "
+                f"{validation_size}."
+            )
+        held_out = _stratified(train.labels, validation_size, _HELD_OUT_SEED)
+        rest = np.setdiff1d(np.arange(train.count), held_out)
+        train, test = train.subset(rest), train.subset(held_out)
     if train_size is not None:
         if not len(classes) <= train_size <= train.count:
             raise DataError(
@@ -421,13 +436,13 @@ class _Records:
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels by record index, from one pass over all files."""
+        """Labels of the records that are kept, from one pass over all files."""
         records = self.in_order().map(self._parse, num_parallel_calls=_AUTOTUNE)
         return np.concatenate([label for _, label in records.batch(4096).as_numpy_iterator()])
 
     def subset(self, indices: np.ndarray) -> _Records:
         keep = np.zeros_like(self.keep)
-        keep[indices] = True
+        keep[np.flatnonzero(self.keep)[indices]] = True
         return _Records(self.builder, self.split, self.size, keep)
 
     def verify(self) -> None:
@@ -456,7 +471,10 @@ class _Records:
         )
 
     def in_order(self) -> tf.data.Dataset:
-        return tf.data.TFRecordDataset(self.files)
+        with tf.device("CPU"):
+            keep = tf.constant(self.keep)
+        records = tf.data.TFRecordDataset(self.files).enumerate()
+        return records.filter(lambda index, _: keep[index]).map(lambda _, record: record)
 
     def _parse(self, record):
         import tensorflow_datasets as tfds

@@ -30,6 +30,8 @@ class Recipe:
     """Height and width in pixels, for imagenet2012 and folder (224 by default)."""
     train_size: int | None = None
     """Train on a stratified subset of this many images; all by default."""
+    validation_size: int | None = None
+    """Hold out this many training images and measure on them instead of the test set."""
     images_per_epoch: int | None = None
     """Call it an epoch after this many images; all of them by default. The order goes on."""
     augment: tuple[Literal["crop", "flip", "randaugment", "cutmix", "mixup"], ...] = (
@@ -148,7 +150,14 @@ class Recipe:
         self._check_folders()
 
     def _check_numbers(self) -> None:
-        counts = ("float_epochs", "epochs", "batch_size", "reference_batch", "train_size")
+        counts = (
+            "float_epochs",
+            "epochs",
+            "batch_size",
+            "reference_batch",
+            "train_size",
+            "validation_size",
+        )
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:

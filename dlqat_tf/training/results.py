@@ -29,7 +29,8 @@ class TrainingResult:
     """What a run ended with; also in ``result.json``.
 
     Attributes:
-        accuracy: Test top-1 after the last epoch, 0 to 1: the headline.
+        accuracy: Test top-1 after the last epoch, 0 to 1: the headline. Where the recipe has a
+            ``validation_size``, this and the others are top-1 of the images held out.
         best_accuracy: Best test top-1 of any epoch of the last stage; selected on the test set.
             None where the history has lost an epoch.
         float_accuracy: Test top-1 after the last epoch of the float stage, None without one.
@@ -128,8 +129,14 @@ def _device() -> str:
     return f"{cpu_name()}, {os.cpu_count()} logical cores"
 
 
-def draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
-    """Draw loss and accuracy of every epoch, one stage after the other."""
+def draw_curves(histories: dict[str, list[dict]], path: Path, *, measured_on: str) -> None:
+    """Draw loss and accuracy of every epoch, one stage after the other.
+
+    Args:
+        histories: As for :func:`summarise`.
+        path: The PNG file.
+        measured_on: What the legend calls the images that each epoch ends with.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -140,7 +147,7 @@ def draw_curves(histories: dict[str, list[dict]], path: Path) -> None:
         first = 1
         for color, (name, rows) in zip(("tab:blue", "tab:orange"), histories.items(), strict=False):
             epochs = [first + row["epoch"] for row in rows]
-            for prefix, style, where in (("", "--", "train"), ("val_", "-", "test")):
+            for prefix, style, where in (("", "--", "train"), ("val_", "-", measured_on)):
                 values = [row[prefix + metric] for row in rows]
                 axes.plot(epochs, values, style, color=color, marker=".", label=f"{name}, {where}")
             first = epochs[-1] + 1

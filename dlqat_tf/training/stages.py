@@ -68,6 +68,7 @@ def run(recipe: Recipe) -> TrainingResult:
                 data_dir=recipe.data_dir,
                 image_size=recipe.image_size,
                 train_size=recipe.train_size,
+                validation_size=recipe.validation_size,
                 seed=recipe.seed,
             )
             _rehearse(recipe, images)
@@ -165,7 +166,11 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
     best = recipe.output / stages[-1].name / "best.keras"
     if best.is_file():
         write_whole(recipe.output / "best.keras", best.read_bytes())
-    draw_curves(histories, recipe.output / "curves.png")
+    draw_curves(
+        histories,
+        recipe.output / "curves.png",
+        measured_on="held out" if recipe.validation_size else "test",
+    )
     result = summarise(recipe, histories)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result

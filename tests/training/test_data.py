@@ -167,6 +167,27 @@ def test_train_size_out_of_range(train_size):
         load("digits", train_size=train_size)
 
 
+def test_validation_images_are_held_out_of_the_training_set(digits):
+    held = load("digits", validation_size=237, train_size=600, seed=1)
+    assert (held.train_count, held.test_count) == (600, 237)
+    assert np.bincount(held._test.labels).min() >= 22
+    every = {image.tobytes() for image in load("digits")._train.images}
+    train, test = ({image.tobytes() for image in each.images} for each in (held._train, held._test))
+    assert train <= every
+    assert test <= every
+    other = load("digits", validation_size=237, seed=2)  # the same ones whatever the seed
+    np.testing.assert_array_equal(held._test.images, other._test.images)
+    rest = {image.tobytes() for image in other._train.images}
+    assert other.train_count == 1200
+    assert train <= rest
+
+
+@pytest.mark.parametrize("validation_size", [9, 1428])
+def test_validation_size_out_of_range(validation_size):
+    with pytest.raises(DataError, match=rf"from 10 .* to 1427 .* received {validation_size}\."):
+        load("digits", validation_size=validation_size)
+
+
 def test_bad_arguments(digits):
     with pytest.raises(ValueError, match="'mnist': expected one of digits, cifar10, cifar100"):
         load("mnist")
@@ -463,6 +484,20 @@ def test_imagenet_train_size(tiny_tfds):
     first, second = take(images.train_batches(4, seed=1, augment=()), 2)
     np.testing.assert_array_equal(np.sort(first[1]), [0, 0, 1, 1])
     assert len(np.unique(images_of([first, second]), axis=0)) == 4  # the same four again
+
+
+def test_imagenet_validation_images_are_held_out(tiny_tfds):
+    root = tiny_tfds("imagenet2012", (None, None, 3), "validation")
+    options = dict(data_dir=root, image_size=SIZE, validation_size=4)
+    images = load("imagenet2012", **options)
+    assert (images.train_count, images.test_count) == (8, 4)
+    every = take(images.train_batches(8, seed=1, augment=()), 1) + take(images.test_batches(4), 1)
+    assert len(np.unique(np.concatenate([images_of([batch]) for batch in every]), axis=0)) == 12
+    np.testing.assert_array_equal(np.sort(every[1][1]), [0, 0, 1, 1])
+    small = load("imagenet2012", train_size=2, **options)  # of those that are left
+    kept = images_of(take(small.train_batches(2, seed=1, augment=()), 1))
+    rest = images_of(every[:1])
+    assert all((rest == image).all(axis=(1, 2, 3)).any() for image in kept)
 
 
 def damage(file):

@@ -342,6 +342,7 @@ def test_weight_decay_is_on_kernels_only():
         ({"augment": ("crop", "randaugment")}, "Expected images of 3 channels"),
         ({"batch_size": 5000}, "batch_size from 1 to 1437"),
         ({"train_size": 3}, "train_size from 10"),
+        ({"validation_size": 3}, "validation_size from 10"),
     ],
 )
 def test_bad_settings_fail_before_anything_is_written(tmp_path, change, message):
