@@ -1,0 +1,158 @@
+"""Grids on the digits: tiny networks, one epoch a stage."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from dlqat_tf.training import TrainingDiverged, grid
+from dlqat_tf.training.grid import Cell, Grid, Outcome
+from dlqat_tf.training.lock import locked
+from dlqat_tf.training.recipe import Recipe
+
+TINY = Recipe(
+    dataset="digits",
+    augment=(),
+    head="linear",
+    stem="imagenet",
+    width=2,
+    train_size=128,
+    float_epochs=1,
+    epochs=1,
+    batch_size=64,
+    learning_rate=0.05,
+    reference_batch=64,
+)
+FLOAT = dataclasses.replace(TINY, weight_bits=32, activation_bits=32, residual_bits=32)
+
+
+def cells():
+    return [
+        Cell("quantized", TINY, starts_from="float"),
+        Cell("float", FLOAT),
+    ]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """What the grid trains, without training it: each recipe's folder and float stage."""
+    calls = []
+
+    def fake_run(recipe):
+        calls.append((recipe.output.name, recipe.float_stage))
+        with locked(recipe.output):
+            if recipe.learning_rate == 99:
+                raise TrainingDiverged("The loss became nan at step 3.")
+            (recipe.output / "float").mkdir()
+            (recipe.output / "float" / "last.keras").touch()
+            (recipe.output / "float" / "history.csv").write_text("epoch\n0\n")
+            stage = "quantized" if recipe.is_quantized else "float"
+            stages = [{"name": stage, "epochs": 1, "seconds": 90.0}]
+            content = {"accuracy": 0.5, "stages": stages, "recipe": recipe.plain()}
+            (recipe.output / "result.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(grid, "run", fake_run)
+    return calls
+
+
+def test_a_real_grid_shares_its_float_stage_and_skips_what_is_done(tmp_path, monkeypatch):
+    outcomes = Grid(cells(), tmp_path / "grid", tmp_path / "kept").run()
+    assert set(outcomes) == {"float", "quantized"}
+    assert 0 <= outcomes["quantized"].accuracy <= 1
+    assert not (tmp_path / "grid" / "quantized" / "float").exists()
+    assert files_in(tmp_path / "kept") == [
+        "float/float/history.csv",
+        "float/result.json",
+        "quantized/quantized/history.csv",
+        "quantized/result.json",
+    ]
+    monkeypatch.setattr(grid, "run", lambda recipe: pytest.fail("trained again"))
+    assert Grid(cells(), tmp_path / "grid").run() == outcomes
+
+
+def files_in(folder):
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def test_cells_start_after_the_one_that_they_start_from(tmp_path, runs):
+    Grid(cells(), tmp_path).run()
+    assert runs == [("float", None), ("quantized", tmp_path / "float" / "float")]
+
+
+def test_a_diverged_cell_is_a_result_also_for_those_that_start_from_it(tmp_path, runs):
+    first, second = cells()
+    second = dataclasses.replace(second, recipe=dataclasses.replace(FLOAT, learning_rate=99))
+    outcomes = Grid([first, second, Cell("other", FLOAT)], tmp_path / "a", tmp_path / "b").run()
+    assert {name: each.accuracy for name, each in outcomes.items()} == {
+        "float": None,
+        "quantized": None,
+        "other": 0.5,
+    }
+    assert outcomes["float"].result["reason"] == "The loss became nan at step 3."
+    assert outcomes["quantized"].result["reason"] == "Its float stage float diverged."
+    assert (tmp_path / "b" / "float" / "diverged.json").is_file()
+    assert [name for name, _ in runs] == ["float", "other"]
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, runs, monkeypatch):
+    waits = []
+    held = locked(tmp_path / "float")
+    held.__enter__()
+
+    def sleep(seconds):
+        waits.append(seconds)
+        held.__exit__(None, None, None)
+
+    monkeypatch.setattr(grid.time, "sleep", sleep)
+    Grid([Cell("float", FLOAT), Cell("other", FLOAT)], tmp_path).run()
+    # float is tried and held, other is trained, float is tried again and waited for.
+    assert [name for name, _ in runs][-1] == "float"
+    assert ("other", None) in runs
+    assert len(waits) == 1
+
+
+def test_an_archive_stands_for_runs_that_are_lost(tmp_path, runs):
+    Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+    shutil.rmtree(tmp_path / "runs")
+    Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+    assert len(runs) == 1  # nothing to do
+    Grid(cells(), tmp_path / "runs", tmp_path / "kept").run()
+    assert [name for name, _ in runs] == ["float", "float", "quantized"]  # its checkpoint is needed
+
+
+def test_progress_tells_what_is_left(tmp_path, runs):
+    grid_of_three = Grid([*cells(), Cell("two", dataclasses.replace(TINY, epochs=40))], tmp_path)
+    assert grid_of_three.progress() == "0 of 3 cells done, 3 to train"
+    Grid(cells(), tmp_path).run()
+    # 1 float epoch and 40 quantized ones at 90 seconds each
+    assert grid_of_three.progress() == (
+        "2 of 3 cells done, 1 to train, about 1 h 02 min in one process"
+    )
+
+
+def test_pace_of_an_outcome():
+    stages = [{"name": "float", "epochs": 4, "seconds": 10.0}]
+    outcome = Outcome(Cell("float", FLOAT), 0.5, {"stages": stages})
+    assert outcome.seconds_per_epoch == {"float": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([Cell("a", TINY), Cell("a", TINY)], r"Received twice: \['a'\]"),
+        ([Cell("a", TINY, "b")], "starts_from='b'"),
+        ([Cell("a", dataclasses.replace(TINY, epochs=0))], "epochs of at least 1"),
+    ],
+)
+def test_grids_that_cannot_be(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Grid(wrong, tmp_path)
+
+
+def test_cells_that_wait_for_each_other_are_refused(tmp_path):
+    circle = [Cell("a", TINY, "b"), Cell("b", TINY, "a")]
+    with pytest.raises(ValueError, match="wait for each other"):
+        Grid(circle, tmp_path).run()
