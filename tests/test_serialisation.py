@@ -43,7 +43,7 @@ EXAMPLES = [
     CosineHead(7, **HEAD),
     GaussianMixtureHead(7, **HEAD),
     AMSLoss(0.2, 10.0, **LOSS),
-    GMLoss(0.3, 0.1, **LOSS),
+    GMLoss(0.3, 0.1, **LOSS, fit_power=2),
 ]
 
 

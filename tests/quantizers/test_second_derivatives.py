@@ -128,8 +128,8 @@ def reference_clip(x, alpha, bits, *, signed=False, calibrated=True, fused=False
     return straight_through(tf.minimum(tf.maximum(x, low * alpha), alpha), alpha * rounded)
 
 
-def reference_sat(kernel, bits, scale_adjust=False, of=sat.sat_weights):
-    values, unscaled = of(kernel, bits, scale_adjust), of(kernel, bits)
+def reference_sat(kernel, bits, scale_adjust=False, keep_scale=False, of=sat.sat_weights):
+    values, unscaled = of(kernel, bits, scale_adjust, keep_scale), of(kernel, bits)
     scale = tf.stop_gradient(tf.reduce_max(values) / tf.reduce_max(unscaled))
     tanh = tf.tanh(kernel)
     clamped = tanh / tf.stop_gradient(tf.reduce_max(tf.abs(tanh)))
