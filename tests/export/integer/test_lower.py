@@ -372,9 +372,12 @@ def test_other_merges_are_named(kind):
         lower(tf.keras.Model(inputs, kind(name="odd")([inputs, inputs])))
 
 
-@pytest.mark.parametrize("alpha", [1e7, np.inf, np.nan])
-def test_a_range_that_exploded_is_refused(alpha):
+@pytest.mark.parametrize(
+    ("alpha", "reason"),
+    [(1e7, "has the step 3.3"), (np.inf, "range .alpha. is inf"), (np.nan, "range .alpha. is nan")],
+)
+def test_a_range_that_exploded_is_refused(alpha, reason):
     model = small_network()
     model.get_layer("first_act").alpha.assign(alpha)
-    with pytest.raises(ExportError, match=r"'first_act' has the step (3.3|inf|nan).*diverged"):
+    with pytest.raises(ExportError, match=rf"'first_act'.* {reason}.*diverged"):
         lower(model)
