@@ -68,7 +68,8 @@ def quantize(
         images: Training images as the model takes them, a few hundred: an array, or for several
             inputs a list of arrays or a dict by input name. They set activation ranges, the
             statistics of batch norms, and the head. The outputs of a layer are held for all of
-            them at once.
+            them at once. Averages of batch norms that are far from what they get on these images
+            are replaced by it, as in training, and the report says so.
         labels: Classes of the images, integers (images,). For "gml" and "cosine".
         batch_size: Images that are run at once.
 
