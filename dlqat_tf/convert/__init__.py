@@ -73,8 +73,10 @@ def quantize(
             inputs a list of arrays or a dict by input name; or a batched ``tf.data.Dataset`` of
             images, or of images and labels, whose first 512 images are taken. They set activation
             ranges, the statistics of batch norms, and the head. The outputs of a layer are held for
-            all of them at once. Values are from 0 to 1, or from 0 to 255 where a Rescaling(1 / 255)
-            directly follows the input: files take pixels and hold no other preparation.
+            all of them at once. Averages of batch norms that are far from what they get on these
+            images are replaced by it, as in training, and the report says so. Values are from 0 to
+            1, or from 0 to 255 where a Rescaling(1 / 255) directly follows the input: files take
+            pixels and hold no other preparation.
         labels: Classes of the images, integers (images,). For "gml" and "cosine".
         batch_size: Images that are run at once.
 

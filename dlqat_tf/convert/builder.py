@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.kinds import QUANTIZED, is_softmax
+from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
 from dlqat_tf.convert.network import Call, Network, Place, Value
 from dlqat_tf.convert.problems import some, unexportable
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
@@ -32,6 +33,7 @@ class Builder:
     def __init__(self, model, network: Network):
         self._factors: dict[tf.keras.layers.Layer, tuple[np.ndarray, np.ndarray]] = {}
         self._network = network
+        self._settled: dict[tf.keras.layers.Layer, tf.keras.layers.Layer] = {}
         self._made: dict[object, tf.keras.layers.Layer] = {}
         self._taken = {call.name for call in network.calls}
         self._taken |= {place.name for place in network.places.values()}
@@ -135,7 +137,7 @@ class Builder:
             if made is None or layer in self._absorbing or call is self._network.head:
                 continue
             if call.role != "weighted" or self._network.keeps_scale(call):
-                made.set_weights(layer.get_weights())
+                made.set_weights(self._settled.get(layer, layer).get_weights())
                 continue
             variable, quantizer = _weight_names(layer)
             kernel = np.float64(getattr(layer, variable))
@@ -148,7 +150,7 @@ class Builder:
             bias = np.float64(layer.bias) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
             for norm in self._network.norms[layer]:
-                set_norm(self._made[norm], norm, scale, bias)
+                set_norm(self._made[norm], self._settled.get(norm, norm), scale, bias)
             if not self._network.norms[layer]:
                 # Whatever the statistics, this norm computes scale * x + bias.
                 norm = self._made[layer, "norm"]
@@ -161,7 +163,12 @@ class Builder:
         Ranges start where they lose least on what the source computes. Statistics move by what
         quantization moves them, from the source's to those of the new model, on these images: with
         8 bits that is next to nothing, with few it is what keeps the network alive.
+
+        Where the source's averages have not settled, it is run with the statistics of the images
+        in their place, since training goes on with those of its batches: what fits averages that
+        have just begun to follow fits nothing.
         """
+        note = self._settle(data)
         rounding = {
             place: made
             for place, made in self._made.items()
@@ -171,7 +178,60 @@ class Builder:
         for place, made in rounding.items():
             measured.ranges[made.name] = set_range(made, np.concatenate(measured.samples[place]))
         measured.features = self._run_result(data, measured.moments)
+        if note:
+            measured.notes.append(note)
         return measured
+
+    def _settle(self, data: Data) -> str:
+        """Give the source's norms the statistics of the images where theirs are far from them.
+
+        Returns:
+            What was changed and why, or nothing.
+        """
+        copies = self._with_statistics(data)
+        distances = {norm: distance(norm, copy) for norm, copy in copies.items()}
+        furthest = max(distances, key=distances.get, default=None)
+        if furthest is None or is_settled(distances[furthest], len(data)):
+            return ""
+        before = self._run_source(data, {}).predictions
+        self._settled = copies
+        self.carry_weights()
+        after = self._run_source(data, {}).predictions
+        predictions = ""
+        if after and data.labels is None:
+            share = np.mean(np.equal(before, after))
+            predictions = f"Its classes are those of training mode for {share:.1%} of the images. "
+        elif after:
+            rates = [np.mean(np.equal(each, data.labels)) for each in (before, after)]
+            predictions = f"It is right on {rates[0]:.1%} of the images, there on {rates[1]:.1%}. "
+        name = self._network.of[furthest][0].name
+        return (
+            f"In inference mode the source computes other values than in training mode: on these "
+            f"images the averages of {name!r} are off by {distances[furthest]:.2g} standard "
+            f"deviations. {predictions}They have not settled, or the images are not like those "
+            "that it was trained on. The result starts from the statistics of these images, as "
+            "training does."
+        )
+
+    def _with_statistics(self, data: Data) -> dict:
+        """Return copies of the source's norms that have the statistics of the images.
+
+        Norms that are frozen keep theirs in training too, and are left out.
+        """
+        network, copies = self._network, {}
+        batches = zip(*data, strict=True)  # by input of the model
+        values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
+        for call in network.calls:
+            if call.role == "input":
+                continue
+            batches = list(zip(*_take(values, call), strict=True))
+            is_frozen = not call.trainable or call.training is False
+            if call.role == "norm" and not is_frozen and call.layer not in copies:
+                copies[call.layer] = settled(call.layer, [each for (each,) in batches])
+            layer = copies.get(call.layer, call.layer)
+            outputs = zip(*(call.apply(layer, list(each)) for each in batches), strict=True)
+            values |= {(call, i): list(each) for i, each in enumerate(outputs)}
+        return copies
 
     def _run_source(self, data: Data, rounding) -> _Measured:
         """Run the source on the images, batch by batch."""
@@ -185,7 +245,7 @@ class Builder:
                 if call.role == "input":
                     continue
                 inputs = _take(values, call)
-                outputs = call.apply(call.layer, inputs)
+                outputs = call.apply(self._settled.get(call.layer, call.layer), inputs)
                 values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
                 place = network.places.get(call)
                 if place in rounding:
@@ -234,7 +294,7 @@ class Builder:
             values |= {(call, i): list(each) for i, each in enumerate(outputs)}
         return None
 
-    def _correct(self, call: Call, norm, source: _Moments, batches: list) -> None:
+    def _correct(self, call: Call, norm, source: Moments, batches: list) -> None:
         """Move a norm's statistics by what quantization moved those of its inputs."""
         of = call.layer if call.role == "weighted" else call.inputs[0][0].layer
         is_scaled = call.role == "weighted" or call.layer in self._absorbing
@@ -243,7 +303,7 @@ class Builder:
         mean, variance = (source.mean - bias) / divisor, source.variance / divisor**2
         if call.role == "weighted":  # inserted: it has no statistics yet
             set_norm(norm, norm, 1.0, 0.0, mean, variance)
-        result = _Moments()
+        result = Moments()
         for tensors in batches:
             result.add(tensors[0])
         alive = (scale > 0) & (variance > 0) & (result.variance > 0)
@@ -278,7 +338,7 @@ class Builder:
     def report(self, data: Data | None, measured: _Measured | None) -> ConversionReport:
         """Return what became of each layer."""
         network = self._network
-        notes = [] if data is None else list(data.notes)
+        notes = [] if data is None else [*data.notes, *measured.notes]
         if measured is None:
             notes.append(
                 "Without images: activation ranges are initial guesses, inserted batch norms have "
@@ -360,27 +420,6 @@ def _weight_names(layer) -> tuple[str, str]:
     return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
 
 
-class _Moments:
-    """Mean and variance per channel of values that come in batches."""
-
-    def __init__(self):
-        self._count, self._sum, self._squares = 0, 0.0, 0.0
-
-    def add(self, values: tf.Tensor) -> None:
-        values = np.float64(values).reshape(-1, values.shape[-1])
-        self._count += len(values)
-        self._sum = self._sum + values.sum(axis=0)
-        self._squares = self._squares + np.square(values).sum(axis=0)
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self._sum / self._count
-
-    @property
-    def variance(self) -> np.ndarray:
-        return np.maximum(self._squares / self._count - self.mean**2, 0.0)
-
-
 @dataclass
 class _Measured:
     """What was seen on images.
@@ -391,15 +430,17 @@ class _Measured:
         predictions: Classes by the source's classifier.
         ranges: By quantizer.
         features: What the new head reads.
+        notes: What the user should know of the source.
     """
 
     samples: dict[Place, list[np.ndarray]]
-    moments: dict[tf.keras.layers.Layer, _Moments] = field(
-        default_factory=lambda: defaultdict(_Moments)
+    moments: dict[tf.keras.layers.Layer, Moments] = field(
+        default_factory=lambda: defaultdict(Moments)
     )
     predictions: list[int] = field(default_factory=list)
     ranges: dict[str, float] = field(default_factory=dict)
     features: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def _take(values: dict[Value, object], call: Call) -> list:

@@ -16,6 +16,17 @@ def conv_norm(x, filters, size, strides=1, name=None):
     return layers.BatchNormalization(momentum=0.9, name=name and f"{name}_bn")(x)
 
 
+def settle(model, images):
+    """Give the batch norms of a model that was not trained the statistics of images."""
+    norms = [each for each in model.submodules if isinstance(each, layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def mobile():
     """Depthwise convolutions, ReLU6 and linear bottlenecks, one of them added."""
     inputs = tf.keras.Input((8, 8, 1), name="images")

@@ -13,6 +13,7 @@ from tests.convert.networks import (
     mobile,
     quantizer_of,
     residual,
+    settle,
     siamese,
     vgg,
 )
@@ -237,6 +238,7 @@ def test_nested_models_are_flattened_or_kept():
     x = layers.Flatten()(second(first(inputs), training=False))
     source = Model(inputs, layers.Dense(3, name="scores")(x))
     images = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
+    settle(source, images)
     model, report = quantize(source, head=None, **FLOAT, images=images)
     np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
     names = [layer.name for layer in model.layers]

@@ -22,6 +22,7 @@ from tests.convert.networks import (
     mobile,
     predictions,
     residual,
+    settle,
     siamese,
     transfer,
     two_inputs,
@@ -187,6 +188,7 @@ def test_mixed_precision_and_inputs_by_name():
 def test_shared_layers_and_two_inputs(tmp_path):
     source = two_inputs()
     images = [np.random.default_rng(i).random((16, 8, 8, 1)).astype(np.float32) for i in (0, 1)]
+    settle(source, images)
     model, _ = quantize(source, head=None, **FLOAT, images=images)
     np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
 
