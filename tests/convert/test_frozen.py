@@ -45,7 +45,7 @@ def trained(source):
 
 
 def averages(moved):
-    return {name.split("/")[0] for name in moved if "moving_mean" in name}
+    return {name.split("/")[0] for name in moved if "moving_" in name}
 
 
 def ranges(moved):

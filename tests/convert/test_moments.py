@@ -103,7 +103,7 @@ def near():
 def test_frozen_norms_and_settled_averages_are_kept(make):
     source = make()
     model, report = quantize(source, 8, 8, "linear", images=IMAGES)
-    assert report.notes == []
+    assert not [note for note in report.notes if "settled" in note]
     for name in ("moving_mean", "moving_variance"):
         ours, theirs = (getattr(each.get_layer("norm"), name) for each in (model, source))
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
