@@ -437,6 +437,15 @@ def test_other_tool_of_the_same_name(device, stock_file, tflite):
     assert device.is_clean()
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_interrupt_leaves_the_device_clean(device, stock_file, tflite):
     device.mode("hang")
 
