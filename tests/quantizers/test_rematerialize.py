@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf import CGPACT, PACT
-from dlqat_tf.quantizers.rematerialize import _which_variance, rematerialize
+from dlqat_tf.quantizers.rematerialize import _source, _which_variance, rematerialize
 
 FORWARD = {"Identity", "IdentityN", "Cast", "AddV2", "QuantizeAndDequantizeV2"}
 
@@ -175,6 +175,9 @@ def test_which_variance_a_kernel_saved_by_hand():
     assert _which_variance(tf.constant(5.0), tf.constant(third), 4.0) == 5.0
     gpu = _which_variance(tf.constant(third), tf.constant(third), 4.0)
     assert float(gpu) == pytest.approx(5.0, rel=1e-6)
+    # 1 / sqrt(0.91 + 0.3) is 0.909: near, but not what the gradient kernel reads
+    gpu = _which_variance(tf.constant(0.91), tf.constant(0.91), 0.3)
+    assert float(gpu) == pytest.approx(1 / 0.91**2 - 0.3, rel=1e-6)
 
 
 def test_waits_for_the_backward_pass():
@@ -202,6 +205,7 @@ def test_what_is_out_of_reach_stays():
         near = norm(other, training=True)
         for x in (
             other,
+            _source(near).op.outputs[1],  # not the values, but their average
             norm(other, training=False),
             frozen(other, training=True),
             by_hand(other, training=True),
