@@ -203,6 +203,7 @@ def test_what_is_out_of_reach_stays():
         by_hand = tf.keras.layers.BatchNormalization(synchronized=True)
         other = tf.tanh(tf.ones((2, 2, 2, 3)))
         near = norm(other, training=True)
+        tf.nn.conv2d(other, tf.ones((1, 1, 3, 1)), 1, "SAME")  # which keeps it
         for x in (
             other,
             _source(near).op.outputs[1],  # not the values, but their average
@@ -210,6 +211,7 @@ def test_what_is_out_of_reach_stays():
             frozen(other, training=True),
             by_hand(other, training=True),
             near + near + near,  # a sum of sums
+            other + other,  # no batch norm
             # a sum with something that would have to be kept in its place
             norm(other, training=True) + tf.sin(tf.ones((2, 2, 2, 3))),
         ):
