@@ -49,11 +49,11 @@ def test_few_images_have_statistics_of_their_own():
     assert not is_settled(0.3, images=400)
 
 
-def one_norm(**options):
+def one_norm(training=None):
     """Two equal channels, class 0 where relu((x - mean) / deviation) > 0.25; averages 0 and 1."""
     inputs = tf.keras.Input((1, 1, 1))
     x = layers.Conv2D(2, 1, kernel_initializer="ones", use_bias=False)(inputs)
-    x = layers.BatchNormalization(epsilon=0.04, name="norm", **options)(x)
+    x = layers.BatchNormalization(epsilon=0.04, name="norm")(x, training=training)
     x = layers.Flatten()(layers.ReLU(name="act")(x))
     model = tf.keras.Model(inputs, layers.Dense(2, name="last")(x))
     model.get_layer("last").set_weights([np.float32([[0.5, -0.5]] * 2), np.float32([0, 0.5])])
@@ -92,6 +92,10 @@ def frozen():
     return model
 
 
+def in_inference_mode():
+    return one_norm(training=False)
+
+
 def near():
     model = one_norm()
     model.get_layer("norm").moving_mean.assign([0.45, 0.45])
@@ -99,7 +103,7 @@ def near():
     return model
 
 
-@pytest.mark.parametrize("make", [frozen, near])
+@pytest.mark.parametrize("make", [frozen, in_inference_mode, near])
 def test_frozen_norms_and_settled_averages_are_kept(make):
     source = make()
     model, report = quantize(source, 8, 8, "linear", images=IMAGES)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import dlqat_tf
-from dlqat_tf.quantizers.calibration import calibrate, optimal_range
+from dlqat_tf.quantizers.calibration import calibrate, optimal_range, set_range
 
 import tensorflow as tf  # isort: skip
 
@@ -38,6 +38,13 @@ def test_negative_values_count_only_for_signed_grids():
 
 def test_nothing_to_represent():
     assert optimal_range(-np.ones(5, np.float32), 0, 3) == 1.0
+
+
+def test_a_range_is_no_smaller_than_alpha_may_be():
+    quantizer = dlqat_tf.CGPACT(2)
+    quantizer.build(())
+    assert set_range(quantizer, np.full(4, 1e-5, np.float32)) == 1e-3
+    assert quantizer.alpha.numpy() == np.float32(1e-3)
 
 
 @pytest.mark.parametrize("trained", [True, False])

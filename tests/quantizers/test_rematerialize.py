@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf import CGPACT, PACT
-from dlqat_tf.quantizers.rematerialize import _which_variance, rematerialize
+from dlqat_tf.quantizers.rematerialize import _source, _which_variance, rematerialize
 
 FORWARD = {"Identity", "IdentityN", "Cast", "AddV2", "QuantizeAndDequantizeV2"}
 
@@ -175,6 +175,9 @@ def test_which_variance_a_kernel_saved_by_hand():
     assert _which_variance(tf.constant(5.0), tf.constant(third), 4.0) == 5.0
     gpu = _which_variance(tf.constant(third), tf.constant(third), 4.0)
     assert float(gpu) == pytest.approx(5.0, rel=1e-6)
+    # 1 / sqrt(0.91 + 0.3) is 0.909: near, but not what the gradient kernel reads
+    gpu = _which_variance(tf.constant(0.91), tf.constant(0.91), 0.3)
+    assert float(gpu) == pytest.approx(1 / 0.91**2 - 0.3, rel=1e-6)
 
 
 def test_waits_for_the_backward_pass():
@@ -200,12 +203,15 @@ def test_what_is_out_of_reach_stays():
         by_hand = tf.keras.layers.BatchNormalization(synchronized=True)
         other = tf.tanh(tf.ones((2, 2, 2, 3)))
         near = norm(other, training=True)
+        tf.nn.conv2d(other, tf.ones((1, 1, 3, 1)), 1, "SAME")  # which keeps it
         for x in (
             other,
+            _source(near).op.outputs[1],  # not the values, but their average
             norm(other, training=False),
             frozen(other, training=True),
             by_hand(other, training=True),
             near + near + near,  # a sum of sums
+            other + other,  # no batch norm
             # a sum with something that would have to be kept in its place
             norm(other, training=True) + tf.sin(tf.ones((2, 2, 2, 3))),
         ):
