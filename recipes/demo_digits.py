@@ -26,6 +26,7 @@ DEMO = Recipe(
     batch_size=64,
     learning_rate=0.05,
     reference_batch=64,
+    final_gain=0.15,  # features start at the scale of the means: 99.2 % float, 96.7 % without
     output=Path("runs/demo"),
 )
 
