@@ -140,14 +140,14 @@ class Builder:
                 made.set_weights(self._settled.get(layer, layer).get_weights())
                 continue
             variable, quantizer = _weight_names(layer)
-            kernel = np.float64(getattr(layer, variable))
+            kernel = np.asarray(getattr(layer, variable), np.float64)
             # A depthwise kernel's last two axes are the output channels.
             axes = tuple(range(kernel.ndim - (2 if "depthwise" in variable else 1)))
             start = latents(kernel, axes)
             getattr(made, variable).assign(start)
-            quantized = np.float64(getattr(made, quantizer)(start))
+            quantized = np.asarray(getattr(made, quantizer)(start), np.float64)
             scale = np.ravel(projection(kernel, quantized, axes))
-            bias = np.float64(layer.bias) if layer.use_bias else np.zeros_like(scale)
+            bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
             for norm in self._network.norms[layer]:
                 set_norm(self._made[norm], self._settled.get(norm, norm), scale, bias)
@@ -310,17 +310,17 @@ class Builder:
         shift = np.where(alive, result.mean - mean, 0.0)
         norm.moving_mean.assign_add(shift)
         ratio = np.where(alive, result.variance / np.where(alive, variance, 1.0), 1.0)
-        norm.moving_variance.assign(np.float64(norm.moving_variance) * ratio)
+        norm.moving_variance.assign(np.asarray(norm.moving_variance, np.float64) * ratio)
 
     def fill_head(self, measured: _Measured | None, labels: np.ndarray | None) -> None:
         """Give the head its weights, from the classifier and from features of the images."""
         network = self._network
         source, made = network.head.layer, self._made[network.head.layer]
-        kernel = np.float64(source.kernel)
-        bias = np.float64(source.bias) if source.use_bias else np.zeros(source.units)
+        kernel = np.asarray(source.kernel, np.float64)
+        bias = np.asarray(source.bias, np.float64) if source.use_bias else np.zeros(source.units)
         if network.head_kind == "linear":
             made.kernel.assign(latents(kernel, (0, 1)))
-            quantized = np.float64(made.kernel_quantizer(made.kernel))
+            quantized = np.asarray(made.kernel_quantizer(made.kernel), np.float64)
             made.bias.assign(bias / projection(kernel, quantized, (0, 1)))
             return
         is_cosine = network.head_kind == "cosine"

@@ -22,7 +22,7 @@ class Moments:
 
     def add(self, values: tf.Tensor) -> None:
         """Count the values of one batch, channels last."""
-        values = np.float64(values).reshape(-1, values.shape[-1])
+        values = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
         self._count += len(values)
         self._sum = self._sum + values.sum(axis=0)
         self._squares = self._squares + np.square(values).sum(axis=0)

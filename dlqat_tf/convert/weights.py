@@ -36,10 +36,11 @@ def set_norm(made, source, scale, bias, mean=None, variance=None) -> None:
         mean: Statistics of x to use, by default those that the source's are of x.
         variance: The same.
     """
-    source_mean, source_variance = map(np.float64, (source.moving_mean, source.moving_variance))
-    gain = np.float64(source.gamma) if source.scale else 1.0
+    source_mean = np.asarray(source.moving_mean, np.float64)
+    source_variance = np.asarray(source.moving_variance, np.float64)
+    gain = np.asarray(source.gamma, np.float64) if source.scale else 1.0
     gain = gain / np.sqrt(source_variance + source.epsilon)
-    offset = (np.float64(source.beta) if source.center else 0.0) - source_mean * gain
+    offset = (np.asarray(source.beta, np.float64) if source.center else 0.0) - source_mean * gain
     alive = np.broadcast_to(scale, gain.shape) > 0
     if mean is None:
         divisor = np.where(alive, scale, 1.0)

@@ -186,3 +186,14 @@ def test_own_layers_that_are_kept_need_a_config():
     source = Model(inputs, layers.Dense(2)(Own(3)(inputs)))
     with pytest.raises(ConversionError, match=r"(?s)'own' \(Own\) cannot be copied.*get_config"):
         quantize(source, overrides={"own": "float"})
+
+
+def test_a_convolution_of_one_weight():
+    inputs = tf.keras.Input((4, 4, 1))
+    x = tf.keras.layers.Conv2D(3, 3)(
+        tf.keras.layers.Conv2D(1, 1, activation="relu", name="one")(inputs)
+    )
+    source = tf.keras.Model(inputs, tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(x)))
+    images = np.random.default_rng(0).random((8, 4, 4, 1), np.float32)
+    model, _ = quantize(source, 4, 4, "linear", images=images)
+    assert model.get_layer("one").kernel.shape == (1, 1, 1, 1)
