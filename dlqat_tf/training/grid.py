@@ -121,7 +121,7 @@ class Grid:
             if not fresh:
                 raise ValueError(f"Cells wait for each other's float stage: {waiting}.")
             name = fresh[0]
-            self._print_progress(name, waiting, len(held))
+            self._print_progress(name, len(held))
             try:
                 self._train(self.cells[name])
                 held.clear()
@@ -185,7 +185,8 @@ class Grid:
             run(dataclasses.replace(cell.recipe, **changes))
         except TrainingDiverged as error:
             self._record_divergence(cell, str(error))
-        self._keep(cell.name)
+        else:
+            self._keep(cell.name)
 
     def _record_divergence(self, cell: Cell, reason: str) -> None:
         folder = self.folder / cell.name
@@ -207,7 +208,7 @@ class Grid:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
-    def _print_progress(self, name: str, waiting: list[str], held: int) -> None:
+    def _print_progress(self, name: str, held: int) -> None:
         elsewhere = f", {held} in other processes" if held else ""
         _console.print(f"[bold]{self.folder}[/bold]: {self.progress()}{elsewhere}; now {name}")
 
