@@ -1,0 +1,100 @@
+"""Whether GML's margin pays: cross-entropy, GML without its margin, and with it, at several budgets.
+
+Every network learns 45,000 of CIFAR-100's training images and is measured on the 5,000 held out, so
+that settings are not chosen on the test set. One seed each by default.
+
+    python benchmarks/gml_margin.py --data-dir DIR --epochs 6 15
+
+The same command continues what it finds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from dlqat_tf._script import ending
+from dlqat_tf.training.grid import Cell, Grid
+from dlqat_tf.training.recipe import Recipe
+
+LOSSES = {
+    "CEL": {"head": "linear"},
+    "AMS": {"head": "cosine"},
+    "GML-no-margin": {"head": "gml", "gml_alpha": 0.0},
+    "GML-p2": {"head": "gml", "gml_fit_power": 2.0},
+    "GML-p3": {"head": "gml", "gml_fit_power": 3.0},
+    "GML-p4": {"head": "gml", "gml_fit_power": 4.0},
+    "GML-p6": {"head": "gml", "gml_fit_power": 6.0},
+}
+
+
+def compare(
+    data_dir: Path,
+    losses: tuple[str, ...] = ("CEL", "GML-no-margin", "GML-p4"),
+    epochs: tuple[int, ...] = (6, 15, 30),
+    quantized_epochs: int = 3,
+    seeds: tuple[int, ...] = (0,),
+    stem: str = "cifar",
+    width: int = 16,
+    learning_rate: float = 0.05,
+    output: Path = Path("runs/gml_margin"),
+    archive: Path | None = None,
+) -> None:
+    """Train each loss in float and then as W1A2, and print top-1 of the images held out.
+
+    Args:
+        data_dir: Folder of tensorflow-datasets.
+        losses: Names out of LOSSES.
+        epochs: Epochs of the float stage; each is a budget of its own.
+        quantized_epochs: Epochs of the W1A2 stage.
+        seeds: Of initial weights and order.
+        stem: As in the recipes.
+        width: Channels of the first stage.
+        learning_rate: Peak of the float stage at batch 128; the W1A2 stage takes 0.4 of it.
+        output: Folder of the runs.
+        archive: Folder for the small files of finished runs.
+    """
+    with ending(ValueError, OSError, interrupted="interrupted; the same command goes on"):
+        cells = {
+            (loss, length, seed): Cell(
+                f"{stem}{width}-{loss}-{length}+{quantized_epochs}-s{seed}",
+                Recipe(
+                    dataset="cifar100",
+                    data_dir=data_dir,
+                    validation_size=5000,
+                    stem=stem,
+                    width=width,
+                    float_epochs=length,
+                    epochs=quantized_epochs,
+                    batch_size=128,
+                    reference_batch=128,
+                    learning_rate=learning_rate,
+                    quantized_learning_rate=0.4 * learning_rate,
+                    precision="mixed_bfloat16",
+                    seed=seed,
+                    **LOSSES[loss],
+                ),
+            )
+            for length in epochs
+            for seed in seeds
+            for loss in losses
+        }
+        outcomes = Grid(list(cells.values()), output, archive).run()
+    table = Table(
+        title=f"top-1 of 5,000 held out, {stem} stem, width {width}, rate {learning_rate}"
+    )
+    for heading in ("epochs", "seed", "loss", "float", "W1A2"):
+        table.add_column(heading, justify="left" if heading == "loss" else "right")
+    for (loss, length, seed), cell in cells.items():
+        result = outcomes[cell.name].result
+        accuracies = (result.get("float_accuracy"), result.get("accuracy"))
+        shown = ("diverged" if each is None else f"{each:.2%}" for each in accuracies)
+        table.add_row(f"{length} + {quantized_epochs}", str(seed), loss, *shown)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(compare)
