@@ -1,4 +1,4 @@
-"""Whether GML's margin pays: cross-entropy, GML without its margin, and with it, at several budgets.
+"""Whether GML's margin pays: cross-entropy beside GML with and without it, at several budgets.
 
 Every network learns 45,000 of CIFAR-100's training images and is measured on the 5,000 held out, so
 that settings are not chosen on the test set. One seed each by default.

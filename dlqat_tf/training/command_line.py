@@ -18,7 +18,7 @@ from dlqat_tf.training.stages import TrainingDiverged, run
 
 _console = Console()
 # A full disk or memory, and a folder that TensorFlow cannot write to.
-_MENDABLE = (
+MENDABLE = (
     tf.errors.ResourceExhaustedError,
     tf.errors.PermissionDeniedError,
     tf.errors.NotFoundError,
@@ -75,7 +75,34 @@ def main(
         The result of the run. What a user can mend ends the process with one sentence and status 2,
         a diverged training with status 1, Ctrl-C with status 130.
     """
-    # The budget chooses the defaults of the other flags, so it is read before them.
+    defaults, changes = defaults_of(paper, short, arguments)
+    recipe = tyro.cli(Recipe, default=defaults, description=description, args=arguments)
+    print_shortening(recipe, changes)
+    interrupted = (
+        f"interrupted; the same command goes on after the last whole epoch in {recipe.output}"
+    )
+    with ending(ValueError, *MENDABLE, interrupted=interrupted):
+        try:
+            result = run(recipe)
+        except TrainingDiverged as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+    _print(recipe, result)
+    return result
+
+
+def defaults_of(
+    paper: Recipe, short: dict, arguments: list[str] | None = None
+) -> tuple[Recipe, dict]:
+    """Return the defaults of all flags, and what the budget changes of them.
+
+    The budget chooses the defaults of the other flags, so it is read before them.
+
+    Args:
+        paper: As for :func:`main`.
+        short: As for :func:`main`.
+        arguments: As for :func:`main`.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--budget", choices=("paper", "short", "smoke"), default="paper")
     first.add_argument("--paper-literal", action="store_true")
@@ -88,21 +115,14 @@ def main(
         defaults = dataclasses.replace(
             defaults, output=paper.output.with_name(f"{paper.output.name}_{budget}")
         )
-    recipe = tyro.cli(Recipe, default=defaults, description=description, args=arguments)
+    return defaults, changes
+
+
+def print_shortening(recipe: Recipe, changes: dict) -> None:
+    """Say what a budget changed."""
     shortened = ", ".join(f"{name}={value}" for name, value in changes.items())
     if shortened:
-        _console.print(f"--budget {budget} shortens the paper's run: {shortened}")
-    interrupted = (
-        f"interrupted; the same command goes on after the last whole epoch in {recipe.output}"
-    )
-    with ending(ValueError, *_MENDABLE, interrupted=interrupted):
-        try:
-            result = run(recipe)
-        except TrainingDiverged as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-    _print(recipe, result)
-    return result
+        _console.print(f"--budget {recipe.budget} shortens the paper's run: {shortened}")
 
 
 def _print(recipe: Recipe, result: TrainingResult) -> None:

@@ -25,7 +25,8 @@ from dlqat_tf.training.stages import TrainingDiverged, run
 
 _console = Console()
 _POLL_SECONDS = 20.0
-_KEPT = ("result.json", "diverged.json", "float/history.csv", "quantized/history.csv")
+RESULT, DIVERGED = "result.json", "diverged.json"  # what a cell ends with, in its folder
+_KEPT = (RESULT, DIVERGED, "float/history.csv", "quantized/history.csv")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Grid:
     def outcome(self, name: str) -> Outcome | None:
         """Return what a cell ended with, or None while it has not."""
         for folder in filter(None, (self.folder, self.archive)):
-            for file in (folder / name / "result.json", folder / name / "diverged.json"):
+            for file in (folder / name / RESULT, folder / name / DIVERGED):
                 if file.is_file():
                     result = json.loads(file.read_text())
                     return Outcome(self.cells[name], result.get("accuracy"), result)
@@ -197,7 +198,7 @@ class Grid:
             "recipe": cell.recipe.plain(),
             "environment": environment(),
         }
-        write_whole(folder / "diverged.json", json.dumps(content, indent=2) + "\n")
+        write_whole(folder / DIVERGED, json.dumps(content, indent=2) + "\n")
         self._keep(cell.name)
 
     def _keep(self, name: str) -> None:

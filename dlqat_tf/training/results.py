@@ -55,13 +55,17 @@ class TrainingResult:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
 
-def summarise(recipe: Recipe, histories: dict[str, list[dict]]) -> TrainingResult:
+def summarise(
+    recipe: Recipe, histories: dict[str, list[dict]], surroundings: dict
+) -> TrainingResult:
     """Return the result of a finished run.
 
     Args:
         recipe: Its settings.
         histories: What :func:`dlqat_tf.training.history.read_history` returns, by stage; the row
             of the last epoch must be there.
+        surroundings: What :func:`environment` returned when the run started: while it takes its
+            hours, the sources that it was started from may change.
     """
     stages = [_summary(name, rows) for name, rows in histories.items()]
     floats = [stage["final_accuracy"] for stage in stages if stage["name"] == "float"]
@@ -72,7 +76,7 @@ def summarise(recipe: Recipe, histories: dict[str, list[dict]]) -> TrainingResul
         stages=stages,
         recipe=recipe.plain(),
         seconds=_sum([stage["seconds"] for stage in stages]),
-        environment=environment(),
+        environment=surroundings,
     )
 
 

@@ -25,7 +25,7 @@ from dlqat_tf.training.folder import check_output, claim_output
 from dlqat_tf.training.history import completed_epochs, mend_history, read_history
 from dlqat_tf.training.lock import locked
 from dlqat_tf.training.recipe import Recipe
-from dlqat_tf.training.results import TrainingResult, draw_curves, summarise
+from dlqat_tf.training.results import TrainingResult, draw_curves, environment, summarise
 
 _CALIBRATION_IMAGES = 512
 _console = Console()
@@ -58,6 +58,7 @@ def run(recipe: Recipe) -> TrainingResult:
     """
     recipe.validate()
     check_output(recipe)  # before the lock makes the folder
+    surroundings = environment()
     previous_policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(recipe.precision)
     try:
@@ -74,7 +75,7 @@ def run(recipe: Recipe) -> TrainingResult:
             _rehearse(recipe, images)
             claim_output(recipe)
             with images.readable():
-                return _run_stages(recipe, images)
+                return _run_stages(recipe, images, surroundings)
     finally:
         tf.keras.mixed_precision.set_global_policy(previous_policy)
 
@@ -139,7 +140,7 @@ def build_model(recipe: Recipe, images: datasets.ImageData, stage: _Stage) -> tf
     )
 
 
-def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
+def _run_stages(recipe: Recipe, images: datasets.ImageData, surroundings: dict) -> TrainingResult:
     stages = _stages(recipe)
     histories = {}
     model = None
@@ -171,7 +172,7 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData) -> TrainingResult:
         recipe.output / "curves.png",
         measured_on="held out" if recipe.validation_size else "test",
     )
-    result = summarise(recipe, histories)
+    result = summarise(recipe, histories, surroundings)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
 

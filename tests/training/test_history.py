@@ -115,10 +115,10 @@ def test_result_of_a_history_with_a_gap():
         dict(epoch=float(i), val_accuracy=0.1 * i, seconds=2.0, loss=1.0, accuracy=0.0, val_loss=1)
         for i in range(3)
     ]
-    whole = summarise(Recipe(), {"float": rows})
+    whole = summarise(Recipe(), {"float": rows}, {"commit": "abc"})
     assert (whole.accuracy, whole.best_accuracy, whole.seconds) == (0.2, 0.2, 6.0)
-    gap = summarise(Recipe(), {"float": [rows[0], rows[2]]})
+    gap = summarise(Recipe(), {"float": [rows[0], rows[2]]}, {})
     assert (gap.accuracy, gap.best_accuracy, gap.seconds) == (0.2, None, None)
     assert (gap.stages[0]["epochs"], gap.stages[0]["unrecorded_epochs"]) == (3, 1)
-    measured = summarise(Recipe(), {"float": [*rows[:2], rows[2] | {"seconds": math.nan}]})
+    measured = summarise(Recipe(), {"float": [*rows[:2], rows[2] | {"seconds": math.nan}]}, {})
     assert (measured.best_accuracy, measured.seconds) == (0.2, None)
