@@ -10,17 +10,6 @@ from dlqat_tf.training import comparison_line
 TABLE1 = Path(__file__).parents[2] / "recipes" / "table1.py"
 TINY = ["--dataset", "digits", "--budget", "smoke", "--width", "2"]
 TINY += ["--batch-size", "64", "--images-per-epoch", "64"]
-    "--dataset",
-    "digits",
-    "--budget",
-    "smoke",
-    "--width",
-    "2",
-    "--batch-size",
-    "64",
-    "--images-per-epoch",
-    "64",
-]
 
 
 def run(*arguments):
