@@ -7,7 +7,8 @@ from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
-from dlqat_tf.quantizers import CGPACT, PACT, SATWeights, SymmetricWeights
+from dlqat_tf.preprocessing import Preprocessing
+from dlqat_tf.quantizers import CGPACT, PACT, InputQuantizer, SATWeights, SymmetricWeights
 from dlqat_tf.summary import summary
 
 __version__ = "0.1.0"
@@ -21,8 +22,10 @@ __all__ = [
     "CosineHead",
     "GMLoss",
     "GaussianMixtureHead",
+    "InputQuantizer",
     "LinearHead",
     "MarginWarmup",
+    "Preprocessing",
     "SATWeights",
     "SymmetricWeights",
     "export",

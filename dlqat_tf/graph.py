@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -56,6 +57,25 @@ def tensors_of(call) -> list:
     if hasattr(call.layer, "_nodes_by_depth") and isinstance(call.call_args[0], dict):
         return call.layer._flatten_to_reference_inputs(call.call_args[0])
     return tf.nest.flatten(call.keras_inputs)
+
+
+def apply(call, layer, tensors: list, **keywords) -> list:
+    """Call ``layer`` on other tensors, as a call of a graph was made.
+
+    Args:
+        call: The Keras node of the call.
+        layer: Its layer, or one in its place.
+        tensors: In the place of those of :func:`tensors_of`.
+        keywords: Further arguments.
+
+    Returns:
+        The outputs.
+    """
+    by_id = defaultdict(list)
+    for source, tensor in zip(tensors_of(call), tensors, strict=True):
+        by_id[str(id(source))].append(tensor)
+    arguments, own = call.map_arguments(by_id)
+    return tf.nest.flatten(layer(*arguments, **{**own, **keywords}))
 
 
 def training_of(call, around: bool | None = None) -> bool | None:

@@ -32,6 +32,7 @@ def quantize(
     images=None,
     labels=None,
     batch_size: int = 64,
+    preprocessing=None,
 ) -> tuple[tf.keras.Model, ConversionReport]:
     r"""Turn a float model into a DL-QAT model that starts from its weights.
 
@@ -56,6 +57,12 @@ def quantize(
     of its own or a weighted layer reads them; signed, unless they cannot be negative. Those that
     a concatenation brings together share one, since it takes codes of one grid.
 
+    What comes in needs codes too. Pixels / 255 are codes, whether the model gets them so or
+    rescales pixels itself. Behind any other arithmetic that prepares an image (Rescaling,
+    Normalization, the operators of ``preprocess_input``), and behind inputs that are no images,
+    there is an :class:`~dlqat_tf.quantizers.InputQuantizer` of 8 bits. Its range is that of the 256
+    values that pixels become, or that of ``images``.
+
     Args:
         model: Functional or Sequential model; it is not changed.
         weight_bits: 1 to 8 for hidden layers, 32 for clamped float weights. Layers that read an
@@ -74,11 +81,13 @@ def quantize(
             images, or of images and labels, whose first 512 images are taken. They set activation
             ranges, the statistics of batch norms, and the head. The outputs of a layer are held for
             all of them at once. Averages of batch norms that are far from what they get on these
-            images are replaced by it, as in training, and the report says so. Values are from 0 to
-            1, or from 0 to 255 where a Rescaling(1 / 255) directly follows the input: files take
-            pixels and hold no other preparation.
+            images are replaced by it, as in training, and the report says so.
         labels: Classes of the images, integers (images,). For "gml" and "cosine".
         batch_size: Images that are run at once.
+        preprocessing: How the images were prepared outside of the model, where that is not
+            pixels / 255: "tf", "caffe" or "torch" as in ``tf.keras.applications``, or a
+            :class:`~dlqat_tf.preprocessing.Preprocessing`; "values" for an input that is no image;
+            a dict of these by input name. The result remembers it, so that files take pixels.
 
     Returns:
         The model, not compiled, whose layers have the source's names, and the report. A head
@@ -104,7 +113,14 @@ def quantize(
     data = None if images is None else Data(model, images, labels, batch_size)
     if data is None and labels is not None:
         raise ConversionError("Expected images along with labels. Received: labels only.")
-    network = Network(model, Overrides(overrides or {}), head, widths)
+    network = Network(
+        model,
+        Overrides(overrides or {}),
+        head,
+        widths,
+        preprocessing=preprocessing,
+        images=None if data is None else data.arrays,
+    )
     if data is not None:
         data.check(network)
     builder = Builder(model, network)

@@ -17,6 +17,7 @@ from dlqat_tf.convert.report import Conversion, ConversionError, ConversionRepor
 from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
+from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import CGPACT, SATWeights, SymmetricWeights
 from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
 
@@ -49,17 +50,17 @@ class Builder:
             for call, tensor in zip(network.inputs, tf.nest.flatten(inputs), strict=True)
         }
         for call in network.calls:
-            if call.role != "input":
-                tensors = [values[value] for value in call.inputs]
-                for layer in self._steps(call):
-                    tensors = self._step(call, layer, tensors)
-                values |= {(call, i): tensor for i, tensor in enumerate(tensors)}
+            sources = [(call, 0)] if call.role == "input" else call.inputs
+            tensors = [values[value] for value in sources]
+            for layer in self._steps(call):
+                tensors = self._step(call, layer, tensors)
+            values |= {(call, i): tensor for i, tensor in enumerate(tensors)}
         outputs = tf.nest.pack_sequence_as(model.output, [values[v] for v in network.outputs])
         self.model = tf.keras.Model(inputs, outputs, name=model.name)
 
     def _step(self, call: Call, layer, tensors: list) -> list:
         """Apply one of the layers that stand for a call, in a graph or eagerly."""
-        if layer is self._made.get(call.layer):
+        if layer is self._made.get(call.layer) and type(layer) is not ChannelAffine:
             return call.apply(layer, tensors)
         mode = call.mode if isinstance(layer, _layers.BatchNormalization) else {}
         return [layer(tensor, **mode) for tensor in tensors]
@@ -73,7 +74,7 @@ class Builder:
             steps.append(self._once(call.layer, lambda: self._weighted(call)))
             if not network.keeps_scale(call) and not network.norms[call.layer]:
                 steps.append(self._once((call.layer, "norm"), lambda: self._norm(call)))
-        elif call.role != "relu" and call not in network.dropped:
+        elif call.role not in ("input", "relu") and call not in network.dropped:
             steps.append(self._once(call.layer, lambda: self._copy(call)))
         if not network.trainable(call.layer):
             for layer in steps:
@@ -89,6 +90,11 @@ class Builder:
 
     def _copy(self, call: Call):
         layer = call.layer
+        if call.affine is not None and type(layer) is not _layers.Rescaling:
+            # Not all of what Keras makes of operators can be saved, and what Normalization layers
+            # have adapted to gets lost when a model is copied.
+            affine = call.affine
+            return ChannelAffine(affine.gain, affine.offset, affine.order, name=call.name)
         try:
             config = {**layer.get_config(), "name": call.name}
             if layer in self._absorbing:
@@ -136,6 +142,8 @@ class Builder:
             made = self._made.get(layer)
             if made is None or layer in self._absorbing or call is self._network.head:
                 continue
+            if call.affine is not None:
+                continue
             if call.role != "weighted" or self._network.keeps_scale(call):
                 made.set_weights(self._settled.get(layer, layer).get_weights())
                 continue
@@ -172,7 +180,7 @@ class Builder:
         rounding = {
             place: made
             for place, made in self._made.items()
-            if isinstance(made, CGPACT) and made.bits != 32
+            if isinstance(made, CGPACT) and made.bits != 32 and place.range is None
         }
         measured = self._run_source(data, rounding)
         for place, made in rounding.items():
@@ -243,9 +251,10 @@ class Builder:
             values = dict(zip(((call, 0) for call in network.inputs), batch, strict=True))
             for call in network.calls:
                 if call.role == "input":
-                    continue
-                inputs = _take(values, call)
-                outputs = call.apply(self._settled.get(call.layer, call.layer), inputs)
+                    inputs, outputs = [], [values[call, 0]]
+                else:
+                    inputs = _take(values, call)
+                    outputs = call.apply(self._settled.get(call.layer, call.layer), inputs)
                 values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
                 place = network.places.get(call)
                 if place in rounding:
@@ -280,9 +289,7 @@ class Builder:
         batches = list(zip(*data, strict=True))  # by input of the model
         values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
         for call in network.calls:
-            if call.role == "input":
-                continue
-            inputs = _take(values, call)
+            inputs = [values[call, 0]] if call.role == "input" else _take(values, call)
             if call is network.head:
                 return np.concatenate(inputs[0])
             batches = list(zip(*inputs, strict=True))
@@ -339,6 +346,7 @@ class Builder:
         """Return what became of each layer."""
         network = self._network
         notes = [] if data is None else [*data.notes, *measured.notes]
+        notes += network.notes
         if measured is None:
             notes.append(
                 "Without images: activation ranges are initial guesses, inserted batch norms have "
@@ -364,7 +372,7 @@ class Builder:
         conversions = [
             self._conversion(layer, calls, lost)
             for layer, calls in network.of.items()
-            if calls[0].role != "input"
+            if calls[0].role != "input" or calls[0] in network.places
         ]
         return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
 
@@ -407,7 +415,7 @@ class Builder:
         return Conversion(
             layer=call.name,
             was=type(layer).__name__,
-            became="dropped" if call in network.dropped else type(made).__name__,
+            became="dropped" if call in network.dropped else type(made or layer).__name__,
             weight_bits=weight_bits,
             activation_bits=places[0].bits if places else None,
             note="; ".join(notes),

@@ -11,8 +11,6 @@ from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.datasets import first_images
 
-_SLACK = 1 / 510  # half the step of the pixels that values stand for
-
 
 class Data:
     """Images, and labels where there are any, in batches.
@@ -84,7 +82,7 @@ class Data:
         self.batch_size = batch_size
 
     def check(self, network: Network) -> None:
-        """Raise for labels that are none of the classes, and for images that no file would take."""
+        """Raise for labels that are none of the classes."""
         if network.head is not None and self.labels is not None:
             classes, lowest, highest = (
                 network.head.layer.units,
@@ -95,10 +93,6 @@ class Data:
                 raise ConversionError(
                     f"Expected labels from 0 to {classes - 1}. Received: {lowest} to {highest}."
                 )
-        for call, images in zip(network.inputs, self.arrays, strict=True):
-            white = network.highest_pixel(call)
-            if white is not None:
-                _check_pixels(call.name, images, white)
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -117,24 +111,3 @@ def _by_name(model, images: dict) -> list:
             f"{', '.join(map(str, images))}."
         )
     return [images[name] for name in names]
-
-
-def _check_pixels(name: str, images: np.ndarray, white: float) -> None:
-    """Raise unless the values can be pixels that stand for 0 to ``white``."""
-    lowest, highest = float(images.min()), float(images.max())
-    fits = -_SLACK * white <= lowest and highest <= white + _SLACK * white
-    # Fractions up to 1 where 255 is white: they have been divided already.
-    divided = white == 255 and highest <= 1 and not np.array_equal(images, np.rint(images))
-    if fits and not divided:
-        return
-    advice = (
-        "The model rescales by 1 / 255 itself: pass the pixels as they are."
-        if white == 255
-        else "Divide pixels by 255, or put a Rescaling(1 / 255) directly after the input of the "
-        "float model. Files hold no other preparation, such as pixels / 127.5 - 1 or mean and "
-        "standard deviation: train the float model on pixels / 255."
-    )
-    raise ConversionError(
-        f"Expected values from 0 to {white:g} in the images for {name!r}, since exported files "
-        f"take pixels from 0 to 255 for them. Received: {lowest:g} to {highest:g}. {advice}"
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.convert import inputs as taking
 from dlqat_tf.convert.kinds import (
     QUANTIZED,
     activation_name,
@@ -21,11 +22,13 @@ from dlqat_tf.convert.kinds import (
     role_of,
 )
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
-from dlqat_tf.convert.problems import no_file, no_form, refusal, shown_overrides, some
+from dlqat_tf.convert.problems import no_form, refusal, shown_overrides, some
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.graph import follow, tensors_of, training_of, unique
+from dlqat_tf.graph import apply, follow, training_of, unique
 from dlqat_tf.models.resnet import edge_bits
-from dlqat_tf.quantizers import CGPACT
+from dlqat_tf.preprocessing import Affine, Preprocessing
+from dlqat_tf.quantizers import CGPACT, InputQuantizer
+from dlqat_tf.quantizers.input import range_of
 
 _layers = tf.keras.layers
 
@@ -40,6 +43,7 @@ class Call:
         training: What it, or the call of a model around it, was told; None: what the whole model is
             told.
         trainable: Whether neither the layer nor a model around it is frozen.
+        affine: The arithmetic that it prepares an input by, of the role "rescaling"; or None.
     """
 
     layer: tf.keras.layers.Layer
@@ -50,6 +54,7 @@ class Call:
     training: bool | None = None
     trainable: bool = True
     readers: list[Call] = field(default_factory=list)
+    affine: Affine | None = None
 
     @property
     def mode(self) -> dict[str, bool]:
@@ -58,26 +63,40 @@ class Call:
 
     def apply(self, layer, tensors: list):
         """Call ``layer`` as the source was called, on other tensors."""
-        by_id = defaultdict(list)
-        for source, tensor in zip(tensors_of(self.node), tensors, strict=True):
-            by_id[str(id(source))].append(tensor)
-        arguments, keywords = self.node.map_arguments(by_id)
-        if layer._expects_training_arg and training_of(self.node) is None:
-            keywords = {**keywords, **self.mode}
-        return tf.nest.flatten(layer(*arguments, **keywords))
+        told = layer._expects_training_arg and training_of(self.node) is None
+        return apply(self.node, layer, tensors, **(self.mode if told else {}))
 
 
 @dataclass(eq=False, repr=False)
 class Place:
-    """A quantizer of activations: where it stands for which calls, and what it is."""
+    """A quantizer of activations: where it stands for which calls, and what it is.
+
+    Attributes:
+        is_input: Whether it rounds what the model takes.
+        preprocessing: Of the pixels that an input stands for; None for other values.
+        range: Where all values that there may be are known.
+    """
 
     name: str
     bits: int
     signed: bool
     ceiling: float
     trainable: bool
+    is_input: bool = False
+    preprocessing: Preprocessing | None = None
+    range: float | None = None
 
     def make(self):
+        if self.is_input:
+            # A range that clips none of all values is not to be trained.
+            return InputQuantizer(
+                self.bits,
+                self.range or 8.0,
+                self.signed,
+                self.preprocessing,
+                trainable=self.trainable and self.range is None,
+                name=self.name,
+            )
         if self.bits == 32 and self.ceiling < math.inf:
             return _layers.ReLU(self.ceiling, name=self.name)
         alpha = min(8.0, self.ceiling)
@@ -111,6 +130,8 @@ class Network:
         overrides: The user's exceptions.
         head: Name of the head that the last layer becomes, or None.
         widths: Of hidden layers, as in ``quantize``.
+        preprocessing: As in ``quantize``.
+        images: An array for each input, or None.
         partial: Whether layers without a quantized form, or quantized already, may stand between
             others; else they are errors.
     """
@@ -122,6 +143,8 @@ class Network:
         head: str | None,
         widths: dict[str, int | None],
         *,
+        preprocessing=None,
+        images: list[np.ndarray] | None = None,
         partial: bool = False,
     ):
         self.overrides = overrides
@@ -152,6 +175,12 @@ class Network:
             self._find_head()
         if not partial:
             self._settle_roles()
+        names = [call.name for call in self.inputs]
+        settings = taking.settings_of(preprocessing, names)
+        self.taken = {
+            call: taking.taken(call, settings[call.name], values)
+            for call, values in zip(self.inputs, images or [None] * len(names), strict=True)
+        }
         self.norms = {
             layer: self._norms(layer)
             for layer, calls in self.of.items()
@@ -192,37 +221,46 @@ class Network:
         """Return whether any call of a layer is outside of what is frozen."""
         return any(call.trainable for call in self.of[layer])
 
-    def rescales_pixels(self, call: Call) -> bool:
-        """Return whether a call makes values from 0 to 1 of the pixels of an input, its only one.
-
-        That is what files can do for the model.
-        """
-        (source, _) = call.inputs[0]
-        scale, offset = call.layer.scale, call.layer.offset
-        return (
-            source.role == "input"
-            and len(source.readers) == 1
-            and np.ndim(scale) == 0
-            and np.isclose(scale, 1 / 255, rtol=1e-6)
-            and not np.any(offset)
-        )
-
-    def highest_pixel(self, image: Call) -> float | None:
-        """Return what the model takes white as: 1, or 255 where it rescales for itself.
-
-        None for what is no image, and where a layer prepares it that no file holds.
-
-        Args:
-            image: An input.
-        """
-        if image.layer.output.shape.rank != 4:
+    def image_of(self, call: Call) -> Call | None:
+        """Return the input whose values a call prepares, or that it is; None for other calls."""
+        if call.role != "input" and call.affine is None:
             return None
-        for reader in image.readers:
-            if reader.role == "rescaling":
-                return 255.0 if self.rescales_pixels(reader) else None
-            if reader.role == "kept" and no_file(reader.layer):
-                return None
-        return 1.0
+        return call if call.role == "input" else self.image_of(call.inputs[0][0])
+
+    def is_rounded(self, call: Call) -> bool:
+        """Return whether an input quantizer belongs behind a call, if anything reads it as codes.
+
+        Pixels / 255 are codes as they are.
+        """
+        image = self.image_of(call)
+        if image is None:
+            return False
+        taken = self.taken[image]
+        return not taken.is_known or not taking.is_unit(taking.prepared(call, taken.examples))
+
+    def _measurement(self, call: Call) -> bool:
+        """Return whether a call is a batch norm that brings the channels of values to one scale."""
+        if call.role != "norm":
+            return False
+        (source, _) = call.inputs[0]
+        while source.role == "moving" and len(source.inputs) == 1:
+            (source, _) = source.inputs[0]
+        image = self.image_of(source)
+        return image is not None and not self.taken[image].is_known
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the inputs."""
+        found = [each.note for each in self.taken.values()]
+        free = [call.name for call in self.inputs if None in call.layer.output.shape[1:]]
+        if free:
+            found.append(f"{some(free)} may have any size: export asks for one size.")
+        for call in self.places:
+            image = self.image_of(call)
+            if image and not self.taken[image].is_known and self.taken[image].examples is not None:
+                examples = taking.prepared(call, self.taken[image].examples)
+                found.append(taking.too_narrow(image.name, examples))
+        return [note for note in found if note]
 
     # Reading the model.
 
@@ -243,6 +281,9 @@ class Network:
         if hasattr(layer, "_nodes_by_depth") and self.overrides.of(name) != "float":
             return self._flatten(layer, inputs, _Around(name, training, trainable))
         call = Call(layer, name, role_of(layer), node, inputs, training, trainable)
+        call.affine = taking.arithmetic(call)
+        if call.affine is not None:
+            call.role = "rescaling"
         self.calls.append(call)
         return [(call, i) for i in range(len(tf.nest.flatten(node.outputs)))]
 
@@ -293,6 +334,10 @@ class Network:
     def _never_negative(self, call: Call) -> bool:
         if call.role in ("moving", "pool", "add"):
             return all(self._never_negative(source) for source, _ in call.inputs)
+        image = self.image_of(call)
+        if image is not None:
+            examples = self.taken[image].examples
+            return examples is not None and not taking.prepared(call, examples).min() < 0
         # As the source computes it, also where it stays float and at the end of the model.
         role, layer = role_of(call.layer), call.layer
         of = getattr(layer, "activation", None) if role == "weighted" else layer
@@ -399,17 +444,26 @@ class Network:
                 groups["activation_bits", call.layer].append(call)
             elif call.role in ("weighted", "norm", "add", "pool", "kept") and self._wanted(call):
                 groups["residual_bits", self._meeting(call.layer)].append(call)
+            elif self.is_rounded(call) and self._wanted(call):
+                is_known = self.taken[self.image_of(call)].is_known
+                meeting = call if is_known else self._meeting(call.layer)
+                groups["residual_bits", meeting].append(call)
         taken = set(self._names.values())
         for (width, *_), calls in groups.items():
             call = calls[0]
             default = self.widths[width]
             if any(map(self._at_end, calls)):
                 default = edge_bits(default)
+            images = [each for each in map(self.image_of, calls) if each]
+            if images:
+                default = edge_bits(default) or edge_bits(8)
             bits = self._width(call, width, default)
             if bits is None:
                 continue
             name = call.name
-            if width == "residual_bits":
+            if images:
+                name, ceiling = f"{images[0].name}_codes", math.inf
+            elif width == "residual_bits":
                 name, ceiling = f"{name}_residual", math.inf
             elif call.role == "relu":
                 ceiling = ceiling_of(call.layer)
@@ -420,7 +474,12 @@ class Network:
             taken.add(name)
             signed = width == "residual_bits" and not all(map(self._never_negative, calls))
             trainable = any(call.trainable for call in calls)
-            place = Place(name, bits, signed, ceiling, trainable)
+            is_input = bool(images) or any(map(self._measurement, calls))
+            place = Place(name, bits, signed, ceiling, trainable, is_input)
+            if images and self.taken[images[0]].is_known:
+                taken_by = self.taken[images[0]]
+                place.preprocessing = taken_by.preprocessing
+                place.range, _ = range_of(taking.prepared(call, taken_by.examples))
             self.places.update(dict.fromkeys(calls, place))
 
     def _meeting(self, layer) -> tf.keras.layers.Layer:
@@ -443,6 +502,9 @@ class Network:
         if reader.role == "weighted":
             # What follows the last quantizer runs in float.
             return not (origin.role == "pool" and reader.layer in self.ends)
+        image = self.image_of(origin)
+        if reader.role == "norm" and image and not self.taken[image].is_known:
+            return False  # measurements are brought to one scale before they are rounded
         if reader.role == "norm":
             folds = is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)

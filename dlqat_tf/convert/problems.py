@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.convert.kinds import (
@@ -22,7 +21,10 @@ _layers = tf.keras.layers
 
 _GATES = ("sigmoid", "hard_sigmoid", "softmax")  # a ReLU would be no replacement
 _RELU = "ReLU and ReLU6 have: put one there and train the float model on"
-_PREPARE = "prepare images outside of the model, or by Rescaling(1 / 255) directly after the input"
+_PREPARE = (
+    "files hold a scale, an offset and an order of the channels directly after the input; prepare "
+    "images otherwise outside of the model"
+)
 _ADVICE = {
     _layers.LeakyReLU: _RELU,
     _layers.PReLU: _RELU,
@@ -76,7 +78,7 @@ def no_form(network, call) -> Problem | None:
         return Problem("a ReLU with a slope or a threshold has no quantized form", _RELU)
     if call.role == "softmax" and call.readers and call not in network.dropped:
         return Problem("a softmax that is not the end of the model has no quantized form")
-    if call.role == "rescaling" and not network.from_input(call.inputs):
+    if call.role == "rescaling" and call.affine is None:
         return Problem("it rescales something else than an input", "BatchNormalization has a form")
     if call.role == "norm" or kind is _layers.Concatenate:
         rank = len(layer.get_output_shape_at(0))
@@ -157,19 +159,14 @@ def some(names: list[str]) -> str:
 def unexportable(network) -> dict[str, str]:
     """Return why export will refuse the result of a conversion, by the name of what it refuses."""
     found = {}
-    for call in network.inputs:
-        shape = tuple(call.layer.output.shape[1:])
-        if len(shape) != 3 or None in shape:
-            found[call.name] = "files take images of a fixed size, (height, width, channels)"
     for call in network.calls:
         replaced = call.role in ("input", "relu") or network.fused(call) is not None
+        replaced = replaced or call.affine is not None
         if replaced or call is network.head or call in network.dropped:
             continue
         reason = no_file(call.layer)
         if call.training and isinstance(call.layer, _layers.Dropout):
             reason = "it drops values in inference too"
-        if call.role == "rescaling" and not reason and not network.rescales_pixels(call):
-            reason = "files rescale pixels by 1 / 255, directly after the input, and nothing else"
         if reason:
             found.setdefault(call.name, reason)
     if len(network.outputs) > 1:
@@ -204,8 +201,6 @@ def no_file(layer) -> str | None:
         return "files hold no ReLU but those without an end and ReLU6"
     if role == "softmax":
         return "files hold no softmax, export the model up to it"
-    if role == "rescaling" and (np.ndim(layer.scale) or np.any(layer.offset)):
-        return "files hold no rescaling with an offset or a scale per channel"
     if role == "norm" or kind is _layers.Concatenate:
         axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
         if axis not in (-1, len(layer.get_output_shape_at(0)) - 1):

@@ -15,8 +15,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export.files import flatbuffer, lce, tflite
 from dlqat_tf.export.files.census import operator_name, read_record
-from dlqat_tf.export.files.tflite import Images, pixels
-from dlqat_tf.export.files.writer import zero_point
+from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.simulate import Simulation, batches
@@ -188,7 +187,7 @@ def parity(
     if not record.keys() >= {"input_type", "int4", "plane_limit", "ranges", "layers"}:
         raise ExportError(f"{path} is of another version of this package: export it again.")
     network = lower(model)
-    images = pixels(images, network)
+    images = arrays_of(images, network)
     count = len(images[0])
     batch_size = min(batch_size, count)  # the rest of a batch would be filled with zeros
     if labels is not None and len(labels) != count:
@@ -200,11 +199,12 @@ def parity(
         _, others = _plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
     simulation = Simulation(planned)
-    run = runner(content, batch_size, record["input_type"], path)
+    feed = for_file(planned, _types(record, network, path))
+    run = runner(content, batch_size, feed, path)
     logits = {
         **{
             name: _concatenated(
-                each.predict_on_batch(_for_keras(batch, network))
+                each.predict_on_batch(for_keras(batch, network))
                 for batch in batches(images, batch_size)
             )
             for name, each in zip(models, map(in_float32, models.values()), strict=True)
@@ -215,7 +215,7 @@ def parity(
     best = {name: each.argmax(-1).reshape(count, -1) for name, each in logits.items()}
     pairs = [("keras", "file"), ("keras", "simulation"), ("simulation", "file")]
     pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
-    layers = _layers(content, record, simulation, next(batches(images, layer_images)), path)
+    layers = _layers(content, simulation, next(batches(images, layer_images)), feed, path)
     unit = {name: _normalised(each) for name, each in logits.items()}
     return ParityReport(
         path=str(path),
@@ -245,15 +245,6 @@ def _concatenated(batches) -> np.ndarray:
     return np.concatenate(list(batches))
 
 
-def _for_keras(images: list[np.ndarray], network: IntegerNetwork):
-    """Return pixels as the Keras model takes them."""
-    scaled = [
-        each.astype(np.float32) / np.float32(1 if node.raw else 255)
-        for each, node in zip(images, network.inputs, strict=True)
-    ]
-    return scaled if len(scaled) > 1 else scaled[0]
-
-
 def _normalised(logits: np.ndarray) -> np.ndarray:
     centred = logits.astype(np.float64) - logits.mean(axis=-1, keepdims=True, dtype=np.float64)
     return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
@@ -267,7 +258,7 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
     """
     options = dict(
         calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
-        input_type=record["input_type"],
+        input_type=_types(record, network, path),
     )
     if record["plane_limit"]:
         build, options["plane_limit"] = lce.build, record["plane_limit"]
@@ -281,6 +272,17 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
         if not plans[-1][1]:
             break
     return min(plans, key=lambda each: len(each[1]))
+
+
+def _types(record: dict, network: IntegerNetwork, path) -> dict[str, str]:
+    """Return the type of each input in a file."""
+    if len(record["input_type"]) != len(network.inputs):
+        raise ExportError(
+            f"{path} was exported from another model: it has {len(record['input_type'])} inputs, "
+            f"the model {len(network.inputs)}."
+        )
+    names = (node.name for node in network.inputs)
+    return dict(zip(names, record["input_type"], strict=True))
 
 
 def _other_constants(content, data: bytes, path) -> list[str]:
@@ -357,10 +359,11 @@ def kernels_of(content: schema.ModelT) -> str:
     return f"TFLite {tf.__version__} with XNNPACK"
 
 
-def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8", path="the file"):
+def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
     """Return a function from lists of inputs to lists of outputs.
 
-    Its inputs are uint8 images, at most ``batch_size`` of them, one array for each input.
+    Its inputs are arrays of at most ``batch_size``, one for each input, which ``feed`` turns into
+    what the file takes (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that).
 
     Raises:
         ExportError: The kernels refuse the file, which the message calls ``path``.
@@ -390,16 +393,12 @@ def runner(content: schema.ModelT, batch_size: int, input_type: str = "uint8", p
             return [interpreter.get_tensor(int(i)) for i in content.subgraphs[0].outputs]
 
     def filled(images: np.ndarray) -> np.ndarray:
-        missing = np.zeros((batch_size - len(images), *images.shape[1:]), np.uint8)
-        images = np.concatenate([images, missing])
-        if input_type == "int8":
-            return (images.astype(np.int16) - 128).astype(np.int8)
-        if input_type == "float32":
-            return images.astype(np.float32) / np.float32(255)
-        return images
+        missing = np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)
+        return np.concatenate([images, missing])
 
     def run(images: list[np.ndarray]) -> list[np.ndarray]:
-        return [output[: len(images[0])] for output in invoke([filled(each) for each in images])]
+        fed = images if feed is None else feed(images)
+        return [output[: len(images[0])] for output in invoke([filled(each) for each in fed])]
 
     return run
 
@@ -417,7 +416,7 @@ def _rectified(readers: list[Node]) -> bool:
     return len(readers) == 1 and isinstance(readers[0], Activation) and readers[0].grid.lowest == 0
 
 
-def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarray], path):
+def _layers(content, simulation: Simulation, images: list[np.ndarray], feed, path):
     """Compare each layer's output, the simulation given the file's own inputs."""
     graph = content.subgraphs[0]
     inputs = simulation.network.inputs
@@ -431,12 +430,14 @@ def _layers(content, record: dict, simulation: Simulation, images: list[np.ndarr
     }
     outputs = graph.outputs
     graph.outputs = np.array(list(at.values()), np.int32)
-    recorded = dict(
-        zip(at, runner(content, len(images[0]), record["input_type"], path)(images), strict=True)
-    )
+    run = runner(content, len(images[0]), feed, path)
+    recorded = dict(zip(at, run(images), strict=True))
     graph.outputs = outputs
 
-    values = {node.name: each.astype(np.int32) for node, each in zip(inputs, images, strict=True)}
+    values = {
+        node.name: each if node.preprocessing is None else each.astype(np.int32)
+        for node, each in zip(inputs, images, strict=True)
+    }
     readers = simulation.network.consumers()
     found = []
     for node in nodes:

@@ -6,6 +6,7 @@ from dlqat_tf.quantizers.base import (
     WeightGrid,
     WeightQuantizer,
 )
+from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.pact import CGPACT, PACT
 from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
@@ -16,6 +17,7 @@ __all__ = [
     "PACT",
     "ActivationGrid",
     "ActivationQuantizer",
+    "InputQuantizer",
     "SATWeights",
     "SymmetricWeights",
     "Unwrapped",

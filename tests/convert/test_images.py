@@ -43,17 +43,34 @@ def test_images_that_files_take(images):
     [
         (PIXELS, "0 to 255"),
         (PIXELS.astype(np.float32), "0 to 255"),
+    ],
+)
+def test_pixels_for_a_model_that_does_not_rescale_them(images, received):
+    with pytest.raises(
+        ConversionError, match=rf"from 0 to 1 in the images for 'images'.*Received: {received}\. D"
+    ):
+        quantize(network(), images=images)
+
+
+@pytest.mark.parametrize(
+    ("images", "received"),
+    [
         (PIXELS / 127.5 - 1, "-1 to 1"),
         ((PIXELS / 255 - 0.5) / 0.25, "-2 to 2"),
         (PIXELS / 255 - 0.01, "-0.01 to 0.99"),
         (PIXELS / 250, "0 to 1.02"),
     ],
 )
-def test_images_that_no_file_takes(images, received):
-    with pytest.raises(
-        ConversionError, match=rf"from 0 to 1 in the images for 'images'.*Received: {received}\. D"
-    ):
-        quantize(network(), images=images)
+def test_other_images_are_rounded_as_values_and_the_report_says_so(images, received):
+    model, report = quantize(network(), images=images)
+    assert f"from {received}, which are not pixels / 255" in report.notes[0]
+    quantizer = model.get_layer("images_codes")
+    assert (quantizer.signed, quantizer.preprocessing) == (images.min() < 0, None)
+    assert report.ranges["images_codes"] == pytest.approx(np.abs(images).max(), rel=0.03)
+    # Said to be prepared, they have to be as they would be.
+    quantize(network(), images=np.float32(PIXELS / 127.5 - 1), preprocessing="tf")
+    with pytest.raises(ConversionError, match=r"from -1 to 1 .*Received: -2 to 2\. Prepare"):
+        quantize(network(), images=(PIXELS / 255 - 0.5) / 0.25, preprocessing="tf")
 
 
 def test_models_that_rescale_take_pixels():
@@ -63,15 +80,6 @@ def test_models_that_rescale_take_pixels():
     for images, received in ((PIXELS / 255, "0 to 1"), (PIXELS - 128.0, "-128 to 127")):
         with pytest.raises(ConversionError, match=rf"0 to 255 .*Received: {received}\. The model"):
             quantize(source, images=images)
-
-
-def test_other_preparation_is_reported_and_any_range_taken():
-    source = network(layers.Rescaling(1 / 127.5, -1.0, name="rescaling"))
-    _, report = quantize(source, images=PIXELS)
-    assert "'rescaling': files hold no rescaling with an offset" in report.notes[-1]
-    source = network(layers.Normalization(mean=127.0, variance=64.0**2, name="prepare"))
-    _, report = quantize(source, images=PIXELS, overrides={"prepare": "float"})
-    assert "'prepare': files hold no Normalization" in report.notes[-1]
 
 
 def test_what_is_no_image_has_any_range():

@@ -47,6 +47,35 @@ class LayerStorage:
 
 
 @dataclass(frozen=True)
+class FileInput:
+    """What a file takes.
+
+    Attributes:
+        name: Of the input.
+        shape: Of one image, or of other values.
+        type: "uint8", "int8", "float32" or another type of TFLite.
+        scale: Of an integer type, value = scale * (code - zero point); None where the file says
+            none.
+        zero_point: Likewise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    scale: float | None
+    zero_point: int | None
+
+    def __str__(self):
+        shape = "x".join(map(str, self.shape))
+        meaning = ""
+        if self.scale is not None:
+            code = "code" if not self.zero_point else f"(code - {self.zero_point})"
+            code = code.replace("- -", "+ ")
+            meaning = f", value = {self.scale:.6g} * {code}"
+        return f"input {self.name!r}: {self.type}, of shape {shape}{meaning}"
+
+
+@dataclass(frozen=True)
 class Census(Report):
     """Content of a .tflite file.
 
@@ -58,6 +87,7 @@ class Census(Report):
             its inputs, its output and what later operations read, for one image.
         operators: Count of each operation.
         constants: Bytes of each constant tensor; a buffer that several share counts once.
+        inputs: What it takes.
         layers: Storage of each layer with weights.
         warnings: What will run slower than its width suggests.
     """
@@ -68,6 +98,7 @@ class Census(Report):
     peak_activation_bytes: int
     operators: dict[str, int]
     constants: dict[str, int]
+    inputs: list[FileInput]
     layers: list[LayerStorage]
     warnings: list[str]
 
@@ -91,6 +122,7 @@ class Census(Report):
         constants = sum(self.constants.values())
         return [
             layers,
+            *map(str, self.inputs),
             f"operations: {counts}",
             f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
             f"computed tensors of one image at their peak {self.peak_activation_bytes:,} bytes",
@@ -152,6 +184,7 @@ def count(data: bytes, path: str | Path) -> Census:
         peak_activation_bytes=_peak_activation_bytes(model),
         operators=dict(Counter(names)),
         constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
+        inputs=[_input(graph.tensors[int(i)]) for i in graph.inputs],
         layers=layers,
         warnings=list(dict.fromkeys(warnings)),
     )
@@ -199,6 +232,18 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     if number == schema.BuiltinOperator.CUSTOM:
         return code.customCode.decode()
     return OPERATORS[number]
+
+
+def _input(tensor: schema.TensorT) -> FileInput:
+    quantization = tensor.quantization
+    has_scale = quantization is not None and quantization.scale is not None
+    return FileInput(
+        name=_name(tensor),
+        shape=tuple(map(int, tensor.shape[1:])),
+        type=_TYPES[tensor.type],
+        scale=float(quantization.scale[0]) if has_scale else None,
+        zero_point=int(quantization.zeroPoint[0]) if has_scale else None,
+    )
 
 
 def _name(tensor: schema.TensorT) -> str:

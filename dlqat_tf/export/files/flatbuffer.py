@@ -33,6 +33,7 @@ _VERSIONS = {
     "DEPTHWISE_CONV_2D": 3,
     "DEQUANTIZE": 2,
     "FULLY_CONNECTED": 4,
+    "GATHER": 2,
     "MAX_POOL_2D": 2,
     "MAXIMUM": 2,
     "MEAN": 2,

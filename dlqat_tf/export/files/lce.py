@@ -10,13 +10,12 @@ from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import without_notes
+from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
 from dlqat_tf.export.files.tflite import (
     Built,
     ExportReport,
-    Images,
     assemble,
     finish,
-    input_type_name,
     measure,
     targets_of,
 )
@@ -44,7 +43,7 @@ def to_lce(
     model: tf.keras.Model,
     path: str | Path,
     *,
-    input_type: str | tf.DType = "uint8",
+    input_type: InputTypes = None,
     plane_limit: int = PLANE_LIMIT,
     calibration: Images | tf.data.Dataset | None = None,
     snap: bool = True,
@@ -81,7 +80,6 @@ def to_lce(
             run on binary kernels. No file is left.
     """
     path = Path(path)
-    input_type = input_type_name(input_type)
     if isinstance(plane_limit, bool) or not isinstance(plane_limit, int) or plane_limit < 1:
         raise ExportError(
             f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
@@ -95,7 +93,7 @@ def to_lce(
         plane_limit=plane_limit,
         clear=snap,
     )
-    _check_runs(built.data, network, input_type)
+    _check_runs(built)
     return finish(model, built, targets)
 
 
@@ -103,7 +101,7 @@ def build(
     network: IntegerNetwork,
     calibrate=None,
     *,
-    input_type: str = "uint8",
+    input_type: InputTypes = None,
     plane_limit: int = PLANE_LIMIT,
     clear: bool = True,
 ) -> Built:
@@ -160,8 +158,8 @@ class _BinaryWriter(Writer):
     Tensors between a layer's operations have no names: those would be a percent of the file.
     """
 
-    def __init__(self, network, input_type):
-        super().__init__(network, input_type)
+    def __init__(self, network, input_types):
+        super().__init__(network, input_types)
         self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
         self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
 
@@ -353,6 +351,13 @@ def open_interpreter(data: bytes, *, threads: int = 2, xnnpack: bool = True):
         raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
 
 
-def _check_runs(data: bytes, network: IntegerNetwork, input_type: str) -> None:
-    images = [np.zeros((1, *node.shape), input_type) for node in network.inputs]
-    open_interpreter(data).predict(images)
+def _check_runs(built: Built) -> None:
+    inputs = built.planned.inputs
+    images = [np.zeros((1, *each.shape), built.input_types[each.name]) for each in inputs]
+    open_interpreter(built.data).predict(images)
+    check_lookups(
+        built.data,
+        built.planned,
+        built.input_types,
+        lambda data: open_interpreter(data).predict,
+    )

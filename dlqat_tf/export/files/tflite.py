@@ -16,16 +16,20 @@ from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.datasets import first_images
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.census import Census, census
-from dlqat_tf.export.files.writer import INPUT_TYPES, Writer
+from dlqat_tf.export.files.inputs import (
+    Images,
+    InputTypes,
+    arrays_of,
+    check_lookups,
+    input_types,
+)
+from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError, Input, IntegerNetwork, Weighted
+from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.integer.plan import plan
-from dlqat_tf.export.integer.simulate import by_input, measured_ranges
+from dlqat_tf.export.integer.simulate import measured_ranges
 from dlqat_tf.export.integer.snap import Shift, SnapReport, snap
 from dlqat_tf.report import Report
-
-# One array; for a model of several inputs one for each, in their order or by their names.
-Images = np.ndarray | list[np.ndarray] | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def to_tflite(
     model: tf.keras.Model,
     path: str | Path,
     *,
-    input_type: str | tf.DType = "uint8",
+    input_type: InputTypes = None,
     weights: str = "int8",
     calibration: Images | tf.data.Dataset | None = None,
     snap: bool = True,
@@ -87,8 +91,11 @@ def to_tflite(
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
         path: The file to write.
-        input_type: "uint8" pixels; "int8", pixels less 128; or "float32", pixels / 255. A dtype of
-            TensorFlow or numpy is as good as its name.
+        input_type: "uint8" pixels, of images only; "int8", codes of the first quantizer (of pixels
+            / 255, pixels less 128), whose scale and zero point the report says; or "float32", what
+            the model takes (of images, pixels / 255 or as they are prepared). A dtype of TensorFlow
+            or numpy is as good as its name. A dictionary of these by input name, or None for
+            "uint8" of images and "float32" of other inputs.
         weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
             Those run outside XNNPACK, several times slower and with their own rounding.
         calibration: Images, uint8 or float in [0, 1] (in [0, 255] too where the model rescales
@@ -105,7 +112,6 @@ def to_tflite(
         ExportError: An argument, the model or the folder is not as above. No file is left.
     """
     path = Path(path)
-    input_type = input_type_name(input_type)
     check_choice("weights", weights, ("int8", "int4"))
     targets = targets_of(path, snap, force)
     network = lower(model)
@@ -116,7 +122,7 @@ def to_tflite(
         weights=weights,
         clear=snap,
     )
-    _check_runs(built.data)
+    _check_runs(built)
     return finish(model, built, targets)
 
 
@@ -128,18 +134,20 @@ class Built:
         planned: The network with the kernel of every node decided.
         data: Content of the file.
         ranges: Ranges that were measured, by node: (lowest, highest) value.
+        input_types: By input.
     """
 
     planned: IntegerNetwork
     data: bytes
     ranges: dict[str, tuple[float, float]]
+    input_types: dict[str, str]
 
 
 def build(
     network: IntegerNetwork,
     calibrate=None,
     *,
-    input_type: str = "uint8",
+    input_type: InputTypes = None,
     weights: str = "int8",
     clear: bool = True,
 ) -> Built:
@@ -160,7 +168,7 @@ def build(
 
 
 def assemble(
-    writer, network, calibrate, input_type: str, *, int4: bool, plane_limit: int, clear: bool
+    writer, network, calibrate, input_type: InputTypes, *, int4: bool, plane_limit: int, clear: bool
 ) -> Built:
     """Plan a network and write it in memory by a class of writer."""
     ranges: dict[str, tuple[float, float]] = {}
@@ -169,6 +177,7 @@ def assemble(
         ranges.update(calibrate(network, names))
         return ranges
 
+    types = input_types(network, input_type)
     planned = plan(
         network,
         calibrate=None if calibrate is None else recording,
@@ -176,8 +185,10 @@ def assemble(
         plane_limit=plane_limit,
         clear=clear,
     )
-    record = dict(input_type=input_type, int4=int4, plane_limit=plane_limit, ranges=ranges)
-    return Built(planned, writer(planned, input_type).write(record), ranges)
+    record = dict(
+        input_type=list(types.values()), int4=int4, plane_limit=plane_limit, ranges=ranges
+    )
+    return Built(planned, writer(planned, types).write(record), ranges, types)
 
 
 def check_choice(name: str, value, expected: tuple[str, ...]) -> None:
@@ -186,15 +197,6 @@ def check_choice(name: str, value, expected: tuple[str, ...]) -> None:
         raise ExportError(
             f"Expected {name} to be one of {', '.join(expected)}. Received: {name}={value!r}."
         )
-
-
-def input_type_name(input_type) -> str:
-    """Return the name of one of the types that images may have in a file, given that or a dtype."""
-    name = input_type
-    with contextlib.suppress(TypeError):
-        name = tf.as_dtype(input_type).name
-    check_choice("input_type", name, INPUT_TYPES)
-    return name
 
 
 def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
@@ -208,68 +210,12 @@ def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
     return targets
 
 
-def pixels(images: Images, network: IntegerNetwork) -> list[np.ndarray]:
-    """Return images as uint8 pixels, in one array for each input.
-
-    Args:
-        images: An array; a list or tuple of one for each input; or a dictionary by input name.
-        network: What takes them.
-
-    Raises:
-        ExportError: There are arrays too many or too few, they are neither uint8 nor float in
-            [0, 1], of another size, or not equally many.
-    """
-    names = [node.name for node in network.inputs]
-    if isinstance(images, dict):
-        if set(images) != set(names):
-            raise ExportError(
-                f"Expected images by input name, for {', '.join(names)}. Received: images for "
-                f"{', '.join(map(str, images))}."
-            )
-        images = [images[name] for name in names]
-    arrays = by_input(images)
-    if len(arrays) != len(names):
-        raise ExportError(
-            f"Expected one array of images for each input, {', '.join(names)}. Received: "
-            f"{len(arrays)} for {len(names)}."
-        )
-    arrays = [_pixels(*each) for each in zip(arrays, network.inputs, strict=True)]
-    counts = [len(each) for each in arrays]
-    if len(set(counts)) > 1:
-        raise ExportError(
-            f"Expected as many images for each input, {', '.join(names)}. Received: "
-            f"{', '.join(map(str, counts))}."
-        )
-    return arrays
-
-
-def _pixels(images, node: Input) -> np.ndarray:
-    received, images = type(images).__name__, np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != node.shape or not len(images):
-        # Datasets and generators are arrays of no dimension.
-        shown = f"shape {images.shape}" if images.ndim else received
-        raise ExportError(
-            f"Expected images of shape (images, {', '.join(map(str, node.shape))}) for the input "
-            f"{node.name!r}. Received: {shown}."
-        )
-    if images.dtype == np.uint8:
-        return images
-    floats = np.issubdtype(images.dtype, np.floating)
-    if floats and images.min() >= 0 and images.max() <= 1:
-        return np.rint(images * 255).astype(np.uint8)
-    if floats and node.raw and images.min() >= 0 and images.max() <= 255:
-        return np.rint(images).astype(np.uint8)
-    raise ExportError(
-        "Expected uint8 images or float ones in [0, 1]. Received: "
-        f"{images.dtype} from {images.min()} to {images.max()}."
-    )
-
-
 def measure(images: Images | tf.data.Dataset | None, network: IntegerNetwork):
     """Return the ``calibrate`` function for images, or None where there are none."""
     if isinstance(images, tf.data.Dataset):
-        images, _ = first_images(images, [4] * len(network.inputs), ExportError)
-    return None if images is None else measured_ranges(pixels(images, network))
+        ranks = [len(node.shape) + 1 for node in network.inputs]
+        images, _ = first_images(images, ranks, ExportError)
+    return None if images is None else measured_ranges(arrays_of(images, network))
 
 
 def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportReport:
@@ -310,6 +256,18 @@ def _saved(model: tf.keras.Model | None, path: Path) -> Iterator[Path | None]:
         yield temporary
 
 
+def _opened(data: bytes):
+    interpreter = tflite_interpreter(data)
+
+    def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        for details, each in zip(interpreter.get_input_details(), inputs, strict=True):
+            interpreter.set_tensor(details["index"], each)
+        interpreter.invoke()
+        return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
+
+    return run
+
+
 def _dead_channels(network: IntegerNetwork) -> list[str]:
     found = []
     for node in network:
@@ -321,9 +279,10 @@ def _dead_channels(network: IntegerNetwork) -> list[str]:
     return found
 
 
-def _check_runs(data: bytes) -> None:
+def _check_runs(built: Built) -> None:
     """Run the file once, so that no file that cannot run is ever written."""
     try:
-        tflite_interpreter(data).invoke()
+        tflite_interpreter(built.data).invoke()
+        check_lookups(built.data, built.planned, built.input_types, _opened)
     except (RuntimeError, ValueError) as error:
         raise ExportError(f"The interpreter refuses the file that was built: {error}") from error

@@ -9,9 +9,19 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.export.integer.inputs import (
+    Prepared,
+    arithmetic,
+    input_node,
+    lookup,
+    prepared,
+    prepares,
+    resolved,
+)
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
+    Affine,
     AveragePool,
     Concatenate,
     Convolution,
@@ -31,7 +41,13 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
-from dlqat_tf.quantizers import ActivationQuantizer, Unwrapped, WeightQuantizer, unwrapped
+from dlqat_tf.quantizers import (
+    ActivationQuantizer,
+    InputQuantizer,
+    Unwrapped,
+    WeightQuantizer,
+    unwrapped,
+)
 
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
@@ -79,8 +95,8 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
             "tf.keras.Model(model.inputs, model.outputs[0])."
         )
     lowering = _Lowering()
-    lowering.model(model, [lowering.add(_input(tensor)) for tensor in model.inputs], "")
-    return IntegerNetwork(tuple(_simplified(_folded(lowering.nodes))))
+    lowering.model(model, [lowering.add(input_node(tensor)) for tensor in model.inputs], "")
+    return IntegerNetwork(tuple(_simplified(_folded(resolved(lowering.nodes)))))
 
 
 class _Lowering:
@@ -103,13 +119,13 @@ class _Lowering:
 
         def visit(call, inputs: list[str]) -> list[str]:
             mode = training_of(call, training)
-            return [self.layer(call.layer, inputs, prefix, mode)]
+            return [self.layer(call, inputs, prefix, mode)]
 
         return follow(model, sources, visit)[0]
 
-    def layer(self, layer, inputs: list[str], prefix: str, training: bool | None) -> str:
-        """Add the nodes of one layer and return the name of its output."""
-        name = prefix + layer.name
+    def layer(self, call, inputs: list[str], prefix: str, training: bool | None) -> str:
+        """Add the nodes of a call of one layer and return the name of its output."""
+        layer, name = call.layer, prefix + call.layer.name
         if training and isinstance(layer, (_layers.Dropout, _layers.BatchNormalization)):
             raise _unsupported(name, layer, "it is called with training=True")
         if isinstance(layer, tf.keras.Model):
@@ -118,6 +134,8 @@ class _Lowering:
             if len(layer.outputs) != 1:
                 raise _unsupported(name, layer, f"it has {len(layer.outputs)} outputs, not one")
             return self.model(layer, inputs, name + "/", training)
+        if prepares(layer) and len(inputs) == 1:
+            return self.preparation(call, name, *inputs)
         try:
             parts = unwrapped(layer)
         except ValueError as error:
@@ -127,6 +145,20 @@ class _Lowering:
             return output
         around = dict(name=f"{name}_output", inputs=(output,))
         return self.add(_activation(parts.output_quantizer, around))
+
+    def node(self, name: str) -> Node:
+        """Return a node that was added."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def preparation(self, call, name: str, source: str) -> str:
+        """Add arithmetic on each channel, such as what prepares an input."""
+        around, node = dict(name=name, inputs=(source,)), self.node(source)
+        if isinstance(node, Prepared) or (isinstance(node, Input) and node.preprocessing):
+            return self.add(prepared(call, node, around))
+        affine = arithmetic(call)
+        if affine is None or not affine.keeps_order:
+            raise _unsupported(name, call.layer, "it is no gain and offset of the channels")
+        return self.add(_Affine(**around, layer=name, gain=affine.gain, offset=affine.offset))
 
     def bare(self, parts: Unwrapped, name: str, inputs: list[str]) -> str:
         """Add the nodes of a layer without what a wrapper does to its output."""
@@ -143,7 +175,12 @@ class _Lowering:
         if isinstance(layer, Head):
             return self.add(_head(layer, shared))
         if isinstance(layer, (ActivationQuantizer, *_SIGNS)):
-            return self.add(_activation(layer, shared))
+            node, source = _activation(layer, shared), self.node(inputs[0])
+            is_image = isinstance(source, Input) and source.preprocessing is not None
+            is_image = is_image or isinstance(source, Prepared)
+            if is_image and isinstance(layer, InputQuantizer):
+                node = lookup(layer, source, node)
+            return self.add(node)
         if kind in _WEIGHTED:
             return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
@@ -159,11 +196,6 @@ class _Lowering:
         ):
             without = f"tf.keras.Model(model.inputs, model.get_layer({layer.name!r}).input)"
             raise _unsupported(name, layer, f"it is a softmax; export {without}: same arg-max")
-        if kind is _layers.Rescaling:
-            gain, offset = np.float64(layer.scale), np.float64(layer.offset)
-            if np.ndim(gain) or np.any(offset):
-                raise _unsupported(name, layer, "it has an offset, or one scale per channel")
-            return self.add(_Affine(**shared, layer=name, gain=gain, offset=offset))
         if kind is _layers.Add:
             return self.add(Add(**shared))
         if kind is _layers.Concatenate:
@@ -187,8 +219,6 @@ class _Lowering:
             return self.add(Reshape(name=f"{name}_flat", inputs=(pooled,), shape=(channels,)))
         if kind in (_layers.Flatten, _layers.Reshape):
             shape = layer.compute_output_shape((None, *self.shapes[inputs[0]]))[1:]
-            if len(shape) not in (1, 3):
-                raise _unsupported(name, layer, f"its output shape {tuple(shape)} is no image")
             return self.add(Reshape(**shared, shape=tuple(shape)))
         if kind is _layers.Activation:
             raise _unsupported(name, layer, _refused(layer.activation))
@@ -220,7 +250,10 @@ class _Lowering:
             if len(self.shapes[shared["inputs"][0]]) == 1:
                 output = self.add(Dense(**shared))
             else:
-                output = self.add(Convolution(**shared | dict(weights=weights[None, None])))
+                convolution = Convolution(**shared | dict(weights=weights[None, None]))
+                shape = self.shapes[shared["inputs"][0]]
+                for node in on_images(convolution, shape):
+                    output = self.add(node)
         else:
             padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
             output = self.add(
@@ -253,19 +286,6 @@ _WEIGHTED = (
     lq.layers.QuantDepthwiseConv2D,
     lq.layers.QuantDense,
 )
-
-
-def _input(tensor) -> Input:
-    name, shape = tensor.node.layer.name, tuple(tensor.shape[1:])
-    if len(shape) != 3 or None in shape:
-        vector = " A vector of features is no image: files take pixels, 0 to 255 for 0 to 1."
-        raise ExportError(
-            "Expected images of a fixed size, (height, width, channels): kernels are planned for "
-            f"one size. Received: input {name!r} of shape {shape}. Build the model with "
-            "tf.keras.Input((height, width, channels)) and load its weights."
-            f"{vector if len(shape) == 1 else ''}"
-        )
-    return Input(name=name, shape=shape)
 
 
 def _unsupported(name: str, layer, reason: str) -> ExportError:
@@ -367,6 +387,35 @@ def _batch_norm(layer, shared: dict) -> Node:
     return _Affine(**shared, layer=name, gain=gain, offset=beta - mean * gain)
 
 
+def is_measured(node: Node, nodes: list[Node]) -> bool:
+    """Return whether a node gives the float values of an input, moved or scaled."""
+    if isinstance(node, (Affine, Reshape)):
+        return is_measured(next(each for each in nodes if each.name == node.inputs[0]), nodes)
+    return isinstance(node, Input) and node.preprocessing is None
+
+
+def on_images(node: Convolution, shape: tuple[int, ...]) -> list[Node]:
+    """Return a convolution of one position, behind and before what makes images of its input.
+
+    Args:
+        node: The convolution.
+        shape: Of what it reads, which need not be an image.
+    """
+    if len(shape) == 3:
+        return [node]
+    image = Reshape(
+        name=f"{node.name}_image",
+        inputs=node.inputs,
+        shape=(int(np.prod(shape[:-1])), 1, shape[-1]),
+    )
+    back = (*shape[:-1], len(node.bias))
+    return [
+        image,
+        replace(node, inputs=(image.name,)),
+        Reshape(name=f"{node.name}_back", inputs=(node.name,), shape=back),
+    ]
+
+
 def _replaced(nodes: list[Node], old: str, new: str) -> list[Node]:
     """Return the nodes with every reading of ``old`` turned to ``new``."""
     return [
@@ -380,25 +429,38 @@ def _replaced(nodes: list[Node], old: str, new: str) -> list[Node]:
 def _folded(nodes: list[Node]) -> list[Node]:
     """Fold every batch norm into the convolution before it, or make it a depthwise one."""
     while affine := next((node for node in nodes if isinstance(node, _Affine)), None):
-        source = next(node for node in nodes if node.name == affine.inputs[0])
-        readers = sum(affine.inputs[0] in node.inputs for node in nodes)
+        source, readers = _folded_into(affine, nodes)
         position = nodes.index(affine)
-        if isinstance(source, Input) and affine.gain.ndim == 0:
-            if readers > 1 or not np.isclose(affine.gain, 1 / 255, rtol=1e-6):
-                raise ExportError(
-                    f"Layer {affine.name!r} rescales the image by {affine.gain:g}: expected 1/255, "
-                    "pixels from 0 to 255 to values from 0 to 1, and no other reader of the image."
-                )
-            nodes = _replaced(nodes[:position] + nodes[position + 1 :], affine.name, source.name)
-            nodes = [replace(node, raw=True) if node is source else node for node in nodes]
-            continue
-        if isinstance(source, Weighted) and readers == 1:
+        if is_measured(source, nodes):
+            channels = IntegerNetwork(tuple(nodes[:position])).shapes[source.name][-1]
+            gain, offset = (
+                np.broadcast_to(part, channels).astype(np.float32)
+                for part in (affine.gain, affine.offset)
+            )
+            scaled = Affine(name=affine.name, inputs=affine.inputs, gain=gain, offset=offset)
+            nodes = [*nodes[:position], scaled, *nodes[position + 1 :]]
+        elif isinstance(source, Weighted) and readers == 1:
             folded = _with_gain(source, affine)
             nodes = [folded if node is source else node for node in nodes]
-            nodes = _replaced(nodes[:position] + nodes[position + 1 :], affine.name, source.name)
+            nodes = nodes[:position] + nodes[position + 1 :]
+            nodes = _replaced(nodes, affine.name, affine.inputs[0])
         else:
-            nodes = [*nodes[:position], _as_depthwise(affine, nodes), *nodes[position + 1 :]]
+            before = nodes[:position]
+            shape = IntegerNetwork(tuple(before)).shapes[affine.inputs[0]]
+            many = on_images(_as_depthwise(affine, shape[-1]), shape)
+            nodes = before + many + _replaced(nodes[position + 1 :], affine.name, many[-1].name)
     return nodes
+
+
+def _folded_into(affine: _Affine, nodes: list[Node]) -> tuple[Node, int]:
+    """Return what computes the channels that a batch norm reads, and how many nodes read those."""
+    source = next(node for node in nodes if node.name == affine.inputs[0])
+    readers = sum(source.name in node.inputs for node in nodes)
+    if isinstance(source, Reshape) and readers == 1:
+        before = next(node for node in nodes if node.name == source.inputs[0])
+        if isinstance(before, Weighted) and len(before.bias) == source.shape[-1]:
+            return before, sum(before.name in node.inputs for node in nodes)
+    return source, readers
 
 
 def _with_gain(node: Weighted, affine: _Affine) -> Weighted:
@@ -415,8 +477,7 @@ def _with_gain(node: Weighted, affine: _Affine) -> Weighted:
     return replace(node, weights=weights, step=step, bias=bias, bias_sources=sources)
 
 
-def _as_depthwise(affine: _Affine, nodes: list[Node]) -> Convolution:
-    channels = IntegerNetwork(tuple(nodes[: nodes.index(affine)])).shapes[affine.inputs[0]][-1]
+def _as_depthwise(affine: _Affine, channels: int) -> Convolution:
     gain, offset = (np.broadcast_to(part, channels) for part in (affine.gain, affine.offset))
     return Convolution(
         name=affine.name,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dlqat_tf.preprocessing import UNIT, Preprocessing
 from dlqat_tf.quantizers import ActivationGrid
 
 
@@ -36,20 +37,24 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Node):
-    """Images: the integers 0 to 255, standing for [0, 1].
+    """Images: the integers 0 to 255, standing for [0, 1] where no :class:`Lookup` reads them.
+
+    Or float values, which an :class:`Activation` rounds.
 
     Attributes:
-        shape: (height, width, channels).
-        raw: Whether the Keras model takes the integers (it starts by rescaling them).
+        shape: Without the batch; of images (height, width, channels).
+        preprocessing: What the Keras model expects to have been done to pixels; None for float
+            values.
     """
 
     shape: tuple[int, ...]
-    raw: bool = False
+    preprocessing: Preprocessing | None = UNIT
 
     @property
-    def grid(self) -> ActivationGrid:
+    def grid(self) -> ActivationGrid | None:
         """Codes of the pixels."""
-        return ActivationGrid(0, 255, np.float32(1 / 255))
+        is_image = self.preprocessing is not None
+        return ActivationGrid(0, 255, np.float32(1 / 255)) if is_image else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +140,29 @@ class Activation(Node):
     grid: ActivationGrid
     bits: int
     calibrated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup(Activation):
+    """Codes of prepared pixels, one for each of 256 values of each channel.
+
+    Attributes:
+        values: float32 (256, channels), what the activation rounds.
+        codes: int16 (256, channels), what it makes of them.
+        order: The channel of the image that each channel comes from.
+    """
+
+    values: np.ndarray
+    codes: np.ndarray
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Node):
+    """Float values times ``gain`` plus ``offset``, both float32 (channels,)."""
+
+    gain: np.ndarray
+    offset: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)

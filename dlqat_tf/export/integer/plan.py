@@ -25,6 +25,7 @@ from dlqat_tf.export.integer.network import (
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Lookup,
     MaxPool,
     Node,
     Pad,
@@ -177,7 +178,7 @@ def _with_common_grids(network: IntegerNetwork) -> IntegerNetwork:
                         inputs[i] = f"{node.name}_input{i + 1}"
                         again = Activation(name=inputs[i], inputs=(name,), grid=common, bits=8)
                         nodes += _rescaled(again, network.shapes[name])
-        if isinstance(node, Activation) and known[inputs[0]]:
+        if isinstance(node, Activation) and known[inputs[0]] and not isinstance(node, Lookup):
             nodes += _rescaled(node, network.shapes[inputs[0]])
         else:
             nodes.append(replace(node, inputs=tuple(inputs)))
@@ -276,7 +277,7 @@ def _pads_signs(node: Convolution, shape: tuple[int, ...]) -> bool:
 
 
 def _hidden(node: Convolution, by_name: dict[str, Node]) -> bool:
-    return not isinstance(by_name[node.inputs[0]], Input)
+    return not isinstance(by_name[node.inputs[0]], (Input, Lookup))
 
 
 def _activation_bits(grid: ActivationGrid | None) -> int | None:

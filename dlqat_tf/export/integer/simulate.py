@@ -23,6 +23,7 @@ from dlqat_tf.export.integer.integers import (
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
+    Affine,
     AveragePool,
     Concatenate,
     Convolution,
@@ -30,6 +31,7 @@ from dlqat_tf.export.integer.network import (
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Lookup,
     MaxPool,
     Node,
     Pad,
@@ -91,8 +93,8 @@ class Simulation:
         """Return the outputs of the last node and of the nodes in ``names``.
 
         Args:
-            images: uint8 (batch, height, width, channels), or a list of one such array for each
-                input.
+            images: uint8 pixels (batch, height, width, channels), or float32 values of an input
+                that is no image; or a list of one such array for each input.
             names: Nodes to return beside the last one.
         """
         wanted = {*names, self.network.nodes[-1].name}
@@ -118,6 +120,9 @@ class Simulation:
     def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Sum:
         """Return a node's value, given the values of its inputs."""
         match node:
+            case Lookup():
+                codes = node.codes[inputs[0][..., node.order], np.arange(len(node.order))]
+                return codes.astype(np.int32)
             case Activation():
                 return self._round(node, inputs[0])
             case Weighted() if is_integer(node):
@@ -335,6 +340,8 @@ def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
             for value in inputs[1:]:
                 total = total + value
             return total
+        case Affine():
+            return inputs[0] * node.gain + node.offset
         case Sign():
             return np.where(inputs[0] >= 0, np.float32(1), np.float32(-1))
         case ReLU():

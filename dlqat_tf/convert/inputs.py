@@ -1,0 +1,195 @@
+"""What the inputs of a model take: pixels, prepared in the model or before it, or other values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.convert.report import ConversionError
+from dlqat_tf.graph import tensors_of
+from dlqat_tf.preprocessing import RAW, UNIT, Preprocessing, affine_of, preprocessing_of
+from dlqat_tf.quantizers.input import range_of
+
+_layers = tf.keras.layers
+
+VALUES = "values"
+# What Keras makes layers of where a model computes with tensors; what Lambda layers hold is code.
+_OPERATORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
+
+
+def arithmetic(call) -> object | None:
+    """Return the :class:`~dlqat_tf.preprocessing.Affine` that a call does to an input, or None."""
+    known = type(call.layer) in (_layers.Rescaling, _layers.Normalization)
+    if not (known or type(call.layer).__name__ in _OPERATORS) or len(call.inputs) != 1:
+        return None
+    (source, _) = call.inputs[0]
+    if source.role != "input" and source.affine is None:
+        return None
+    (tensor,) = tensors_of(call.node)
+    shape = tuple(tensor.shape[1:])
+    if not shape or shape[-1] is None:
+        return None
+    return affine_of(lambda values: call.apply(call.layer, [values])[0], shape, tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one input takes.
+
+    Attributes:
+        preprocessing: What is done to pixels outside of the model; None for other values.
+        examples: Values (count, channels) that reach the model: all that there may be where the
+            preprocessing is known, the extremes of each channel on the images, or None.
+        note: What the user should know.
+    """
+
+    preprocessing: Preprocessing | None
+    examples: np.ndarray | None
+    note: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        return self.preprocessing is not None
+
+
+def taken(image, setting, values: np.ndarray | None) -> Taken:
+    """Return what an input takes.
+
+    Args:
+        image: The call of the input.
+        setting: What the user says of its preprocessing, or None.
+        values: The images, or None.
+
+    Raises:
+        ConversionError: The setting is none, or the images are not what the model takes.
+    """
+    shape = image.layer.output.shape[1:]
+    preprocessing, note = None, ""
+    if setting is not None:
+        preprocessing = _of_setting(image.name, setting, shape)
+    elif shape.rank == 3 or _rescales(image):
+        preprocessing, note = _of_values(image, values)
+    if preprocessing is not None:
+        if values is not None:
+            _check(image, preprocessing, values)
+        return Taken(preprocessing, preprocessing.of_all_pixels(shape[-1]), note)
+    if values is None:
+        return Taken(None, None, note)
+    flat = values.reshape(-1, values.shape[-1])
+    return Taken(None, np.stack([flat.min(0), flat.max(0)]), note)
+
+
+def prepared(call, examples: np.ndarray) -> np.ndarray:
+    """Return what the arithmetic up to a call makes of values of its input."""
+    if call.role == "input":
+        return examples
+    before = prepared(call.inputs[0][0], examples)
+    return before[:, list(call.affine.order)] * call.affine.gain + call.affine.offset
+
+
+def is_unit(values: np.ndarray) -> bool:
+    """Return whether the 256 values of all channels are pixels / 255, which files take as codes."""
+    return bool(np.allclose(values, UNIT.of_all_pixels(values.shape[1]), rtol=0, atol=1e-6))
+
+
+def too_narrow(name: str, examples: np.ndarray) -> str:
+    """Return a note on channels of measurements that one step for all of them rounds away."""
+    alpha, signed = range_of(examples)
+    step = alpha / (127 if signed else 255)
+    spans = examples.max(0) - examples.min(0)
+    lost = int(np.sum((spans > 0) & (spans < 4 * step)))
+    if not lost:
+        return ""
+    return (
+        f"{lost} of the {len(spans)} channels of {name!r} differ by less than four of the 256 "
+        "steps that all channels share: put a Normalization or BatchNormalization layer behind "
+        "the input of the float model, which brings them to one scale before they are rounded."
+    )
+
+
+def _rescales(image) -> bool:
+    return any(
+        reader.affine is not None
+        and np.allclose(reader.affine.gain, 1 / 255, rtol=1e-5)
+        and np.abs(reader.affine.offset).max() < 1e-6
+        for reader in image.readers
+    )
+
+
+def _of_setting(name: str, setting, shape) -> Preprocessing | None:
+    if isinstance(setting, str) and setting == VALUES:
+        return None
+    try:
+        preprocessing = preprocessing_of(setting)
+        preprocessing.check_channels(shape[-1])
+    except ValueError as error:
+        raise ConversionError(
+            f'For the input {name!r}: {error} "values" stands for inputs that are no images.'
+        ) from None
+    return preprocessing
+
+
+def _of_values(image, values: np.ndarray | None) -> tuple[Preprocessing | None, str]:
+    """Return what is done to pixels outside, as the model and its images tell."""
+    is_prepared = any(reader.affine is not None for reader in image.readers)
+    if values is None and is_prepared and not _rescales(image):
+        return RAW, (
+            f"Without images: {image.name!r} is taken to be pixels from 0 to 255, which the model "
+            "prepares. Where it gets pixels / 255, pass preprocessing=dlqat_tf.Preprocessing()."
+        )
+    if values is None:
+        return (RAW if is_prepared else UNIT), ""
+    is_whole = np.array_equal(values, np.rint(values))
+    if is_prepared:
+        fractions = UNIT.fits(values) and not is_whole and not _rescales(image)
+        return (UNIT if fractions else RAW), ""
+    if UNIT.fits(values) or (is_whole and RAW.fits(values)):
+        return UNIT, ""  # whole pixels are refused: it is likelier that a division was forgotten
+    return None, (
+        f"The images for {image.name!r} are from {values.min():g} to {values.max():g}, which are "
+        "not pixels / 255: files take these values, as float32 or int8, in the range of these "
+        'images. For files that take pixels: preprocessing="tf", "caffe", "torch" or '
+        "Preprocessing(mean=, std=), here or in to_tflite and to_lce."
+    )
+
+
+def _check(image, preprocessing: Preprocessing, values: np.ndarray) -> None:
+    """Raise unless the values can be those of pixels."""
+    # Fractions up to 1 where 255 is white: they have been divided already.
+    divided = preprocessing == RAW and values.max() <= 1
+    divided = divided and not np.array_equal(values, np.rint(values))
+    if preprocessing.fits(values) and not divided:
+        return
+    ends = preprocessing.of_all_pixels(values.shape[-1])
+    if preprocessing == RAW:
+        advice = "The model prepares pixels itself: pass them as they are."
+        if _rescales(image):
+            advice = "The model rescales by 1 / 255 itself: pass the pixels as they are."
+    elif preprocessing == UNIT:
+        advice = (
+            "Divide pixels by 255, or put a Rescaling(1 / 255) directly after the input of the "
+            'float model. For other preparation, pass preprocessing="tf", "caffe", "torch" or '
+            'Preprocessing(mean=, std=); for what is no image, preprocessing="values".'
+        )
+    else:
+        advice = "Prepare the images as preprocessing says."
+    raise ConversionError(
+        f"Expected values from {ends.min():g} to {ends.max():g} in the images for {image.name!r}, "
+        "since exported files take pixels from 0 to 255 for them. Received: "
+        f"{values.min():g} to {values.max():g}. {advice}"
+    )
+
+
+def settings_of(preprocessing, names: list[str]) -> dict[str, object]:
+    """Return what the user says of each input: one thing for all, or a dict by name."""
+    if not isinstance(preprocessing, dict):
+        return dict.fromkeys(names, preprocessing)
+    unknown = sorted(map(str, set(preprocessing) - set(names)))
+    if unknown:
+        raise ConversionError(
+            f"Expected preprocessing by input name, of {', '.join(names)}. Received: "
+            f"{', '.join(unknown)}."
+        )
+    return {name: preprocessing.get(name) for name in names}

@@ -1,0 +1,180 @@
+"""What a model reads, in the integer network: pixels, what becomes of them, and other values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.export.integer.network import ExportError, Input, Lookup, Node
+from dlqat_tf.graph import apply, tensors_of
+from dlqat_tf.preprocessing import RAW, UNIT, Affine, ChannelAffine, Preprocessing, affine_of
+from dlqat_tf.quantizers import InputQuantizer
+
+_layers = tf.keras.layers
+_OPERATORS = ("TFOpLambda", "SlicingOpLambda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Node):
+    """Arithmetic on the pixels of its input, before it is rounded.
+
+    Attributes:
+        values: float32 (256, channels), what it makes of each pixel.
+        order: The channel of the image that each channel comes from.
+    """
+
+    values: np.ndarray
+    order: tuple[int, ...]
+
+
+def input_node(tensor) -> Input:
+    """Return the node of an input of a model."""
+    layer, shape = tensor.node.layer, tuple(tensor.shape[1:])
+    if not 1 <= len(shape) <= 4:
+        raise ExportError(
+            f"Expected inputs of one to four dimensions without the batch. Received: input "
+            f"{layer.name!r} of shape {shape}."
+        )
+    if None in shape:
+        raise ExportError(
+            f"Expected inputs of a fixed size: kernels are planned for one. Received: input "
+            f"{layer.name!r} of shape {shape}. Say which: size=(height, width)."
+        )
+    return Input(name=layer.name, shape=shape, preprocessing=_preprocessing(layer, shape))
+
+
+def _preprocessing(layer, shape: tuple[int, ...]) -> Preprocessing | None:
+    """Return what the model expects to have been done to pixels: its quantizer or its form says."""
+    rest, seen = [layer], set()
+    while rest:
+        for node in rest.pop().outbound_nodes:
+            reader = node.layer
+            if isinstance(reader, InputQuantizer):
+                return reader.preprocessing
+            passes = prepares(reader) or isinstance(reader, _layers.BatchNormalization)
+            if reader not in seen and (passes or not reader.weights):
+                seen.add(reader)
+                rest.append(reader)
+    rescales = any(_rescales(node) for node in layer.outbound_nodes)
+    if len(shape) != 3 and not rescales:
+        return None
+    return RAW if rescales else UNIT
+
+
+def _rescales(node) -> bool:
+    affine = arithmetic(node) if prepares(node.layer) else None
+    return affine is not None and bool(
+        np.allclose(affine.gain, 1 / 255, rtol=1e-5) and np.abs(affine.offset).max() < 1e-6
+    )
+
+
+def prepares(layer) -> bool:
+    """Return whether a layer may be arithmetic that prepares an input."""
+    known = (_layers.Rescaling, _layers.Normalization, ChannelAffine)
+    return type(layer) in known or type(layer).__name__ in _OPERATORS
+
+
+def arithmetic(node) -> Affine | None:
+    """Return the arithmetic that the call of such a layer does, None where it does another."""
+    tensors = tensors_of(node)
+    if len(tensors) != 1 or not tensors[0].shape.rank or tensors[0].shape[-1] is None:
+        return None
+    return affine_of(
+        lambda values: apply(node, node.layer, [values])[0], tensors[0].shape[1:], tensors[0].dtype
+    )
+
+
+def prepared(node, source: Input | Prepared, around: dict) -> Prepared:
+    """Return what the call of a layer makes of pixels."""
+    layer, affine = node.layer, arithmetic(node)
+    before = _of(source)
+    if affine is None:
+        raise ExportError(
+            f"Layer {around['name']!r} ({type(layer).__name__}) cannot be exported: it prepares "
+            "images by something else than a gain, an offset and an order of the channels. "
+            "Prepare them so outside of the model."
+        )
+    # By Keras itself, in float32, on images of one pixel.
+    dtype = tensors_of(node)[0].dtype
+    values = before.values.reshape(-1, *[1] * (len(_shape(node)) - 1), before.values.shape[-1])
+    values = np.asarray(apply(node, layer, [tf.cast(values, dtype)])[0], np.float32)
+    order = tuple(before.order[i] for i in affine.order)
+    values = values.reshape(before.values.shape)
+    return Prepared(name=around["name"], inputs=before.inputs, values=values, order=order)
+
+
+def _shape(node) -> tuple:
+    return tuple(tensors_of(node)[0].shape[1:])
+
+
+def _of(source: Input | Prepared) -> Prepared:
+    if isinstance(source, Prepared):
+        return source
+    channels = source.shape[-1]
+    order = tuple(range(channels))
+    if source.preprocessing.reverse_channels:
+        order = order[::-1]
+    values = source.preprocessing.of_all_pixels(channels)
+    return Prepared(name=source.name, inputs=(source.name,), values=values, order=order)
+
+
+def lookup(quantizer, source: Input | Prepared, activation) -> Lookup:
+    """Return the codes that a quantizer makes of all pixels.
+
+    Args:
+        quantizer: The Keras layer.
+        source: What it reads.
+        activation: The node that it would be behind other layers.
+    """
+    before = _of(source)
+    grid = activation.grid
+    values = np.asarray(quantizer.call(tf.constant(before.values)), np.float64)
+    codes = np.rint(values / float(grid.step)).astype(np.int16)
+    return Lookup(
+        name=activation.name,
+        inputs=before.inputs,
+        grid=grid,
+        bits=activation.bits,
+        values=before.values,
+        codes=codes,
+        order=before.order,
+    )
+
+
+def resolved(nodes: list[Node]) -> list[Node]:
+    """Take out what prepares pixels: it is looked up, or pixels / 255, which are codes.
+
+    Raises:
+        ExportError: Something else reads prepared pixels.
+    """
+    # By name, the input whose codes a node's output are; "" where it has none.
+    codes: dict[str, str] = {}
+    found: list[Node] = []
+    for node in nodes:
+        if isinstance(node, Input) and node.preprocessing not in (None, UNIT):
+            codes[node.name] = ""
+        if isinstance(node, Prepared):
+            plain = np.allclose(node.values, UNIT.of_all_pixels(node.values.shape[1]), atol=1e-6)
+            ordered = node.order == tuple(range(len(node.order)))
+            codes[node.name] = node.inputs[0] if plain and ordered else ""
+            continue
+        unread = next((name for name in node.inputs if codes.get(name) == ""), None)
+        if unread and not isinstance(node, Lookup):
+            raise _unrounded(unread)
+        if not isinstance(node, Lookup):
+            node = replace(node, inputs=tuple(codes.get(name, name) for name in node.inputs))
+        found.append(node)
+    if isinstance(nodes[-1], Prepared):
+        raise _unrounded(nodes[-1].name)
+    return found
+
+
+def _unrounded(name: str) -> ExportError:
+    return ExportError(
+        f"The pixels of {name!r} are prepared otherwise than by 1 / 255, and no InputQuantizer "
+        "alone reads them: files hold codes of 8 bits there. dlqat_tf.quantize puts one behind "
+        "them; in a model of your own, put dlqat_tf.InputQuantizer(preprocessing=...) there and "
+        "train with it."
+    )
