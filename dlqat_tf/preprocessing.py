@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 
 import numpy as np
@@ -98,9 +98,6 @@ class Preprocessing:
         """Return the float32 values (256, channels) that the pixels 0 to 255 become."""
         return self(all_pixels(channels))
 
-    def get_config(self) -> dict:
-        return asdict(self)
-
 
 NAMED = {
     "tf": Preprocessing(mean=1.0, scale=127.5),
@@ -121,7 +118,7 @@ def preprocessing_of(value) -> Preprocessing | None:
         return value
     if isinstance(value, str) and value in NAMED:
         return NAMED[value]
-    if isinstance(value, dict) and set(value) <= set(UNIT.get_config()):
+    if isinstance(value, dict) and set(value) <= {field.name for field in fields(UNIT)}:
         return Preprocessing(**value)
     raise ValueError(
         f"Expected preprocessing to be one of {', '.join(map(repr, NAMED))}, or a "

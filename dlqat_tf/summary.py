@@ -13,9 +13,11 @@ from rich.table import Table
 
 from dlqat_tf.export.files import lce, tflite
 from dlqat_tf.export.files.census import count, peak
+from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.graph import check_graph, follow
+from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import Unwrapped, unwrapped
 from dlqat_tf.report import Report
 
@@ -43,6 +45,7 @@ _MOVING = (
     _layers.Concatenate,
     _layers.ReLU,
     _layers.Rescaling,
+    ChannelAffine,
 )
 # Layers that can write over their input, when nothing else reads it.
 _IN_PLACE = (
@@ -52,6 +55,7 @@ _IN_PLACE = (
     _layers.Dropout,
     _layers.SpatialDropout2D,
     _layers.Rescaling,
+    ChannelAffine,
     _layers.Flatten,
     _layers.Reshape,
     lq.quantizers.Quantizer,
@@ -306,8 +310,8 @@ class _Walk:
     def input(self, tensor) -> _Tensor:
         """Add an input of the whole model: images of pixels, or anything else in float."""
         shape = tuple(tensor.shape[1:])
-        bits = _PIXEL_BITS if len(shape) == 3 else _FLOAT_BITS
         layer = tensor.node.layer
+        bits = _FLOAT_BITS if preprocessing_before(layer, shape) is None else _PIXEL_BITS
         sizes = dict.fromkeys(("float32", "declared"), 0)
         self.layers.append(
             LayerSummary(layer.name, type(layer).__name__, shape, (), None, bits, 0, (), sizes)

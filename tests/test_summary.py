@@ -4,7 +4,7 @@ import larq as lq
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import CGPACT, LinearHead, SATWeights, resnet18, summary
+from dlqat_tf import CGPACT, InputQuantizer, LinearHead, SATWeights, resnet18, summary
 from dlqat_tf.export import ExportError, to_lce, to_tflite
 from tests.export.networks import convolution, depthwise, images_for, randomize
 
@@ -310,7 +310,7 @@ def test_a_layer_that_nothing_is_known_of():
     row = by_name(report)["mixing"]
     assert (row.parameters, row.weight_bits, row.macs) == (49, (32,), ())
     assert report.notes == ["MACs of 'mixing' (Mixing) are not counted"]
-    assert "(height, width, channels)" in storage(report)["lce"].reason
+    assert "Mixing layers have no integer form" in storage(report)["lce"].reason
 
 
 def test_it_prints_and_returns_the_same(chain, report, capsys):
@@ -337,3 +337,12 @@ def test_the_plain_float_network_has_a_float_file():
     kernels += [9 * c * 2 * c + 3 * 9 * 4 * c * c + 2 * c * c for c in (4, 8, 16)]
     assert found["int8"].weight_bytes == 4 * (sum(kernels) + 32 * 5)
     assert found["int8"].file_bytes
+
+
+@pytest.mark.parametrize(("preprocessing", "bits"), [("tf", 8), (None, 32)])
+def test_width_of_inputs(preprocessing, bits):
+    """Pixels have 8 bits, other values 32, until they are rounded."""
+    inputs = tf.keras.Input((4, 4, 3), name="images")
+    x = InputQuantizer(8, preprocessing=preprocessing, name="codes")(inputs)
+    rows = by_name(summary(tf.keras.Model(inputs, layers.Conv2D(2, 3, name="conv")(x))))
+    assert [rows["images"].output_bits, rows["conv"].input_bits] == [bits, 8]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import tensorflow as tf
 
@@ -41,11 +43,8 @@ class InputQuantizer(CGPACT):
         self.preprocessing = preprocessing_of(preprocessing)
 
     def get_config(self):
-        chosen = self.preprocessing
-        return {
-            **super().get_config(),
-            "preprocessing": None if chosen is None else chosen.get_config(),
-        }
+        known = self.preprocessing
+        return {**super().get_config(), "preprocessing": known and asdict(known)}
 
 
 def range_of(values: np.ndarray) -> tuple[float, bool]:

@@ -42,11 +42,18 @@ def input_node(tensor) -> Input:
             f"Expected inputs of a fixed size: kernels are planned for one. Received: input "
             f"{layer.name!r} of shape {shape}. Say which: size=(height, width)."
         )
-    return Input(name=layer.name, shape=shape, preprocessing=_preprocessing(layer, shape))
+    return Input(name=layer.name, shape=shape, preprocessing=preprocessing_before(layer, shape))
 
 
-def _preprocessing(layer, shape: tuple[int, ...]) -> Preprocessing | None:
-    """Return what the model expects to have been done to pixels: its quantizer or its form says."""
+def preprocessing_before(layer, shape: tuple[int, ...]) -> Preprocessing | None:
+    """Return what a model expects to have been done to pixels, None where it takes other values.
+
+    Its input quantizer says so, or else its form: images are pixels / 255.
+
+    Args:
+        layer: An input layer of the model.
+        shape: Of one image, or of other values.
+    """
     rest, seen = [layer], set()
     while rest:
         for node in rest.pop().outbound_nodes:
