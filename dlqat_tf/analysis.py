@@ -176,8 +176,17 @@ def embed(
 
     Returns:
         float32 (images, 2).
+
+    Raises:
+        ValueError: All features are equal: the network has collapsed.
     """
     from sklearn.manifold import TSNE
+
+    if not np.any(np.ptp(features, axis=0)):  # scikit-learn would end the process
+        raise ValueError(
+            f"Expected features that differ from image to image. Received: {len(features)} equal "
+            "ones, so the network has collapsed: train it with a lower learning rate."
+        )
 
     settings = {"perplexity": perplexity, "max_iter": iterations, "random_state": seed}
     return TSNE(init="pca", **settings).fit_transform(features)

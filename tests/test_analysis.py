@@ -127,6 +127,11 @@ def test_embeddings_are_drawn_panel_by_panel(tmp_path):
     assert wide == high[::-1]  # three square panels in a row and in a column
 
 
+def test_equal_features_have_no_embedding():
+    with pytest.raises(ValueError, match="Received: 40 equal ones"):
+        embed(np.ones((40, 3), np.float32))
+
+
 def figure1(*arguments):
     path = Path(__file__).parents[1] / "recipes" / "figure1.py"
     return tyro.cli(runpy.run_path(str(path))["figure1"], args=list(map(str, arguments)))
@@ -140,6 +145,9 @@ def test_figure1_reads_the_networks_of_a_table(tmp_path, capsys):
             (runs / name).mkdir(parents=True)
             residual_bits = 32 if widths == (32, 32) else 8
             model = dlqat_tf.resnet18(10, (8, 8, 1), *widths, head, "imagenet", 2, residual_bits)
+            for layer in model.layers:
+                if isinstance(layer, dlqat_tf.CGPACT) and layer.bits != 32:
+                    layer.alpha.assign(1.0)  # the initial 8 rounds all of 2 bits to zero
             model.save(runs / name / "model.keras")
     common = ["--runs", runs, "--dataset", "digits", "--rate", "paper", "--seed", 3]
     figure1(*common, "--widths", 1, 2, "--per-class", 8, "--classes", 6, "--output", output)
