@@ -138,16 +138,14 @@ def figure1(*arguments):
 
 
 def test_figure1_reads_the_networks_of_a_table(tmp_path, capsys):
+    tf.keras.utils.set_random_seed(0)
     runs, output = tmp_path / "runs", tmp_path / "out"
     for loss, head in (("CEL", "linear"), ("AMS", "cosine"), ("GML", "gml")):
         for widths in ((32, 32), (1, 2)):
             name = Key("digits", loss, widths, "paper", 3).name
             (runs / name).mkdir(parents=True)
             residual_bits = 32 if widths == (32, 32) else 8
-            model = dlqat_tf.resnet18(10, (8, 8, 1), *widths, head, "imagenet", 2, residual_bits)
-            for layer in model.layers:
-                if isinstance(layer, dlqat_tf.CGPACT) and layer.bits != 32:
-                    layer.alpha.assign(1.0)  # the initial 8 rounds all of 2 bits to zero
+            model = dlqat_tf.resnet18(10, (8, 8, 1), *widths, head, "imagenet", 8, residual_bits)
             model.save(runs / name / "model.keras")
     common = ["--runs", runs, "--dataset", "digits", "--rate", "paper", "--seed", 3]
     figure1(*common, "--widths", 1, 2, "--per-class", 8, "--classes", 6, "--output", output)
