@@ -459,7 +459,7 @@ def shares(model, losses):
 
 @pytest.mark.parametrize("settings", [{}, {"jit": True}, {"run_eagerly": True}])
 @pytest.mark.parametrize(
-    ("head", "loss"), [(GaussianMixtureHead, GMLoss(0.8)), (CosineHead, AMSLoss())]
+    ("head", "loss"), [(GaussianMixtureHead, equation_4(0.8)), (CosineHead, AMSLoss())]
 )
 def test_warmup_is_a_linear_ramp(head, loss, settings):
     model = network(head(3), loss, **settings)
@@ -476,18 +476,18 @@ def test_no_warmup():
 
 
 def test_warmup_follows_the_optimizer():
-    model = network(GaussianMixtureHead(3), GMLoss())
+    model = network(GaussianMixtureHead(3), equation_4())
     model.optimizer.iterations.assign(3)
     assert fit(model, MarginWarmup(2), epochs=2) == [0.75, 1, 1, 1]
 
 
 def test_warmup_with_steps_per_epoch():
-    model = network(GaussianMixtureHead(3), GMLoss())
+    model = network(GaussianMixtureHead(3), equation_4())
     assert fit(model, MarginWarmup(2, steps_per_epoch=4)) == [0, 0.125]
 
 
 def test_warmup_with_several_steps_in_one_execution():
-    model = network(GaussianMixtureHead(3), GMLoss(), steps_per_execution=2)
+    model = network(GaussianMixtureHead(3), equation_4(), steps_per_execution=2)
     assert fit(model, MarginWarmup(1), count=4) == [0, 0.5]
 
 
@@ -502,7 +502,7 @@ def test_validation_is_at_the_full_margin():
 
 
 def test_a_fit_that_ends_inside_the_ramp_leaves_the_full_margin(tmp_path):
-    model = network(GaussianMixtureHead(3), GMLoss())
+    model = network(GaussianMixtureHead(3), equation_4())
     saved = tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
     assert fit(model, saved, MarginWarmup(4)) == [0, 0.125]
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
@@ -519,7 +519,7 @@ class Interrupt(tf.keras.callbacks.Callback):
 
 
 def test_an_interrupted_fit_leaves_the_full_margin():
-    model = network(GaussianMixtureHead(3), GMLoss())
+    model = network(GaussianMixtureHead(3), equation_4())
     for callbacks in ([Interrupt(), MarginWarmup(4)], [MarginWarmup(4), Interrupt()]):
         with pytest.raises(KeyboardInterrupt):
             fit(model, *callbacks)
@@ -528,7 +528,7 @@ def test_an_interrupted_fit_leaves_the_full_margin():
 
 
 def test_a_step_that_fails_leaves_the_full_margin():
-    model = network(GaussianMixtureHead(3), GMLoss())
+    model = network(GaussianMixtureHead(3), equation_4())
     with pytest.raises(tf.errors.InvalidArgumentError, match="expected labels from 0 to 2"):
         model.fit(np.ones((2, 4)), np.array([0, 3]), callbacks=[MarginWarmup(4)], verbose=0)
     assert shares(model, [model.evaluate(batches(), verbose=0)]) == [1]
@@ -537,7 +537,7 @@ def test_a_step_that_fails_leaves_the_full_margin():
 
 @pytest.mark.parametrize("container", [lambda loss: [loss], lambda loss: {"mine": loss}])
 def test_warmup_of_a_loss_in_a_list_or_dict(container, tmp_path):
-    model = network(GaussianMixtureHead(3, name="mine"), container(GMLoss()))
+    model = network(GaussianMixtureHead(3, name="mine"), container(equation_4()))
     assert fit(model, MarginWarmup(2)) == [0, 0.25]
     model.save(tmp_path / "model.keras")
     assert fit(tf.keras.models.load_model(tmp_path / "model.keras"), MarginWarmup(2)) == [0.5, 0.75]
@@ -547,7 +547,7 @@ def test_warmup_of_several_outputs():
     inputs = tf.keras.Input((4,))
     heads = [GaussianMixtureHead(3, name="a"), CosineHead(3, name="b"), LinearHead(3, name="c")]
     model = tf.keras.Model(inputs, [head(inputs) for head in heads])
-    losses = {"a": GMLoss(), "b": AMSLoss(), "c": "mse"}
+    losses = {"a": equation_4(), "b": AMSLoss(), "c": "mse"}
     model.compile(tf.keras.optimizers.SGD(0.0), losses)
     labels = {"a": LABELS, "b": LABELS, "c": tf.zeros((2, 3))}
     data = tf.data.Dataset.from_tensors((IMAGES, labels))
