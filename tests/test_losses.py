@@ -554,7 +554,7 @@ def test_warmup_of_several_outputs():
     first = model.fit(data, callbacks=[MarginWarmup(1)], verbose=0).history
     second = model.fit(data, callbacks=[MarginWarmup(1)], verbose=0).history
     outputs = model(IMAGES)
-    for name, index, create in (("a", 0, GMLoss), ("b", 1, AMSLoss)):
+    for name, index, create in (("a", 0, equation_4), ("b", 1, AMSLoss)):
         without, full = create(0.0), create()
         np.testing.assert_allclose(first[f"{name}_loss"], without(LABELS, outputs[index]), 1e-5)
         np.testing.assert_allclose(second[f"{name}_loss"], full(LABELS, outputs[index]), 1e-5)
