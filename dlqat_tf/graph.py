@@ -78,6 +78,14 @@ def apply(call, layer, tensors: list, **keywords) -> list:
     return tf.nest.flatten(layer(*arguments, **{**own, **keywords}))
 
 
+def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Model:
+    """Return a copy of a functional or Sequential model, its configuration changed on the way."""
+    kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
+    copy = kind.from_config(change(model.get_config()))
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def training_of(call, around: bool | None = None) -> bool | None:
     """Return the ``training`` of a layer's call: its own, or that of the model call around it.
 

@@ -16,6 +16,7 @@ import tyro
 
 from dlqat_tf._host import write_whole
 from dlqat_tf.export import ExportError, command, parity
+from dlqat_tf.export.parity import as_exported
 from dlqat_tf.loading import load_model
 from dlqat_tf.report import check_target
 
@@ -67,7 +68,7 @@ def compare(
         if json:
             check_target(json, force=force)
         snapped, source = command.snapped_and_trained(model, file, trained)
-        loaded = load_model(snapped, trust=trust)
+        loaded = as_exported(load_model(snapped, trust=trust), file)
         shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
         before = None if source is None else load_model(source, trust=trust)

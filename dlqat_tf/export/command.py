@@ -13,6 +13,7 @@ import tensorflow as tf
 from dlqat_tf._host import check_name, write_whole
 from dlqat_tf._script import ending
 from dlqat_tf.export.files.tflite import ExportReport
+from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.export.parity import parity
@@ -40,6 +41,8 @@ def export(
     json: Path | None,
     trust: bool,
     force: bool,
+    preprocessing: str | None = None,
+    size: tuple[int, int] | None = None,
     **options,
 ) -> None:
     """Export a stored model, print the report, and end the process as :func:`run` does.
@@ -54,6 +57,8 @@ def export(
         json: Where the report goes too, or None.
         trust: Load a model with code in it, see :func:`dlqat_tf.loading.load_model`.
         force: Overwrite existing files.
+        preprocessing: How images are prepared outside of the model, or None.
+        size: Height and width of the images of a model that takes any, or None.
         options: Keyword arguments of ``write``.
     """
 
@@ -62,6 +67,7 @@ def export(
             check_target(json, force=force)
         check_name(output)
         loaded = load_model(model, trust=trust)
+        loaded = adapted(loaded, preprocessing=preprocessing, size=size)
         name, data_dir, count = calibration
         images = None
         if name:
@@ -110,6 +116,12 @@ def image_shape(model: tf.keras.Model) -> tuple[int, ...]:
             f"The model has {len(inputs)} inputs, {', '.join(node.name for node in inputs)}, and a "
             "data set gives one image: call dlqat_tf.export.to_tflite (its calibration) and "
             "dlqat_tf.export.parity from Python, which take an array for each input."
+        )
+    if inputs[0].preprocessing is None:
+        raise ExportError(
+            f"The input {inputs[0].name!r} takes values that are no pixels, or whose preprocessing "
+            "nobody said, and a data set gives images: say it (--preprocessing), or call "
+            "dlqat_tf.export from Python."
         )
     return inputs[0].shape
 

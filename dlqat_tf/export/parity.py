@@ -16,10 +16,13 @@ from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export.files import flatbuffer, lce, tflite
 from dlqat_tf.export.files.census import operator_name, read_record
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
+from dlqat_tf.export.integer.adapted import adapted
+from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.simulate import Simulation, batches
 from dlqat_tf.export.integer.snap import in_float32
+from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
@@ -167,8 +170,10 @@ def parity(
         model: The model, or better the snapped one that export saved beside the file: that one has
             the file's biases.
         path: A .tflite file that export wrote.
-        images: uint8, or float in [0, 1], (images, height, width, channels); for a model of
-            several inputs a list of such arrays, or a dictionary by input name.
+        images: uint8 pixels, or float as the model takes them (pixels / 255 too where it prepares
+            pixels itself), (images, height, width, channels), or the values of an input that is no
+            image; for a model of several inputs a list of such arrays, or a dictionary by input
+            name.
         labels: Class of each image, for accuracies.
         trained: The model as trained, where ``model`` is the snapped one, to compare with too.
         layer_images: How many images the comparison layer by layer takes.
@@ -181,11 +186,8 @@ def parity(
         if value < 1:
             raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
     content = flatbuffer.read(path)
-    record = read_record(content, path)
-    if record is None:
-        raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
-    if not record.keys() >= {"input_type", "int4", "plane_limit", "ranges", "layers"}:
-        raise ExportError(f"{path} is of another version of this package: export it again.")
+    record = _record(content, path)
+    model = _as_recorded(model, record, path)
     network = lower(model)
     images = arrays_of(images, network)
     count = len(images[0])
@@ -195,11 +197,12 @@ def parity(
     planned, other_constants = _plan_of(content, record, network, path)
     models = {"keras": model}
     if trained is not None:
+        trained = _as_recorded(trained, record, path)
         models = {"trained": trained, **models}
         _, others = _plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
     simulation = Simulation(planned)
-    feed = for_file(planned, _types(record, network, path))
+    feed = for_file(planned, _types(record, network))
     run = runner(content, batch_size, feed, path)
     logits = {
         **{
@@ -258,7 +261,7 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
     """
     options = dict(
         calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
-        input_type=_types(record, network, path),
+        input_type=_types(record, network),
     )
     if record["plane_limit"]:
         build, options["plane_limit"] = lce.build, record["plane_limit"]
@@ -274,15 +277,51 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
     return min(plans, key=lambda each: len(each[1]))
 
 
-def _types(record: dict, network: IntegerNetwork, path) -> dict[str, str]:
-    """Return the type of each input in a file."""
-    if len(record["input_type"]) != len(network.inputs):
+def as_exported(model: tf.keras.Model, path: str | Path) -> tf.keras.Model:
+    """Return a model, or a copy that takes the size of a file, and is told its preprocessing.
+
+    Args:
+        model: The model that a file was exported from, or the snapped one.
+        path: The file.
+
+    Raises:
+        ExportError: The file is not such a file, or not of this model.
+    """
+    return _as_recorded(model, _record(flatbuffer.read(path), path), path)
+
+
+def _record(content, path) -> dict:
+    """Return what export recorded in a file."""
+    record = read_record(content, path)
+    if record is None:
+        raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
+    if not record.keys() >= {"inputs", "int4", "plane_limit", "ranges", "layers"}:
+        raise ExportError(f"{path} is of another version of this package: export it again.")
+    return record
+
+
+def _as_recorded(model: tf.keras.Model, record: dict, path) -> tf.keras.Model:
+    check_graph(model, ExportError)
+    if len(record["inputs"]) != len(model.inputs):
         raise ExportError(
-            f"{path} was exported from another model: it has {len(record['input_type'])} inputs, "
-            f"the model {len(network.inputs)}."
+            f"{path} was exported from another model: it has {len(record['inputs'])} inputs, the "
+            f"model {len(model.inputs)}."
         )
-    names = (node.name for node in network.inputs)
-    return dict(zip(names, record["input_type"], strict=True))
+    sizes, preprocessing = {}, {}
+    for tensor, each in zip(model.inputs, record["inputs"], strict=True):
+        layer, shape = tensor.node.layer, tuple(tensor.shape[1:])
+        if None in shape and len(shape) == len(each["shape"]):
+            pairs = zip(shape, each["shape"], strict=True)
+            sizes[layer.name] = [size for free, size in pairs if free is None]
+        if preprocessing_before(layer, shape) is None and each["preprocessing"]:
+            preprocessing[layer.name] = each["preprocessing"]
+    return adapted(model, size=sizes or None, preprocessing=preprocessing or None)
+
+
+def _types(record: dict, network: IntegerNetwork) -> dict[str, str]:
+    """Return the type of each input in a file."""
+    pairs = zip(network.inputs, record["inputs"], strict=True)
+    return {node.name: each["type"] for node, each in pairs}
 
 
 def _other_constants(content, data: bytes, path) -> list[str]:

@@ -128,7 +128,18 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
         ),
         ("to_tflite.py", ["model.keras", "out.bin"], "ends in .tflite"),
         ("parity.py", ["model.keras", "text.keras", "--data", "digits"], "something else"),
-        ("parity.py", ["model.keras", "out.tflite", "--data", "nothing"], "Unknown data set"),
+        ("parity.py", ["model.keras", "out.tflite", "--data", "nothing"], "Expected a .tflite"),
+        (
+            "to_tflite.py",
+            ["model.keras", "out.tflite", "--calibration", "nothing"],
+            "Unknown data set",
+        ),
+        (
+            "to_tflite.py",
+            ["model.keras", "out.tflite", "--preprocessing", "tf"],
+            "takes pixels by Preprocessing(mean=0.0, std=1.0, scale=255.0",
+        ),
+        ("to_lce.py", ["model.keras", "out.tflite", "--size", "8", "8"], "it is fixed"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arguments, message):
@@ -169,3 +180,24 @@ def test_several_inputs_export_but_no_data_set_has_them(monkeypatch, tmp_path, c
     assert run(monkeypatch, "to_tflite.py", model, output) == 0
     assert run(monkeypatch, "parity.py", model, output, "--data", "digits") == 2
     assert "dlqat_tf.export.parity from Python" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["to_tflite.py", "to_lce.py"])
+def test_preprocessing_and_size_are_said_once(monkeypatch, tmp_path, script, capsys):
+    inputs = tf.keras.Input((None, None, 1), name="digit")
+    x = layers.Conv2D(8, 3, activation="relu")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(x))
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)) / 127.5 - 1
+    source = tf.keras.Model(inputs, layers.Dense(10)(x))
+    dlqat_tf.quantize(source, 1, 2, images=images)[0].save(tmp_path / "model.keras")
+    model, output = tmp_path / "model.keras", tmp_path / "model.tflite"
+    proof = ("--data", "digits", "--images", 20)
+    assert run(monkeypatch, script, model, output, "--size", 8, 8, *proof) == 2
+    assert "say it (--preprocessing)" in capsys.readouterr().err
+    said = ("--preprocessing", "tf", "--size", 8, 8)
+    assert run(monkeypatch, script, model, output, *said, *proof) == 0
+    assert "input 'digit': uint8, of shape 8x8x1" in capsys.readouterr().out
+    assert run(monkeypatch, "parity.py", model, output, *proof) == 0
+    output.with_suffix(".snapped.keras").unlink()  # then the file says it to the trained model
+    assert run(monkeypatch, "parity.py", model, output, *proof, "--trained-agreement", 0) in (0, 1)
+    assert "equal arg-max" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import tensorflow as tf
@@ -226,6 +227,34 @@ def _fed(node: Input, readers: list[Node], values: np.ndarray, name: str) -> np.
         codes = np.rint(values * (np.float32(1) / grid.step))
         codes = np.clip(codes, grid.lowest, grid.highest)
     return (codes + zero_point(grid)).astype(np.int8)
+
+
+def recorded(network: IntegerNetwork, types: dict[str, str]) -> list[dict]:
+    """Return what a file records of each input."""
+    return [
+        dict(
+            type=types[node.name],
+            shape=node.shape,
+            preprocessing=node.preprocessing and asdict(node.preprocessing),
+        )
+        for node in network.inputs
+    ]
+
+
+def clipped(network: IntegerNetwork) -> list[str]:
+    """Return how many pixels are outside of the range of their quantizer, where any are."""
+    found = []
+    for node in network:
+        if isinstance(node, Lookup):
+            codes = node.values / node.grid.step
+            # Ranges that were measured end where the loss is least, a step or so before the end.
+            outside = (codes < node.grid.lowest - 2) | (codes > node.grid.highest + 2)
+            if np.any(outside):
+                found.append(
+                    f"{node.name}: {outside.any(axis=1).sum()} of the 256 pixel values are outside "
+                    "of its range: pass the preprocessing to dlqat_tf.quantize"
+                )
+    return found
 
 
 def check_lookups(

@@ -20,6 +20,7 @@ from dlqat_tf.export.files.tflite import (
     targets_of,
 )
 from dlqat_tf.export.files.writer import Writer
+from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import (
@@ -46,6 +47,8 @@ def to_lce(
     input_type: InputTypes = None,
     plane_limit: int = PLANE_LIMIT,
     calibration: Images | tf.data.Dataset | None = None,
+    preprocessing=None,
+    size: Size = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -70,6 +73,8 @@ def to_lce(
         plane_limit: Largest number of binary convolutions for one layer.
         calibration: Images, as for ``to_tflite``, for the ranges of int8 layers that no quantizer
             follows; without them these layers run in float32.
+        preprocessing: As for ``to_tflite``.
+        size: As for ``to_tflite``.
         snap: Move biases away from rounding ties (:func:`dlqat_tf.export.integer.snap.snap`) and
             save ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else
             they are the trained ones, to the nearest that int8 layers can hold.
@@ -85,6 +90,7 @@ def to_lce(
             f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
         )
     targets = targets_of(path, snap, force)
+    model = adapted(model, preprocessing=preprocessing, size=size)
     network = lower(model)
     built = build(
         network,

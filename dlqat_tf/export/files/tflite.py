@@ -21,9 +21,12 @@ from dlqat_tf.export.files.inputs import (
     InputTypes,
     arrays_of,
     check_lookups,
+    clipped,
     input_types,
+    recorded,
 )
 from dlqat_tf.export.files.writer import Writer
+from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.integer.plan import plan
@@ -77,6 +80,8 @@ def to_tflite(
     input_type: InputTypes = None,
     weights: str = "int8",
     calibration: Images | tf.data.Dataset | None = None,
+    preprocessing=None,
+    size: Size = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -103,6 +108,12 @@ def to_tflite(
             of such arrays, or a dictionary by input name; or a batched ``tf.data.Dataset`` of them,
             with labels or without, whose first 512 images are taken. Needed only where the model
             says no range, as at residual adds without ``residual_bits``.
+        preprocessing: How images are prepared outside of the model, where the model does not know:
+            "tf", "caffe" or "torch", a :class:`~dlqat_tf.preprocessing.Preprocessing`, or a
+            dictionary of these by input name. The file then takes their pixels, and both it and the
+            snapped model remember.
+        size: (height, width) of the file's images, where the model takes any; a dictionary by input
+            name for several inputs.
         snap: Move biases away from rounding ties (:func:`dlqat_tf.export.integer.snap.snap`) and
             save ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else
             they are the trained ones, to the nearest that the kernels can hold.
@@ -114,6 +125,7 @@ def to_tflite(
     path = Path(path)
     check_choice("weights", weights, ("int8", "int4"))
     targets = targets_of(path, snap, force)
+    model = adapted(model, preprocessing=preprocessing, size=size)
     network = lower(model)
     built = build(
         network,
@@ -186,7 +198,7 @@ def assemble(
         clear=clear,
     )
     record = dict(
-        input_type=list(types.values()), int4=int4, plane_limit=plane_limit, ranges=ranges
+        inputs=recorded(network, types), int4=int4, plane_limit=plane_limit, ranges=ranges
     )
     return Built(planned, writer(planned, types).write(record), ranges, types)
 
@@ -235,7 +247,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         census=census(targets[0]),
         shifts=shifts,
         calibrated=built.ranges,
-        warnings=_dead_channels(built.planned),
+        warnings=_dead_channels(built.planned) + clipped(built.planned),
     )
 
 

@@ -54,20 +54,29 @@ def preprocessing_before(layer, shape: tuple[int, ...]) -> Preprocessing | None:
         layer: An input layer of the model.
         shape: Of one image, or of other values.
     """
-    rest, seen = [layer], set()
-    while rest:
-        for node in rest.pop().outbound_nodes:
-            reader = node.layer
-            if isinstance(reader, InputQuantizer):
-                return reader.preprocessing
-            passes = prepares(reader) or isinstance(reader, _layers.BatchNormalization)
-            if reader not in seen and (passes or not reader.weights):
-                seen.add(reader)
-                rest.append(reader)
+    quantizers = input_quantizers(layer)
+    if quantizers:
+        return quantizers[0].preprocessing
     rescales = any(_rescales(node) for node in layer.outbound_nodes)
     if len(shape) != 3 and not rescales:
         return None
     return RAW if rescales else UNIT
+
+
+def input_quantizers(layer) -> list[InputQuantizer]:
+    """Return the quantizers of an input layer, behind whatever prepares it."""
+    rest, seen, found = [layer], set(), []
+    while rest:
+        for node in rest.pop().outbound_nodes:
+            reader = node.layer
+            if isinstance(reader, InputQuantizer):
+                found.append(reader)
+                continue
+            passes = prepares(reader) or isinstance(reader, _layers.BatchNormalization)
+            if reader not in seen and (passes or not reader.weights):
+                seen.add(reader)
+                rest.append(reader)
+    return found
 
 
 def _rescales(node) -> bool:

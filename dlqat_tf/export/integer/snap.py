@@ -12,6 +12,7 @@ from dlqat_tf.export.integer.integers import rounding_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.graph import copied
 from dlqat_tf.quantizers import unwrapped
 from dlqat_tf.report import Report
 
@@ -124,12 +125,9 @@ def _copy_in_float32(model: tf.keras.Model) -> tf.keras.Model:
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("float32")
     try:
-        kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
-        copy = kind.from_config(_in_float32(model.get_config()))
+        return copied(model, _in_float32)
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def _in_float32(config):

@@ -253,3 +253,60 @@ def test_two_preparations_of_one_image(tmp_path):
     assert not parity(snapped, written.path, PIXELS).failures()
     with pytest.raises(ExportError, match="Several layers prepare the image 'image'"):
         to_tflite(model, tmp_path / "other.tflite", input_type="int8")
+
+
+def test_preprocessing_said_at_export(tmp_path):
+    """The range of the images was seen in conversion, how they were prepared was not said."""
+    images = np.float32(PIXELS / 127.5 - 1)
+    model, report = dlqat_tf.quantize(float_network(), 4, 4, images=images)
+    assert 'preprocessing="tf"' in report.notes[0]
+    assert to_tflite(model, tmp_path / "values.tflite").census.inputs[0].type == "float32"
+    written = to_tflite(model, tmp_path / "pixels.tflite", preprocessing="tf")
+    assert written.census.inputs[0].type == "uint8"
+    assert not written.warnings
+    snapped = tf.keras.models.load_model(written.snapped, compile=False)
+    assert snapped.get_layer("image_codes").preprocessing == NAMED["tf"]
+    assert model.get_layer("image_codes").preprocessing is None
+    for given_images in (PIXELS, images):  # the file has told the trained model
+        assert not parity(snapped, written.path, given_images, trained=model).failures()
+        assert not parity(model, written.path, given_images).failures(keras_agreement=0)
+    narrow = to_tflite(model, tmp_path / "narrow.tflite", preprocessing="caffe")
+    assert "of the 256 pixel values are outside of its range" in narrow.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        ("imagenet", "For the input 'image': Expected preprocessing to be one of"),
+        (Preprocessing((1.0, 2.0)), "For the input 'image': Expected mean to be one number or 3"),
+        ("tf", "'image' takes pixels by Preprocessing.*Say it to dlqat_tf.quantize"),
+        ({"picture": "tf"}, "preprocessing by input name, of image. Received: picture"),
+    ],
+)
+def test_preprocessing_is_checked_at_export(tmp_path, preprocessing, message):
+    model, _ = dlqat_tf.quantize(float_network(), 4, 4, images=PIXELS / 255)
+    with pytest.raises(ExportError, match=message):
+        to_tflite(model, tmp_path / "model.tflite", preprocessing=preprocessing)
+
+
+@pytest.mark.parametrize("to", [to_tflite, to_lce])
+def test_models_of_any_size_are_exported_for_one(tmp_path, to):
+    image = tf.keras.Input((None, None, 3), name="image")
+    x = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 127.5, -1)(image))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(x))
+    source = tf.keras.Model(image, layers.Dense(4)(x))
+    model, report = dlqat_tf.quantize(source, 1, 2, images=PIXELS)
+    assert report.notes == ["'image' may have any size: export asks for one size."]
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ExportError, match=r"\(None, None, 3\)\. Say which: size=\(height, width\)"):
+        to(model, path)
+    for size in ((8,), (8, 0), (8.0, 8), 8, "88"):
+        with pytest.raises(ExportError, match=r"'image', of shape .* to be 2 positive integers"):
+            to(model, path, size=size)
+    written = to(model, path, size=(8, 8))
+    assert written.census.inputs[0].shape == (8, 8, 3)
+    snapped = tf.keras.models.load_model(written.snapped, compile=False)
+    assert snapped.input_shape == (None, 8, 8, 3)
+    assert not parity(snapped, path, PIXELS, trained=model).failures()
+    with pytest.raises(ExportError, match="to be none, since it is fixed"):
+        to(snapped, path, size=(8, 8), force=True)
