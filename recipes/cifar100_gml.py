@@ -36,11 +36,11 @@ script at commit c48c752 with the losses of the table.
    the features' norm was unstable (24.3 % after 4 of 6).
 
 2. Where a network fits its training images (the last column: 96 to 99 % of 5,000) a margin pays, as
-   the paper says. Where it does not, a margin that sets in early costs accuracy: 2 points at power 4
-   after 15 epochs, at a mean probability of about 0.5. So the default is power 8, hardly there below
-   a probability of 0.7 and whole at 1: GML is then level with alpha 0 while it underfits. In float
-   both are level with cross-entropy, at W1A2 after 15 + 3 epochs a point behind it (one seed each:
-   differences of a point may be chance).
+   the paper says. Where it does not, a margin that sets in early costs accuracy: 2 points at power
+   4 after 15 epochs, at a mean probability of about 0.5. So the default is power 8, hardly there
+   below a probability of 0.7 and whole at 1: GML is then level with alpha 0 while it underfits. In
+   float both are level with cross-entropy, at W1A2 after 15 + 3 epochs a point behind it (one seed
+   each: differences of a point may be chance).
 
 What mattered for the quantized stage (7x7 stem, former margin, a float stage of 38.4 %):
 
