@@ -82,6 +82,8 @@ class Census(Report):
     Attributes:
         path: The file.
         file_bytes: Its size.
+        deflated_bytes: Its size as an entry of a zip archive, which APKs and what app stores send
+            are: a byte that holds 1 bit of a weight costs hardly more than that bit there.
         predicted_bytes: Size of the weights at their stored width plus that of all other constants.
         peak_activation_bytes: Largest sum of the computed tensors that an operation needs at once,
             its inputs, its output and what later operations read, for one image.
@@ -94,6 +96,7 @@ class Census(Report):
 
     path: str
     file_bytes: int
+    deflated_bytes: int
     predicted_bytes: int
     peak_activation_bytes: int
     operators: dict[str, int]
@@ -103,7 +106,8 @@ class Census(Report):
     warnings: list[str]
 
     def tables(self):
-        layers = Table(title=f"{self.path}: {self.file_bytes:,} bytes", title_justify="left")
+        title = f"{self.path}: {self.file_bytes:,} bytes, deflated {self.deflated_bytes:,} bytes"
+        layers = Table(title=title, title_justify="left")
         for column in ("layer", "kernel"):
             layers.add_column(column, overflow="fold")
         for column in ("weights", "declared bits", "stored bits", "bytes"):
@@ -180,6 +184,7 @@ def count(data: bytes, path: str | Path) -> Census:
     return Census(
         path=str(path),
         file_bytes=len(data),
+        deflated_bytes=len(zlib.compress(data, 9, -zlib.MAX_WBITS)),
         predicted_bytes=predicted,
         peak_activation_bytes=_peak_activation_bytes(model),
         operators=dict(Counter(names)),
