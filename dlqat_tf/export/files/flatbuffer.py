@@ -180,6 +180,7 @@ class FileBuilder:
         graph.inputs, graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         graph.name = "main"
         model.subgraphs = [graph]
+        model.signatureDefs = [self._signature(inputs, outputs)]
         model.metadata = []
         for name, data in metadata.items():
             entry = schema.MetadataT()
@@ -192,6 +193,22 @@ class FileBuilder:
             buffer.data = data
             model.buffers.append(buffer)
         return packed(model)
+
+    def _signature(self, inputs: list[int], outputs: list[int]) -> schema.SignatureDefT:
+        """Return what ``get_signature_runner`` and Android's ``runSignature`` look names up in."""
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+        signature.inputs, signature.outputs = (
+            [_tensor_map(self.tensors[i].name.removesuffix("/float"), i) for i in each]
+            for each in (inputs, outputs)
+        )
+        return signature
+
+
+def _tensor_map(name: str, index: int) -> schema.TensorMapT:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name, index
+    return entry
 
 
 def packed(model: schema.ModelT) -> bytes:

@@ -310,3 +310,17 @@ def test_models_of_any_size_are_exported_for_one(tmp_path, to):
     assert not parity(snapped, path, PIXELS, trained=model).failures()
     with pytest.raises(ExportError, match="to be none, since it is fixed"):
         to(snapped, path, size=(8, 8), force=True)
+
+
+def test_inputs_and_outputs_have_their_names(tmp_path):
+    """For get_signature_runner, and Android's runSignature."""
+    image, vector = tf.keras.Input((8, 8, 3), name="image"), tf.keras.Input((12,), name="vector")
+    x = layers.Concatenate()([layers.Flatten()(image), vector])
+    source = tf.keras.Model([image, vector], layers.Dense(4, name="scores")(x))
+    images = [np.float32(PIXELS / 255), VECTORS[:8]]
+    model, _ = dlqat_tf.quantize(source, 4, 4, images=images)
+    written = to_tflite(model, tmp_path / "model.tflite")
+    runner = tflite_interpreter(written.path).get_signature_runner()
+    (output,) = runner(vector=VECTORS[:1], image=PIXELS[:1]).values()
+    assert output.shape == (1, 4)
+    assert list(runner.get_output_details()) == ["scores"]
