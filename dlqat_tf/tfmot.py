@@ -22,6 +22,7 @@ import tensorflow_model_optimization as tfmot
 from dlqat_tf.convert.kinds import MOVING, POOLS
 from dlqat_tf.convert.network import Call, Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
+from dlqat_tf.graph import apply, follow
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import CGPACT, SATWeights, Unwrapped, unwrapped
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
@@ -217,14 +218,18 @@ class SATScheme(_api.QuantizeScheme):
       (the branches of a residual add, linear bottlenecks, hidden average pools): a signed quantizer
       of ``residual_bits``, 8 where the last layer reads it. These are the places where
       :func:`dlqat_tf.quantize` puts quantizers.
-    - all others stay as they are. Images are not rounded: they are pixels / 255 already. Batch
-      norm stays in training; export folds it.
+    - all others stay as they are. Batch norm stays in training; export folds it.
+
+    Images that are pixels / 255 are not rounded. Behind inputs that are others, or no images, there
+    is a :class:`dlqat_tf.InputQuantizer`, as :func:`dlqat_tf.quantize` puts it without images.
 
     Args:
         weight_bits: 1 to 8, or 32.
         activation_bits: 1 to 8, or 32.
         residual_bits: 2 to 8, or None to add in float, which needs calibration images at export.
         alpha_init: Initial range of every activation quantizer.
+        preprocessing: How images are prepared outside of the model, as for
+            :func:`dlqat_tf.quantize`.
 
     Raises:
         ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer cannot
@@ -237,8 +242,10 @@ class SATScheme(_api.QuantizeScheme):
         activation_bits: int = 2,
         residual_bits: int | None = 8,
         alpha_init: float = 8.0,
+        preprocessing=None,
     ):
         self._assignment = _Assignment(
+            preprocessing,
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             residual_bits=residual_bits,
@@ -255,16 +262,21 @@ class SATScheme(_api.QuantizeScheme):
 class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
     """Sees the whole model as the layout transform, and answers by layer as the registry."""
 
-    def __init__(self, **settings):
+    def __init__(self, preprocessing, **settings):
+        self._preprocessing = preprocessing
         SATQuantizeConfig(**settings)  # refuses what is out of range
         self._settings = settings
         self._configs: dict[str, SATQuantizeConfig] = {}
 
     def apply(self, model, layer_quantize_map):
         widths = {name: self._settings[name] for name in WIDTHS}
-        network = Network(model, Overrides({}), None, widths, partial=True)
+        network = Network(
+            model, Overrides({}), None, widths, preprocessing=self._preprocessing, partial=True
+        )
         configs = {
-            layer.name: self._config(calls[0], network) for layer, calls in network.of.items()
+            layer.name: self._config(calls[0], network)
+            for layer, calls in network.of.items()
+            if network.image_of(calls[0]) is None
         }
         self._configs = {name: config for name, config in configs.items() if config}
         kept = {}
@@ -276,7 +288,7 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
                 kept[layer.name] = entry
             else:
                 _check_untouched(layer)
-        return model, kept
+        return _with_input_quantizers(model, network), kept
 
     def supports(self, layer) -> bool:
         return layer.name in self._configs
@@ -300,6 +312,31 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
         if not weighted and place is None:
             return None
         return SATQuantizeConfig(**{**self._settings, **changes})
+
+
+def _with_input_quantizers(model, network: Network) -> tf.keras.Model:
+    """Return a model of the same layers with a quantizer behind each input that needs one."""
+    quantizers = {
+        call: place.make()
+        for call, place in network.places.items()
+        if network.image_of(call) is not None
+    }
+    if not quantizers:
+        return model
+    of = {call.node: call for call in network.calls}
+
+    def rounded(call, tensors: list) -> list:
+        return [quantizers[call](each) for each in tensors] if call in quantizers else tensors
+
+    def visit(node, tensors: list) -> list:
+        return rounded(of[node], apply(node, node.layer, tensors))
+
+    sources = [
+        rounded(call, [tensor])[0]
+        for call, tensor in zip(network.inputs, model.inputs, strict=True)
+    ]
+    outputs = tf.nest.pack_sequence_as(model.output, follow(model, sources, visit))
+    return tf.keras.Model(model.input, outputs, name=model.name)
 
 
 def _is_rectified(layer) -> bool:

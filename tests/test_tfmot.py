@@ -572,3 +572,46 @@ def test_saved_models_load_without_a_scope(tmp_path):
 def test_unknown_attributes_of_the_package():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dlqat_tf.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("where", ["model", "outside"])
+def test_prepared_images(tmp_path, where):
+    """A quantizer of the range of all 256 pixels behind what prepares them."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.Rescaling(1 / 127.5, -1.0)(inputs) if where == "model" else inputs
+    x = layers.Conv2D(4, 3, activation="relu", name="first")(x)
+    x = layers.Dense(3, name="last")(layers.Flatten()(x))
+    said = {} if where == "model" else {"preprocessing": "tf"}
+    scheme = SATScheme(2, 4, **said)
+    annotated = tfmot.quantization.keras.quantize_annotate_model(tf.keras.Model(inputs, x))
+    model = tfmot.quantization.keras.quantize_apply(annotated, scheme)
+    quantizer = model.get_layer("images_codes")
+    assert (quantizer.signed, float(quantizer.alpha), quantizer.trainable) == (True, 1.0, False)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    images = pixels.astype(np.float32) if where == "model" else pixels / np.float32(127.5) - 1
+    model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(images, np.arange(8) % 3, verbose=0)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    assert report.census.inputs[0].type == "uint8"
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    assert not parity(snapped, report.path, pixels, trained=model).failures()
+
+
+def test_vectors(tmp_path):
+    source = tf.keras.Sequential(
+        [
+            tf.keras.Input((6,), name="features"),
+            layers.Dense(8, activation="relu", name="hidden"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dense(3, name="last"),
+        ]
+    )
+    model = applied(source)
+    values = np.random.default_rng(0).normal(0, 5, (64, 6)).astype(np.float32)
+    ranges = calibrate(model, source, values)
+    assert ranges["features_codes"] == pytest.approx(np.abs(values).max(), rel=0.05)
+    for input_type in ("float32", "int8"):
+        path = tmp_path / f"{input_type}.tflite"
+        report = to_tflite(model, path, input_type=input_type)
+        snapped = tf.keras.models.load_model(report.snapped, compile=False)
+        assert not parity(snapped, path, values).failures()

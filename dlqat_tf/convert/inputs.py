@@ -86,7 +86,11 @@ def prepared(call, examples: np.ndarray) -> np.ndarray:
     if call.role == "input":
         return examples
     before = prepared(call.inputs[0][0], examples)
-    return before[:, list(call.affine.order)] * call.affine.gain + call.affine.offset
+    (tensor,) = tensors_of(call.node)
+    # By Keras itself, on images of one pixel.
+    values = before.reshape(len(before), *[1] * (tensor.shape.rank - 2), -1)
+    values = call.apply(call.layer, [tf.cast(values, tensor.dtype)])[0]
+    return np.reshape(values, before.shape).astype(np.float64)
 
 
 def is_unit(values: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
 from dlqat_tf.quantizers.wrapped import unwrapped
 
@@ -66,7 +67,8 @@ def calibrate(
     quantizers = {}  # by the layer that they are, or whose output they round
     for layer in model.layers:
         quantizer = layer if isinstance(layer, CGPACT) else unwrapped(layer).output_quantizer
-        if quantizer is not None and quantizer.bits != 32:
+        is_known = isinstance(quantizer, InputQuantizer) and quantizer.preprocessing is not None
+        if quantizer is not None and quantizer.bits != 32 and not is_known:
             quantizers[layer] = quantizer
     if not quantizers:
         return {}
@@ -75,15 +77,23 @@ def calibrate(
         reference = tf.keras.models.clone_model(reference)
         reference.set_weights(weights)
     twins = {unwrapped(layer).layer.name: layer for layer in reference.layers}
+    inputs = {tensor.node.layer.name: tensor for tensor in reference.inputs}
     rounded = []
     for layer, quantizer in quantizers.items():
         name = unwrapped(layer).layer.name
+        is_input = isinstance(quantizer, InputQuantizer)
+        if is_input:  # references have none
+            name = layer.input.node.layer.name
+        if is_input and name in inputs:
+            rounded.append(inputs[name])
+            continue
         if name not in twins:
             raise ValueError(
                 f"Expected a reference with a layer named {name!r}, since the model has one. "
                 f"Received: layers {', '.join(twins)}."
             )
-        rounded.append(twins[name].input if quantizer is layer else twins[name].output)
+        before = quantizer is layer and not is_input
+        rounded.append(twins[name].input if before else twins[name].output)
     activations = tf.keras.Model(reference.input, rounded)(images, training=not trained)
     generator = np.random.default_rng(0)
     return {

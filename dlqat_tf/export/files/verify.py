@@ -104,12 +104,24 @@ def problems(model: schema.ModelT) -> Iterator[str]:
     for entry in model.metadata or []:
         if not _is_text(entry.name) or not 0 <= entry.buffer < len(model.buffers):
             yield "its metadata point nowhere"
+    for signature in model.signatureDefs or []:
+        yield from _of_signature(model, signature)
     for graph in model.subgraphs:
         for index, tensor in enumerate(graph.tensors or []):
             yield from (f"tensor {index} {each}" for each in _of_tensor(model, tensor))
         yield from _of_order(model, graph)
         for index, operator in enumerate(graph.operators or []):
             yield from (f"operation {index} {each}" for each in _of_options(model, graph, operator))
+
+
+def _of_signature(model: schema.ModelT, signature: schema.SignatureDefT) -> Iterator[str]:
+    if not 0 <= signature.subgraphIndex < len(model.subgraphs):
+        yield "a signature is of no graph"
+        return
+    count = len(model.subgraphs[signature.subgraphIndex].tensors or [])
+    for entry in [*(signature.inputs or []), *(signature.outputs or [])]:
+        if not _is_text(entry.name) or not 0 <= entry.tensorIndex < count:
+            yield "a signature points nowhere"
 
 
 def _integers(values) -> list[int]:
