@@ -9,6 +9,8 @@ from numbers import Real
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.graph import apply, tensors_of
+
 PIXELS = 256
 _PROBES = 16  # random images
 _MOST_CHANNELS = 64  # whose order is looked for
@@ -206,13 +208,48 @@ def _fitted(before: np.ndarray, after: np.ndarray, order: np.ndarray) -> Affine 
     return Affine(gain, offset, tuple(order.tolist())) if fits else None
 
 
+def arithmetic(node) -> Affine | None:
+    """Return the arithmetic that the Keras node of a layer's call does, or None."""
+    tensors = tensors_of(node)
+    if len(tensors) != 1 or not tensors[0].shape.rank or tensors[0].shape[-1] is None:
+        return None
+    shape, dtype = tuple(tensors[0].shape[1:]), _dtype(tensors[0])
+    return affine_of(lambda values: _in_float32(node, values), shape, dtype) if shape else None
+
+
+def evaluated(node, values: np.ndarray) -> np.ndarray:
+    """Return the float32 values (count, channels) that such a call makes of others."""
+    (tensor,) = tensors_of(node)
+    # By Keras itself, on images of one pixel.
+    images = values.reshape(len(values), *[1] * (tensor.shape.rank - 2), -1)
+    outputs = _in_float32(node, tf.cast(images, _dtype(tensor)))
+    return np.reshape(outputs, values.shape).astype(np.float32)
+
+
+def _dtype(tensor) -> tf.DType:
+    return tf.float32 if tensor.dtype.is_floating else tensor.dtype
+
+
+def _in_float32(node, values: tf.Tensor) -> tf.Tensor:
+    """Call a layer as a node did, but in float32 whatever its policy."""
+    layer = node.layer
+    if "float16" in layer.dtype_policy.name:
+        layer = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+        if node.layer.weights:
+            layer.build(values.shape)
+            layer.set_weights(node.layer.get_weights())
+            layer.finalize_state()  # of a Normalization, the only one with weights
+    return apply(node, layer, [values])[0]
+
+
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
 class ChannelAffine(tf.keras.layers.Layer):
     """A gain, an offset and a source for each channel: what preprocessing by operators amounts to.
 
     .. math:: y_c = x_{o_c} g_c + b_c
 
-    In place of operators that Keras cannot save, such as a reversal of the channels.
+    In place of operators that Keras cannot save, such as a reversal of the channels. It computes in
+    float32, whatever the global policy: 16 bits would make fewer values of 256 pixels.
 
     Args:
         gain: One number for each channel.
@@ -223,15 +260,15 @@ class ChannelAffine(tf.keras.layers.Layer):
     """
 
     def __init__(self, gain, offset, order, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs}, autocast=False)
         self.gain, self.offset = list(map(float, gain)), list(map(float, offset))
         self.order = list(map(int, order))
 
     def call(self, inputs):
-        values = tf.cast(inputs, self.compute_dtype)
+        values = tf.cast(inputs, tf.float32)
         if self.order != sorted(self.order):
             values = tf.gather(values, self.order, axis=-1)
-        return values * tf.cast(self.gain, values.dtype) + tf.cast(self.offset, values.dtype)
+        return values * self.gain + self.offset
 
     def get_config(self):
         return {

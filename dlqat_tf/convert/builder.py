@@ -99,6 +99,8 @@ class Builder:
             config = {**layer.get_config(), "name": call.name}
             if layer in self._absorbing:
                 config |= {"scale": True, "center": True}
+            if call.affine is not None:
+                config["dtype"] = "float32"  # 16 bits would make fewer values of 256 pixels
             return type(layer).from_config(config)
         except (NotImplementedError, TypeError, ValueError) as error:
             raise ConversionError(

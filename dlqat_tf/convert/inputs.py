@@ -8,8 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.graph import tensors_of
-from dlqat_tf.preprocessing import RAW, UNIT, Preprocessing, affine_of, preprocessing_of
+from dlqat_tf.preprocessing import (
+    RAW,
+    UNIT,
+    Affine,
+    Preprocessing,
+    arithmetic,
+    evaluated,
+    preprocessing_of,
+)
 from dlqat_tf.quantizers.input import range_of
 
 _layers = tf.keras.layers
@@ -19,19 +26,14 @@ VALUES = "values"
 _OPERATORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
 
 
-def arithmetic(call) -> object | None:
-    """Return the :class:`~dlqat_tf.preprocessing.Affine` that a call does to an input, or None."""
+def arithmetic_of(call) -> Affine | None:
+    """Return the arithmetic that a call does to an input, or None."""
     known = type(call.layer) in (_layers.Rescaling, _layers.Normalization)
     if not (known or type(call.layer).__name__ in _OPERATORS) or len(call.inputs) != 1:
         return None
     (source, _) = call.inputs[0]
-    if source.role != "input" and source.affine is None:
-        return None
-    (tensor,) = tensors_of(call.node)
-    shape = tuple(tensor.shape[1:])
-    if not shape or shape[-1] is None:
-        return None
-    return affine_of(lambda values: call.apply(call.layer, [values])[0], shape, tensor.dtype)
+    prepares = source.role == "input" or source.affine is not None
+    return arithmetic(call.node) if prepares else None
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,7 @@ def prepared(call, examples: np.ndarray) -> np.ndarray:
     """Return what the arithmetic up to a call makes of values of its input."""
     if call.role == "input":
         return examples
-    before = prepared(call.inputs[0][0], examples)
-    (tensor,) = tensors_of(call.node)
-    # By Keras itself, on images of one pixel.
-    values = before.reshape(len(before), *[1] * (tensor.shape.rank - 2), -1)
-    values = call.apply(call.layer, [tf.cast(values, tensor.dtype)])[0]
-    return np.reshape(values, before.shape).astype(np.float64)
+    return evaluated(call.node, prepared(call.inputs[0][0], examples))
 
 
 def is_unit(values: np.ndarray) -> bool:

@@ -281,7 +281,7 @@ class Network:
         if hasattr(layer, "_nodes_by_depth") and self.overrides.of(name) != "float":
             return self._flatten(layer, inputs, _Around(name, training, trainable))
         call = Call(layer, name, role_of(layer), node, inputs, training, trainable)
-        call.affine = taking.arithmetic(call)
+        call.affine = taking.arithmetic_of(call)
         if call.affine is not None:
             call.role = "rescaling"
         self.calls.append(call)

@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.export.integer.network import ExportError, Input, Lookup, Node
-from dlqat_tf.graph import apply, tensors_of
-from dlqat_tf.preprocessing import RAW, UNIT, Affine, ChannelAffine, Preprocessing, affine_of
+from dlqat_tf.preprocessing import RAW, UNIT, ChannelAffine, Preprocessing, arithmetic, evaluated
 from dlqat_tf.quantizers import InputQuantizer
 
 _layers = tf.keras.layers
@@ -92,16 +91,6 @@ def prepares(layer) -> bool:
     return type(layer) in known or type(layer).__name__ in _OPERATORS
 
 
-def arithmetic(node) -> Affine | None:
-    """Return the arithmetic that the call of such a layer does, None where it does another."""
-    tensors = tensors_of(node)
-    if len(tensors) != 1 or not tensors[0].shape.rank or tensors[0].shape[-1] is None:
-        return None
-    return affine_of(
-        lambda values: apply(node, node.layer, [values])[0], tensors[0].shape[1:], tensors[0].dtype
-    )
-
-
 def prepared(node, source: Input | Prepared, around: dict) -> Prepared:
     """Return what the call of a layer makes of pixels."""
     layer, affine = node.layer, arithmetic(node)
@@ -112,17 +101,9 @@ def prepared(node, source: Input | Prepared, around: dict) -> Prepared:
             "images by something else than a gain, an offset and an order of the channels. "
             "Prepare them so outside of the model."
         )
-    # By Keras itself, in float32, on images of one pixel.
-    dtype = tensors_of(node)[0].dtype
-    values = before.values.reshape(-1, *[1] * (len(_shape(node)) - 1), before.values.shape[-1])
-    values = np.asarray(apply(node, layer, [tf.cast(values, dtype)])[0], np.float32)
+    values = evaluated(node, before.values)
     order = tuple(before.order[i] for i in affine.order)
-    values = values.reshape(before.values.shape)
     return Prepared(name=around["name"], inputs=before.inputs, values=values, order=order)
-
-
-def _shape(node) -> tuple:
-    return tuple(tensors_of(node)[0].shape[1:])
 
 
 def _of(source: Input | Prepared) -> Prepared:

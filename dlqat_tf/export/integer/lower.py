@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from dlqat_tf.export.integer.inputs import (
     Prepared,
-    arithmetic,
     input_node,
     lookup,
     prepared,
@@ -41,6 +40,7 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
+from dlqat_tf.preprocessing import arithmetic
 from dlqat_tf.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
@@ -53,7 +53,7 @@ SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
     "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
     "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, Flatten, Reshape, "
-    "Dropout, Rescaling without offset, the heads of dlqat_tf, models made of these, and any of "
+    "Dropout, Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
     "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
 _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
@@ -77,9 +77,10 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     """Return what a Keras model computes, in integer codes.
 
     Args:
-        model: Functional or Sequential model (nested ones are flattened) from one or more image
-            inputs (batch, height, width, channels), float in [0, 1], to one output. Layers that
-            are called more than once are one node, with the same weights, for each call.
+        model: Functional or Sequential model (nested ones are flattened) from one or more inputs,
+            images (batch, height, width, channels) or other values of up to four dimensions, to one
+            output. Layers that are called more than once are one node, with the same weights, for
+            each call.
 
     Returns:
         The network, batch norm folded: a channel's gain goes into its step (a negative one flips
