@@ -129,6 +129,28 @@ def without_notes() -> Iterator[None]:
                     os.write(2, line)
 
 
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Leave out what is written to the standard error: TensorFlow's converter writes at length.
+
+    With ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it is passed on.
+    """
+    try:
+        shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)
+    except OSError:  # closed
+        shown = None
+    if shown is None:
+        yield
+        return
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
 def tflite_interpreter(
     model: str | Path | bytes, *, num_threads: int = 1, xnnpack: bool = True, allocate: bool = True
 ):

@@ -20,8 +20,9 @@ from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
+from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import Simulation, batches
-from dlqat_tf.export.integer.snap import in_float32
+from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 
@@ -201,7 +202,8 @@ def parity(
         models = {"trained": trained, **models}
         _, others = _plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
-    simulation = Simulation(planned)
+    run_part = lce.PartRunner() if is_binarized(content) else FloatPart.run
+    simulation = Simulation(planned, run_part)
     feed = for_file(planned, _types(record, network))
     run = runner(content, batch_size, feed, path)
     logits = {
@@ -401,19 +403,17 @@ def kernels_of(content: schema.ModelT) -> str:
 def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
     """Return a function from lists of inputs to lists of outputs.
 
-    Its inputs are arrays of at most ``batch_size``, one for each input, which ``feed`` turns into
-    what the file takes (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that).
+    Its inputs are arrays, one for each input, which ``feed`` turns into what the file takes
+    (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that); ``batch_size`` of each
+    run at once.
 
     Raises:
         ExportError: The kernels refuse the file, which the message calls ``path``.
     """
-    shapes = [tensor.shape for tensor in content.subgraphs[0].tensors]
-    for tensor in content.subgraphs[0].tensors:
-        if tensor.shapeSignature is not None and tensor.shapeSignature[0] == -1:
-            tensor.shape = np.array([batch_size, *tensor.shape[1:]], np.int32)
-    data = flatbuffer.packed(content)
-    for tensor, shape in zip(content.subgraphs[0].tensors, shapes, strict=True):
-        tensor.shape = shape
+    inputs = [content.subgraphs[0].tensors[int(i)] for i in content.subgraphs[0].inputs]
+    # Files may be fixed to one image at once.
+    batch_size = batch_size if all(each.shapeSignature is not None for each in inputs) else 1
+    data = flatbuffer.with_batch(content, batch_size)
     if is_binarized(content):
         interpreter = lce.open_interpreter(data)
 
@@ -437,7 +437,8 @@ def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
 
     def run(images: list[np.ndarray]) -> list[np.ndarray]:
         fed = images if feed is None else feed(images)
-        return [output[: len(images[0])] for output in invoke([filled(each) for each in fed])]
+        outputs = [invoke([filled(each) for each in some]) for some in batches(fed, batch_size)]
+        return [np.concatenate(each)[: len(images[0])] for each in zip(*outputs, strict=True)]
 
     return run
 
@@ -461,7 +462,7 @@ def _layers(content, simulation: Simulation, images: list[np.ndarray], feed, pat
     inputs = simulation.network.inputs
     nodes = simulation.network.nodes[len(inputs) :]
     names = [tensor.name.decode() for tensor in graph.tensors]
-    computed = {int(operator.outputs[0]) for operator in graph.operators}
+    computed = {int(output) for operator in graph.operators for output in operator.outputs}
     at = {
         node.name: names.index(node.name)
         for node in nodes

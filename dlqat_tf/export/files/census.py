@@ -6,9 +6,10 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from flatbuffers import flexbuffers
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
@@ -76,6 +77,27 @@ class FileInput:
 
 
 @dataclass(frozen=True)
+class IslandCost:
+    """What a part of the model costs that runs in float, since it has no integer form.
+
+    Attributes:
+        name: Its name, that of its first layer among it.
+        layers: Names of the layers in it.
+        operators: How many operations it has.
+        macs: Multiply-accumulates for one image.
+        share: Of all those of the file, from 0 to 1.
+        bytes: Size of its constants.
+    """
+
+    name: str
+    layers: list[str]
+    operators: int
+    macs: int
+    share: float
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Census(Report):
     """Content of a .tflite file.
 
@@ -92,6 +114,7 @@ class Census(Report):
         inputs: What it takes.
         layers: Storage of each layer with weights.
         warnings: What will run slower than its width suggests.
+        islands: Parts that run in float for want of an integer form.
     """
 
     path: str
@@ -104,6 +127,7 @@ class Census(Report):
     inputs: list[FileInput]
     layers: list[LayerStorage]
     warnings: list[str]
+    islands: list[IslandCost] = field(default_factory=list)
 
     def tables(self):
         title = f"{self.path}: {self.file_bytes:,} bytes, deflated {self.deflated_bytes:,} bytes"
@@ -127,11 +151,22 @@ class Census(Report):
         return [
             layers,
             *map(str, self.inputs),
+            *([self._islands()] if self.islands else []),
             f"operations: {counts}",
             f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
             f"computed tensors of one image at their peak {self.peak_activation_bytes:,} bytes",
             *(f"warning: {text}" for text in self.warnings),
         ]
+
+    def _islands(self) -> Table:
+        table = Table(title="In float, for want of an integer form", title_justify="left")
+        table.add_column("layers", overflow="fold")
+        for column in ("operations", "MACs", "share", "bytes"):
+            table.add_column(column, justify="right")
+        for each in self.islands:
+            numbers = (f"{each.operators}", f"{each.macs:,}", f"{each.share:.1%}")
+            table.add_row(", ".join(each.layers), *numbers, f"{each.bytes:,}")
+        return table
 
 
 def census(path: str | Path) -> Census:
@@ -168,7 +203,8 @@ def count(data: bytes, path: str | Path) -> Census:
         if index in sources:  # weights that are dequantized first
             source = sources[index]
             index = int(source.inputs[0])
-        if index in seen:
+        weights = model.buffers[graph.tensors[index].buffer].data
+        if index in seen or weights is None or not len(weights):  # products of computed tensors
             continue
         seen.add(index)
         _add_layer(storage, model, operator, name, index, source, declared.get(index), sizes)
@@ -192,7 +228,50 @@ def count(data: bytes, path: str | Path) -> Census:
         inputs=[_input(graph.tensors[int(i)]) for i in graph.inputs],
         layers=layers,
         warnings=list(dict.fromkeys(warnings)),
+        islands=_islands(model, record.get("islands", []), sizes),
     )
+
+
+def _islands(model: schema.ModelT, recorded: list[dict], sizes: dict[int, int]) -> list[IslandCost]:
+    """Return what the parts cost whose operations a file's record names."""
+    graph, found = model.subgraphs[0], []
+    every = [macs(model, operator) for operator in graph.operators]
+    for island in recorded:
+        first, end = island["operators"]
+        read = {int(i) for operator in graph.operators[first:end] for i in operator.inputs}
+        number = sum(every[first:end])
+        found.append(
+            IslandCost(
+                name=island["name"],
+                layers=island["layers"],
+                operators=end - first,
+                macs=number,
+                share=number / max(sum(every), 1),
+                bytes=sum(sizes.get(i, 0) for i in read),
+            )
+        )
+    return found
+
+
+def macs(model: schema.ModelT, operator: schema.OperatorT) -> int:
+    """Return the multiply-accumulates of an operation for one image; 0 where it is no product."""
+    graph, name = model.subgraphs[0], operator_name(model, operator)
+    output = elements(graph.tensors[int(operator.outputs[0])])
+    if name == "TRANSPOSE_CONV":  # weights and then the input, each value of which they spread
+        weights, image = (graph.tensors[int(i)] for i in operator.inputs[1:3])
+        return elements(image) * elements(weights) // int(weights.shape[3])
+    if name == "BATCH_MATMUL":
+        first = graph.tensors[int(operator.inputs[0])]
+        return output * int(first.shape[-2 if operator.builtinOptions.adjX else -1])
+    if name not in _WEIGHTED:
+        return 0
+    weights = graph.tensors[int(operator.inputs[1])]
+    if name == _BINARY_CONVOLUTION:
+        channels = flexbuffers.Loads(bytes(operator.customOptions))["channels_in"]
+        return output * int(np.prod(weights.shape[1:3])) * channels
+    if name == "DEPTHWISE_CONV_2D":
+        return output * int(np.prod(weights.shape[1:3]))
+    return output * int(np.prod(weights.shape[1:]))
 
 
 def encode_record(record: dict) -> bytes:

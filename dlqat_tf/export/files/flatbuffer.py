@@ -126,7 +126,7 @@ class FileBuilder:
         if key not in self._constants:
             kind = schema.TensorType.INT4 if int4 else TYPES[values.dtype]
             tensor = _tensor(name, values.shape, kind)
-            tensor.buffer = self._buffers.setdefault(data, len(self._buffers))
+            tensor.buffer = self._buffer(data)
             if scale is not None:
                 scale = np.atleast_1d(np.asarray(scale, np.float32))
                 tensor.quantization = _quantization(scale, [zero_point] * scale.size, axis)
@@ -148,9 +148,9 @@ class FileBuilder:
         number = schema.BuiltinOperator.CUSTOM
         if custom is None:
             number = getattr(schema.BuiltinOperator, code)
-        key = (number, code if custom is not None else None, version or _VERSIONS.get(code, 1))
+        name = None if custom is None else code
         operator = schema.OperatorT()
-        operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
+        operator.opcodeIndex = self._code(number, name, version or _VERSIONS.get(code, 1))
         operator.inputs = np.array(inputs, np.int32)
         operator.outputs = np.array([output], np.int32)
         if custom is not None:
@@ -161,6 +161,48 @@ class FileBuilder:
             operator.builtinOptions = options
         self.operators.append(operator)
         return operator
+
+    def splice(self, model: schema.ModelT, inputs: Sequence[int], prefix: str) -> list[int]:
+        """Add the operations of another file, of one graph, on tensors of this one.
+
+        Args:
+            model: The other file.
+            inputs: Tensors that stand for its inputs.
+            prefix: What the names of its tensors start with; their number follows.
+
+        Returns:
+            The tensors that are its outputs.
+        """
+        (graph,) = model.subgraphs
+        tensors = dict(zip(map(int, graph.inputs), inputs, strict=True))
+        for index, tensor in enumerate(graph.tensors):
+            if index in tensors:
+                continue
+            data = model.buffers[tensor.buffer].data
+            tensor.buffer = self._buffer(b"" if data is None else bytes(data))
+            tensor.name = f"{prefix}/{index}"
+            tensors[index] = len(self.tensors)
+            self.tensors.append(tensor)
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            custom = None if code.customCode is None else code.customCode.decode()
+            operator.opcodeIndex = self._code(number_of(code), custom, code.version)
+            for name in ("inputs", "outputs"):
+                old = map(int, getattr(operator, name))
+                setattr(operator, name, np.array([tensors.get(i, i) for i in old], np.int32))
+            self.operators.append(operator)
+        return [tensors[int(i)] for i in graph.outputs]
+
+    def fix_batch(self) -> None:
+        """Let the file take one image at once, and no other number."""
+        for tensor in self.tensors:
+            tensor.shapeSignature = None
+
+    def _code(self, number: int, custom: str | None, version: int) -> int:
+        return self._codes.setdefault((number, custom, version), len(self._codes))
+
+    def _buffer(self, data: bytes) -> int:
+        return self._buffers.setdefault(data, len(self._buffers))
 
     def finish(self, inputs: list[int], outputs: list[int], metadata: dict[str, bytes]) -> bytes:
         """Return the file's content."""
@@ -185,7 +227,7 @@ class FileBuilder:
         for name, data in metadata.items():
             entry = schema.MetadataT()
             entry.name = name
-            entry.buffer = self._buffers.setdefault(data, len(self._buffers))
+            entry.buffer = self._buffer(data)
             model.metadata.append(entry)
         model.buffers = []
         for data in self._buffers:
@@ -218,6 +260,19 @@ def packed(model: schema.ModelT) -> bytes:
     builder = _SharingBuilder(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def with_batch(model: schema.ModelT, size: int) -> bytes:
+    """Return the flatbuffer of a model for ``size`` images at once, where it takes any number."""
+    tensors = model.subgraphs[0].tensors
+    shapes = [tensor.shape for tensor in tensors]
+    for tensor in tensors:
+        if tensor.shapeSignature is not None and tensor.shapeSignature[0] == -1:
+            tensor.shape = np.array([size, *tensor.shape[1:]], np.int32)
+    data = packed(model)
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        tensor.shape = shape
+    return data
 
 
 def _tensor(name: str, shape, kind: int) -> schema.TensorT:

@@ -10,6 +10,7 @@ from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import without_notes
+from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
 from dlqat_tf.export.files.tflite import (
     Built,
@@ -33,7 +34,8 @@ from dlqat_tf.export.integer.network import (
     Weighted,
 )
 from dlqat_tf.export.integer.plan import grids, plan
-from dlqat_tf.export.integer.simulate import binary_layer
+from dlqat_tf.export.integer.simulate import batches, binary_layer
+from dlqat_tf.float_part import FloatPart
 
 PLANE_LIMIT = 9
 _WIDEST = 64  # planes of 8 bits times 8 bits
@@ -367,3 +369,21 @@ def _check_runs(built: Built) -> None:
         built.input_types,
         lambda data: open_interpreter(data).predict,
     )
+
+
+class PartRunner:
+    """Runs parts that stay float on LCE's interpreter, whose kernels are of another TFLite."""
+
+    def __init__(self):
+        self._open: dict[tuple[bytes, int], object] = {}
+
+    def __call__(self, part: FloatPart, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Return what :meth:`dlqat_tf.float_part.FloatPart.run` does."""
+        count = part.batch or len(arrays[0])
+        if (part.data, count) not in self._open:
+            model = flatbuffer.parsed(part.data, "a part")
+            interpreter = open_interpreter(flatbuffer.with_batch(model, count))
+            self._open[part.data, count] = interpreter
+        interpreter = self._open[part.data, count]
+        outputs = [interpreter.predict(each) for each in batches(arrays, count)]
+        return [np.concatenate(each) for each in zip(*outputs, strict=True)]

@@ -6,7 +6,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.census import METADATA, encode_record
-from dlqat_tf.export.files.flatbuffer import FileBuilder
+from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.inputs import codes_of, zero_point
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
@@ -17,12 +17,15 @@ from dlqat_tf.export.integer.network import (
     Concatenate,
     Convolution,
     Dense,
+    FromIsland,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Island,
     Lookup,
     MaxPool,
     Node,
+    Output,
     Pad,
     Pool,
     ReLU,
@@ -56,6 +59,8 @@ class Writer:
         self.tensors: dict[str, int] = {}  # of each node's output, int8 where it is coded
         self.weights: dict[str, list[int]] = {}  # tensors that hold each layer's weights
         self._pixels: dict[str, int] = {}  # the same tensors, by input
+        self.islands: list[dict] = []  # names, layers and operations of the parts that stay float
+        self._parts: dict[str, list[int]] = {}  # their outputs
         self._floats: dict[str, int] = {}
         self._fusible: dict[int, object] = {}  # float outputs -> options with a fused activation
 
@@ -63,14 +68,15 @@ class Writer:
         """Return the file's content; ``metadata`` is what to record in it."""
         for node in self.network:
             self.node(node)
-        last = self.network.nodes[-1].name
-        output = self.float(last)
+        outputs = [self.float(node.name) for node in self.network.outputs]
         layers = [
             dict(name=name, bits=self.network[name].bits, tensors=tensors)
             for name, tensors in self.weights.items()
         ]
-        encoded = encode_record({**metadata, "layers": layers})
-        return self.file.finish(self.inputs, [output], {METADATA: encoded})
+        encoded = encode_record({**metadata, "layers": layers, "islands": self.islands})
+        if any(isinstance(node, Island) and node.part.batch for node in self.network):
+            self.file.fix_batch()
+        return self.file.finish(self.inputs, outputs, {METADATA: encoded})
 
     def node(self, node: Node) -> None:
         """Add one node, unless the activation that follows it will."""
@@ -79,6 +85,12 @@ class Writer:
                 self.tensors[node.name] = self._input(node)
             case Lookup():
                 self.tensors[node.name] = self._lookup(node)
+            case Island():
+                self._island(node)
+            case FromIsland():
+                self.tensors[node.name] = self._from_island(node)
+            case Output():
+                self.tensors[node.name] = self.float(node.inputs[0])
             case Activation():
                 self.tensors[node.name] = self._activation(node)
             case Weighted() if is_integer(node):
@@ -93,6 +105,28 @@ class Writer:
                 self.tensors[node.name] = self._moving(node)
             case _:
                 self.tensors[node.name] = self._on_floats(node)
+
+    def _island(self, node: Island) -> None:
+        """Add the operations of a part that stays float."""
+        inputs = [self.float(name) for name in node.inputs]
+        first = len(self.file.operators)
+        self._parts[node.name] = self.file.splice(
+            parsed(node.part.data, node.name), inputs, node.name
+        )
+        self.islands.append(
+            dict(
+                name=node.name,
+                layers=list(node.layers),
+                operators=[first, len(self.file.operators)],
+            )
+        )
+
+    def _from_island(self, node: FromIsland) -> int:
+        """Return an output of a part, which is called like the node unless it is an input too."""
+        output, island = self._parts[node.inputs[0]][node.index], self.network[node.inputs[0]]
+        if output not in [self.float(name) for name in island.inputs]:
+            self.file.tensors[output].name = node.name
+        return output
 
     def planes(self, node: Convolution) -> int:
         """Add a convolution by binary kernels and return its float output."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import larq as lq
@@ -17,6 +18,7 @@ from dlqat_tf.export.integer.inputs import (
     prepares,
     resolved,
 )
+from dlqat_tf.export.integer.islands import check_float_call, gathered
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -26,11 +28,14 @@ from dlqat_tf.export.integer.network import (
     Convolution,
     Dense,
     ExportError,
+    FromIsland,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Island,
     MaxPool,
     Node,
+    Output,
     Pad,
     ReLU,
     Reshape,
@@ -38,7 +43,9 @@ from dlqat_tf.export.integer.network import (
     Weighted,
     output_shape,
 )
-from dlqat_tf.graph import check_graph, follow, training_of, unique
+from dlqat_tf.export.integer.precision import in_float32
+from dlqat_tf.float_part import FloatPart, NoFloatForm
+from dlqat_tf.graph import apply, check_graph, follow, tensors_of, training_of, unique
 from dlqat_tf.heads import Head
 from dlqat_tf.preprocessing import arithmetic
 from dlqat_tf.quantizers import (
@@ -90,14 +97,13 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
         ExportError: Names the layer that cannot be lowered, why, and what is supported.
     """
     check_graph(model, ExportError)
-    if len(model.outputs) != 1:
-        raise ExportError(
-            f"Expected a model with one output. Received: {len(model.outputs)}. Export "
-            "tf.keras.Model(model.inputs, model.outputs[0])."
-        )
+    model = in_float32(model)
     lowering = _Lowering()
-    lowering.model(model, [lowering.add(input_node(tensor)) for tensor in model.inputs], "")
-    return IntegerNetwork(tuple(_simplified(_folded(resolved(lowering.nodes)))))
+    sources = [lowering.add(input_node(tensor)) for tensor in model.inputs]
+    outputs = lowering.model(model, sources, "")
+    for name, source in zip(model.output_names, outputs, strict=True):
+        lowering.add(Output(name=f"{name}/output", inputs=(source,)))
+    return IntegerNetwork(tuple(gathered(_simplified(_folded(resolved(lowering.nodes))))))
 
 
 class _Lowering:
@@ -115,26 +121,60 @@ class _Lowering:
 
     def model(
         self, model: tf.keras.Model, sources: list[str], prefix: str, training: bool | None = None
-    ) -> str:
-        """Add the nodes of a (nested) model and return the name of its output."""
+    ) -> list[str]:
+        """Add the nodes of a (nested) model and return the names of its outputs."""
 
         def visit(call, inputs: list[str]) -> list[str]:
-            mode = training_of(call, training)
-            return [self.layer(call, inputs, prefix, mode)]
+            return self.call(call, inputs, prefix, training_of(call, training))
 
-        return follow(model, sources, visit)[0]
+        return follow(model, sources, visit)
 
-    def layer(self, call, inputs: list[str], prefix: str, training: bool | None) -> str:
-        """Add the nodes of a call of one layer and return the name of its output."""
-        layer, name = call.layer, prefix + call.layer.name
+    def call(self, call, inputs: list[str], prefix: str, training: bool | None) -> list[str]:
+        """Add the nodes of one call of a layer and return the names of its outputs."""
+        layer = call.layer
+        name = prefix + layer.name
         if training and isinstance(layer, (_layers.Dropout, _layers.BatchNormalization)):
             raise _unsupported(name, layer, "it is called with training=True")
-        if isinstance(layer, tf.keras.Model):
-            if not hasattr(layer, "_nodes_by_depth"):
-                raise _unsupported(name, layer, "it is a subclassed model")
-            if len(layer.outputs) != 1:
-                raise _unsupported(name, layer, f"it has {len(layer.outputs)} outputs, not one")
+        if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer, inputs, name + "/", training)
+        before = len(self.nodes)
+        try:
+            return [self.layer(call, inputs, name)]
+        except _NoIntegerForm:
+            for node in self.nodes[before:]:
+                del self.shapes[node.name]
+            del self.nodes[before:]
+        check_float_call(call, name, training)
+
+        def run(tensors):
+            kinds = (tensor.dtype for tensor in tensors_of(call))
+            typed = [tf.cast(*each) for each in zip(tensors, kinds, strict=True)]
+            return apply(call, layer, typed)
+
+        return self.float_call(name, inputs, run, layer)
+
+    def float_call(self, name: str, inputs: list[str], run: Callable, layer) -> list[str]:
+        """Add a computation of a layer that stays float and return the names of its outputs."""
+
+        def function(tensors):
+            return [tf.cast(output, tf.float32) for output in run(tensors)]
+
+        part = FloatPart(function, [self.shapes[each] for each in inputs], [layer])
+        try:
+            shapes = part.output_shapes()
+        except NoFloatForm as error:
+            raise ExportError(f"Layer {name!r} cannot be exported: {error}.") from error
+        island = self.add(
+            Island(name=f"{name}/island", inputs=tuple(inputs), part=part, layers=(name,))
+        )
+        return [
+            self.add(FromIsland(name=name, inputs=(island,), index=index, shape=shape))
+            for index, shape in enumerate(shapes)
+        ]
+
+    def layer(self, call, inputs: list[str], name: str) -> str:
+        """Add the nodes of a layer's call with one output and return the name of that."""
+        layer = call.layer
         if prepares(layer) and len(inputs) == 1:
             return self.preparation(call, name, *inputs)
         try:
@@ -154,18 +194,20 @@ class _Lowering:
     def preparation(self, call, name: str, source: str) -> str:
         """Add arithmetic on each channel, such as what prepares an input."""
         around, node = dict(name=name, inputs=(source,)), self.node(source)
+        affine = arithmetic(call)
+        if affine is None or isinstance(node, FromIsland):  # which it goes on with
+            raise _NoIntegerForm(name)
         if isinstance(node, Prepared) or (isinstance(node, Input) and node.preprocessing):
             return self.add(prepared(call, node, around))
-        affine = arithmetic(call)
-        if affine is None or not affine.keeps_order:
-            raise _unsupported(name, call.layer, "it is no gain and offset of the channels")
+        if not affine.keeps_order:
+            raise _NoIntegerForm(name)
         return self.add(_Affine(**around, layer=name, gain=affine.gain, offset=affine.offset))
 
     def bare(self, parts: Unwrapped, name: str, inputs: list[str]) -> str:
         """Add the nodes of a layer without what a wrapper does to its output."""
         layer = parts.layer
         if getattr(layer, "data_format", "channels_last") != "channels_last":
-            raise _unsupported(name, layer, "its data_format is not channels_last")
+            raise _NoIntegerForm(name)
         shared = dict(name=name, inputs=tuple(inputs))
         # Exact types where a subclass could compute anything.
         kind = type(layer)
@@ -188,20 +230,15 @@ class _Lowering:
             return self.add(_batch_norm(layer, shared))
         if kind is _layers.ReLU:
             if layer.max_value not in (None, 6) or layer.negative_slope or layer.threshold:
-                raise _unsupported(name, layer, "it is no ReLU or ReLU6; use a quantizer to clip")
+                raise _NoIntegerForm(name)
             return self.add(ReLU(**shared, highest=float(layer.max_value or math.inf)))
         if kind is _layers.Activation and layer.activation in _RELUS:
             return self.add(ReLU(**shared, highest=_RELUS[layer.activation]))
-        if kind is _layers.Softmax or (
-            kind is _layers.Activation and layer.activation is tf.keras.activations.softmax
-        ):
-            without = f"tf.keras.Model(model.inputs, model.get_layer({layer.name!r}).input)"
-            raise _unsupported(name, layer, f"it is a softmax; export {without}: same arg-max")
-        if kind is _layers.Add:
+        if kind is _layers.Add and len({self.shapes[each] for each in inputs}) == 1:
             return self.add(Add(**shared))
         if kind is _layers.Concatenate:
             if layer.axis not in (-1, len(self.shapes[inputs[0]])):
-                raise _unsupported(name, layer, f"its axis is {layer.axis}, not the channels")
+                raise _NoIntegerForm(name)
             return self.add(Concatenate(**shared))
         if kind is _layers.ZeroPadding2D:
             return self.add(Pad(**shared, amounts=layer.padding))
@@ -221,9 +258,7 @@ class _Lowering:
         if kind in (_layers.Flatten, _layers.Reshape):
             shape = layer.compute_output_shape((None, *self.shapes[inputs[0]]))[1:]
             return self.add(Reshape(**shared, shape=tuple(shape)))
-        if kind is _layers.Activation:
-            raise _unsupported(name, layer, _refused(layer.activation))
-        raise _unsupported(name, layer, f"{kind.__name__} layers have no integer form here")
+        raise _NoIntegerForm(name)
 
     def weighted(self, parts: Unwrapped, shared: dict) -> str:
         """Add a convolution or dense layer with its quantizers and activation around it."""
@@ -276,7 +311,13 @@ class _Lowering:
             return self.add(ReLU(**around, highest=_RELUS[activation]))
         if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
             return self.add(_activation(activation, around))
-        raise _unsupported(name, layer, _refused(activation))
+        if isinstance(activation, lq.quantizers.Quantizer):
+            raise _unsupported(name, layer, "its activation says no integer codes")
+
+        def run(tensors):
+            return [activation(*tensors)]
+
+        return self.float_call(around["name"], [output], run, layer)[0]
 
 
 _WEIGHTED = (
@@ -289,18 +330,15 @@ _WEIGHTED = (
 )
 
 
+class _NoIntegerForm(Exception):
+    """A layer that nothing here computes in integers, so that it runs in float."""
+
+
 def _unsupported(name: str, layer, reason: str) -> ExportError:
     return ExportError(
         f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
         f"Supported: {SUPPORTED}."
     )
-
-
-def _refused(activation) -> str:
-    described = getattr(activation, "__name__", type(activation).__name__)
-    same = {"softmax": "arg-max", "sigmoid": "decisions, at a score of 0"}.get(described)
-    advice = f"; set it to tf.keras.activations.linear: same {same} (from_logits=True)"
-    return f"its activation is {described!r}{advice if same else ''}"
 
 
 def _array(variable, name: str) -> np.ndarray:
@@ -371,7 +409,7 @@ def _batch_norm(layer, shared: dict) -> Node:
     name = shared["name"]
     axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
     if axis not in (-1, layer.input_spec.ndim - 1):
-        raise _unsupported(name, layer, f"its axis is {axis}, not the channels")
+        raise _NoIntegerForm(name)
     mean, variance = (
         _array(variable, name).astype(np.float64)
         for variable in (layer.moving_mean, layer.moving_variance)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dlqat_tf.float_part import FloatPart
 from dlqat_tf.preprocessing import UNIT, Preprocessing
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -228,9 +229,37 @@ class Reshape(Node):
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Island(Node):
+    """A part of the model that has no integer form: it runs in float, as TFLite's converter says.
+
+    What it computes is read through :class:`FromIsland` nodes only.
+
+    Attributes:
+        part: What it computes.
+        layers: Names of the Keras layers in it.
+    """
+
+    part: FloatPart
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromIsland(Node):
+    """An output of the Island that it reads, the ``index``-th; its shape is without the batch."""
+
+    shape: tuple[int, ...]
+    index: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Node):
+    """What the Keras model returns, or one of the things: float values of the node it reads."""
+
+
 @dataclass(frozen=True)
 class IntegerNetwork:
-    """Nodes in topological order: the Inputs come first, the last one gives the logits.
+    """Nodes in topological order: the Inputs come first, the Outputs last.
 
     Attributes:
         nodes: The operations.
@@ -260,6 +289,12 @@ class IntegerNetwork:
     def inputs(self) -> tuple[Input, ...]:
         """The Inputs, in the order of the Keras model's."""
         return tuple(node for node in self.nodes if isinstance(node, Input))
+
+    @property
+    def outputs(self) -> tuple[Node, ...]:
+        """The Outputs, in the order of the Keras model's; without any the last node is the one."""
+        found = tuple(node for node in self.nodes if isinstance(node, Output))
+        return found or self.nodes[-1:]
 
     def consumers(self) -> dict[str, list[Node]]:
         """Return the nodes that read each node's output."""
@@ -292,7 +327,7 @@ def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[in
 def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape of a node's output without the batch, given those of its inputs."""
     match node:
-        case Input() | Reshape():
+        case Input() | Reshape() | FromIsland():
             return node.shape
         case Convolution():
             sizes = zip(
@@ -311,6 +346,8 @@ def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
         case Pad():
             padded = (n + sum(amount) for n, amount in zip(inputs[0], node.amounts, strict=False))
             return (*padded, inputs[0][2])
+        case Island():
+            return ()
         case Add() if len(set(inputs)) > 1:
             raise ExportError(
                 f"Layer {node.name!r} adds outputs of shapes {', '.join(map(str, inputs))}: "

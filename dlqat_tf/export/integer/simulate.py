@@ -28,12 +28,15 @@ from dlqat_tf.export.integer.network import (
     Concatenate,
     Convolution,
     Dense,
+    FromIsland,
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Island,
     Lookup,
     MaxPool,
     Node,
+    Output,
     Pad,
     Pool,
     ReLU,
@@ -43,6 +46,7 @@ from dlqat_tf.export.integer.network import (
     same_padding,
 )
 from dlqat_tf.export.integer.plan import code_of, grids, integer_add, planes
+from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
 _EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
@@ -73,10 +77,12 @@ class Simulation:
 
     Args:
         network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
+        run_part: Runs a part that stays float; that of another interpreter for its files.
     """
 
-    def __init__(self, network: IntegerNetwork):
+    def __init__(self, network: IntegerNetwork, run_part: Callable = FloatPart.run):
         self.network = network
+        self._run_part = run_part
         self.grids = grids(network)
         self._readers = network.consumers()
         self._integers = {
@@ -90,14 +96,14 @@ class Simulation:
     def run(
         self, images: np.ndarray | list[np.ndarray], names: Iterable[str] = ()
     ) -> dict[str, np.ndarray]:
-        """Return the outputs of the last node and of the nodes in ``names``.
+        """Return the values of the network's outputs and of the nodes in ``names``.
 
         Args:
             images: uint8 pixels (batch, height, width, channels), or float32 values of an input
                 that is no image; or a list of one such array for each input.
-            names: Nodes to return beside the last one.
+            names: Nodes to return beside the outputs.
         """
-        wanted = {*names, self.network.nodes[-1].name}
+        wanted = {*names, *(node.name for node in self.network.outputs)}
         names_of_inputs = (node.name for node in self.network.inputs)
         values: dict = dict(zip(names_of_inputs, by_input(images), strict=True))
         last_reader = {
@@ -113,9 +119,17 @@ class Simulation:
         return {name: values[name] for name in wanted}
 
     def logits(self, images: np.ndarray | list[np.ndarray], batch_size: int = 128) -> np.ndarray:
-        """Return float32 logits (images, classes) of ``images``, which are as for :meth:`run`."""
-        last = self.network.nodes[-1].name
-        return np.concatenate([self.run(each)[last] for each in batches(images, batch_size)])
+        """Return the only output's float32 (images, classes); ``images`` are as for :meth:`run`."""
+        (logits,) = self.outputs(images, batch_size)
+        return logits
+
+    def outputs(
+        self, images: np.ndarray | list[np.ndarray], batch_size: int = 128
+    ) -> list[np.ndarray]:
+        """Return the values of each output; ``images`` are as for :meth:`run`."""
+        names = [node.name for node in self.network.outputs]
+        values = [self.run(each) for each in batches(images, batch_size)]
+        return [np.concatenate([each[name] for each in values]) for name in names]
 
     def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Sum:
         """Return a node's value, given the values of its inputs."""
@@ -135,6 +149,13 @@ class Simulation:
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
             case Add() if integer_add(node, self.network, self.grids, self._readers):
                 return _Sum(tuple(inputs), tuple(self.grids[name] for name in node.inputs))
+            case Island():
+                floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
+                return self._run_part(node.part, floats)
+            case FromIsland():
+                return inputs[0][node.index]
+            case Output():
+                return self._float(node.inputs[0], inputs[0])
             case MaxPool() | Reshape() | Concatenate() | Pad() if self.grids[node.name]:
                 return _moved(node, inputs, self.grids[node.name])
             case _:

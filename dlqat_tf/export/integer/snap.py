@@ -12,7 +12,7 @@ from dlqat_tf.export.integer.integers import rounding_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork
 from dlqat_tf.export.integer.plan import plan
-from dlqat_tf.graph import copied
+from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import unwrapped
 from dlqat_tf.report import Report
 
@@ -67,8 +67,7 @@ def snap(
     :func:`dlqat_tf.export.integer.integers.stored`. The copy's batch norms have their beta (their
     moving mean, or the convolution's bias, where there is none) moved likewise, so the copy and the
     file compute the same numbers. A layer that is called more than once moves where all its calls
-    move it by the same, as where they read one grid and end on one. The copy computes in float32,
-    as :func:`in_float32` says.
+    move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
@@ -79,7 +78,7 @@ def snap(
     """
     lowered = lower(model)
     network = plan(lowered) if network is None else network
-    copy = _copy_in_float32(model)
+    copy = copy_in_float32(model)
     readers = network.consumers()
     shifts = []
     moves: dict[str, list] = {}  # what each call moves its layer by
@@ -107,39 +106,6 @@ def snap(
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
     return copy, SnapReport(shifts)
-
-
-def in_float32(model: tf.keras.Model) -> tf.keras.Model:
-    """Return a model, or a copy that computes in float32 where a policy of 16 bits is in force.
-
-    Files round the sums of float32 or of integers, and 16-bit activations between a convolution and
-    its quantizer would round them before.
-    """
-    layers = (each for each in model.submodules if isinstance(each, tf.keras.layers.Layer))
-    if any("float16" in layer.dtype_policy.name for layer in layers):
-        return _copy_in_float32(model)
-    return model
-
-
-def _copy_in_float32(model: tf.keras.Model) -> tf.keras.Model:
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy("float32")
-    try:
-        return copied(model, _in_float32)
-    finally:
-        tf.keras.mixed_precision.set_global_policy(before)
-
-
-def _in_float32(config):
-    """Return a layer's configuration, and those within it, without policies of 16 bits."""
-    if isinstance(config, dict):
-        return {
-            key: "float32" if key == "dtype" and "float16" in str(value) else _in_float32(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(_in_float32(each) for each in config)
-    return config
 
 
 def _layers(model: tf.keras.Model, prefix: str = "") -> dict:

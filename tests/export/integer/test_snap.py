@@ -7,8 +7,8 @@ import dlqat_tf
 from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower, snap
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import Simulation
-from dlqat_tf.export.integer.snap import in_float32
 from tests.export.networks import (
     convolution,
     images_for,

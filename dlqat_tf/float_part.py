@@ -1,0 +1,204 @@
+"""Parts of a network that stay float, as TensorFlow's own converter stores them.
+
+Stands below both conversion, which asks before training whether TFLite has a form of a layer, and
+export, which splices that form into a file and runs it in the simulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf._compat import silenced, tflite_interpreter
+
+_RANDOM = {
+    schema.BuiltinOperator.MULTINOMIAL,
+    schema.BuiltinOperator.RANDOM_STANDARD_NORMAL,
+    schema.BuiltinOperator.RANDOM_UNIFORM,
+}
+_RECURRENT = "recurrent layers have a form with unroll=True"
+_TRIED = 2  # images in the run that shows whether a batch goes through
+
+
+class NoFloatForm(ValueError):
+    """TFLite has no operations for a computation; the message says which ones, or why."""
+
+
+class FloatPart:
+    """A computation on float tensors, as a TFLite graph of its own.
+
+    Args:
+        function: From a list of float32 tensors (batch, ...) to such a list.
+        shapes: Of the inputs, without the batch.
+        submodules: What the function computes with.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list], list],
+        shapes: Sequence[tuple[int, ...]],
+        submodules: Sequence[tf.Module] = (),
+    ):
+        self.function = function
+        self.shapes = tuple(shapes)
+        self.submodules = tuple(submodules)
+        self._open = (0, None)  # images at once, and the interpreter for them
+
+    @property
+    def data(self) -> bytes:
+        """The graph as a flatbuffer, inputs and outputs in their order.
+
+        Raises:
+            NoFloatForm: TFLite has no operations for it.
+        """
+        return self._stored[0]
+
+    @property
+    def batch(self) -> int | None:
+        """How many images the graph takes at once: 1, or None for any number.
+
+        With any number TFLite learns some sizes at run time only, as those of a transposed
+        convolution's output, and leaves what follows to slower kernels, which round otherwise.
+        """
+        return self._stored[1]
+
+    @cached_property
+    def _stored(self) -> tuple[bytes, int | None]:
+        with contextlib.suppress(NoFloatForm):
+            return self._converted(None), None
+        return self._converted(1), 1
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs for float32 arrays, of the kernels that run files too."""
+        if self.batch is None:
+            return self._run(self.data, arrays)
+        singles = zip(*(np.split(array, len(array)) for array in arrays), strict=True)
+        outputs = [self._run(self.data, list(each)) for each in singles]
+        return [np.concatenate(each) for each in zip(*outputs, strict=True)]
+
+    def output_shapes(self) -> list[tuple[int | None, ...]]:
+        """Return the shapes of the outputs without the batch, as tracing the function says.
+
+        Raises:
+            NoFloatForm: The function is none that can be traced.
+        """
+        return [tuple(output.shape[1:]) for output in self._traced(1).outputs]
+
+    def _traced(self, batch: int | None):
+        def traced(*tensors):
+            return self.function(list(tensors))
+
+        signature = [tf.TensorSpec((batch, *shape), tf.float32) for shape in self.shapes]
+        function = tf.function(traced, input_signature=signature, autograph=False)
+        try:
+            with _in_plain_operations(self.submodules):
+                return function.get_concrete_function()
+        except Exception as error:  # whatever a user's layer raises in a graph
+            raise NoFloatForm(f"it cannot be traced: {_first_line(error)}") from error
+
+    def _converted(self, batch: int | None) -> bytes:
+        traced = self._traced(batch)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], self.function)
+        try:
+            with silenced():
+                data = converter.convert()
+        except Exception as error:  # the converter raises its own and whatever a pass runs into
+            raise NoFloatForm(_said(error)) from None
+        _check(data)
+        count = batch or _TRIED
+        zeros = [np.zeros((count, *shape), np.float32) for shape in self.shapes]
+        try:
+            _check_sizes(data, zeros)
+            outputs = self._run(data, zeros)
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, NoFloatForm):
+                raise
+            raise NoFloatForm(f"the interpreter refuses its form: {_first_line(error)}") from None
+        if any(output.shape[:1] != (count,) for output in outputs):
+            shapes = ", ".join(str(output.shape) for output in outputs)
+            raise NoFloatForm(f"it makes outputs of shapes {shapes} for {count} images")
+        return data
+
+    def _run(self, data: bytes, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        count, interpreter = self._open
+        if count != len(arrays[0]):
+            interpreter = _opened(data, arrays)
+            self._open = len(arrays[0]), interpreter
+        for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+            interpreter.set_tensor(detail["index"], np.asarray(array, np.float32))
+        interpreter.invoke()
+        return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
+
+
+@contextlib.contextmanager
+def _in_plain_operations(modules: Sequence[tf.Module]) -> Iterator[None]:
+    """Let layer norms compute with means and products, as they do where epsilon is small.
+
+    Else they take TensorFlow's fused batch norm, for which TFLite needs constants that are as long
+    as the batch.
+    """
+    every = {id(each): each for module in modules for each in (module, *module.submodules)}
+    norms = [
+        each
+        for each in every.values()
+        if isinstance(each, tf.keras.layers.LayerNormalization) and each._fused
+    ]
+    for norm in norms:
+        norm._fused = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm._fused = True
+
+
+def _opened(data: bytes, arrays: list[np.ndarray], *, xnnpack: bool = True):
+    interpreter = tflite_interpreter(data, num_threads=2, xnnpack=xnnpack, allocate=False)
+    for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+        interpreter.resize_tensor_input(detail["index"], array.shape)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _check(data: bytes) -> None:
+    """Raise NoFloatForm for what gives other outputs each time, and for loops and branches."""
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    numbers = {max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes}
+    if numbers & _RANDOM:
+        raise NoFloatForm("it draws random numbers in inference")
+    if any(tensor.isVariable for graph in model.subgraphs for tensor in graph.tensors):
+        raise NoFloatForm(f"it keeps a state from one image to the next; {_RECURRENT}")
+    if len(model.subgraphs) > 1:
+        raise NoFloatForm(f"it has loops or branches that depend on values; {_RECURRENT}")
+
+
+def _check_sizes(data: bytes, arrays: list[np.ndarray]) -> None:
+    """Raise NoFloatForm for tensors whose sizes are known at run time only."""
+    interpreter = _opened(data, arrays, xnnpack=False)
+    for operator in interpreter._get_ops_details():
+        for index in operator["outputs"]:
+            try:
+                interpreter.get_tensor(int(index))
+            except ValueError:  # not allocated yet
+                raise NoFloatForm(
+                    f"sizes of what {operator['op_name']} gives are known at run time only"
+                ) from None
+
+
+def _said(error: Exception) -> str:
+    """Return what a converter's error is about, the operations that TFLite lacks where it says."""
+    names = [each.operator.name for each in getattr(error, "errors", ()) if each.operator]
+    names = list(dict.fromkeys(name.removeprefix("tf.") for name in names))
+    if not names:
+        return f"TensorFlow's converter fails: {_first_line(error)}"
+    advice = f"; {_RECURRENT}" if any(name.startswith("TensorList") for name in names) else ""
+    return f"TFLite has no operation {', '.join(names)}{advice}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
