@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +10,9 @@ import tensorflow as tf
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf.export.agreement import Labels, OutputParity, compared, labels_of, mean_of
 from dlqat_tf.export.files import flatbuffer, lce, tflite
-from dlqat_tf.export.files.census import operator_name, read_record
+from dlqat_tf.export.files.census import read_record
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.inputs import preprocessing_before
@@ -22,6 +20,7 @@ from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import Simulation, batches
+from dlqat_tf.export.runtimes.host import is_binarized, kernels_of, runner
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
@@ -56,15 +55,16 @@ class ParityReport(Report):
         kernels: What ran the file.
         images: Number of images.
         top1: Accuracy in percent of "trained" (where it was given), "keras" (the model with the
-            file's biases), "simulation" and "file"; empty without labels.
-        agreement: Percentage of equal arg-maxes, of each pair, such as "trained_file".
-        logit_difference: Largest absolute difference of logits between simulation and file, and
-            between Keras models and file after both are centred and scaled to unit length per image
-            (files drop the factor and offset that do not change the arg-max).
+            file's biases), "simulation" and "file"; empty without labels, and of several outputs
+            the mean.
+        agreement: Percentage of images with equal arg-maxes, of each pair, such as "trained_file";
+            of several outputs that of the one that agrees least.
+        logit_difference: Largest absolute difference, see :class:`OutputParity`.
         layers: Each layer given the same input, on the first images.
         other_constants: Constants of the file that are not those of the model: weights, scales or
             biases of another model.
         first_diverging: First layer with a differing value, or None.
+        outputs: The same for each output.
     """
 
     path: str
@@ -76,6 +76,7 @@ class ParityReport(Report):
     layers: list[LayerParity]
     first_diverging: str | None
     other_constants: list[str] = field(default_factory=list)
+    outputs: list[OutputParity] = field(default_factory=list)
 
     def failures(
         self,
@@ -109,13 +110,16 @@ class ParityReport(Report):
             found.append(f"layer {self.first_diverging} differs between simulation and file")
         if self.other_constants:
             found.append(self._others())
-        for name in ("trained", "keras"):
-            if name in self.top1 and abs(self.top1[name] - self.top1["file"]) > accuracy:
-                found.append(
-                    f"accuracy is {self.top1[name]:.2f} % {_CALLED[name]} and "
-                    f"{self.top1['file']:.2f} % in the file, expected at most {accuracy} points "
-                    "between them"
-                )
+        for output in self.outputs:
+            of_output = f" of {output.output}" if len(self.outputs) > 1 else ""
+            for name in ("trained", "keras"):
+                top1 = output.top1
+                if name in top1 and abs(top1[name] - top1["file"]) > accuracy:
+                    found.append(
+                        f"accuracy{of_output} is {top1[name]:.2f} % {_CALLED[name]} and "
+                        f"{top1['file']:.2f} % in the file, expected at most {accuracy} points "
+                        "between them"
+                    )
         return found
 
     def _others(self) -> str:
@@ -130,10 +134,13 @@ class ParityReport(Report):
         summary.add_column("pair")
         summary.add_column("equal arg-max", justify="right")
         summary.add_column("largest logit difference", justify="right")
-        for pair, percent in self.agreement.items():
-            difference = self.logit_difference.get(pair)
-            shown = "" if difference is None else f"{difference:.2g}"
-            summary.add_row(pair.replace("_", " - "), f"{percent:.2f} %", shown)
+        several = len(self.outputs) > 1
+        for output in self.outputs:
+            for pair, percent in output.agreement.items():
+                difference = output.difference.get(pair)
+                shown = "" if difference is None else f"{difference:.2g}"
+                of_output = f"{output.output}: " if several else ""
+                summary.add_row(of_output + pair.replace("_", " - "), f"{percent:.2f} %", shown)
         layers = Table(title="Layers given the same input", title_justify="left")
         layers.add_column("layer", overflow="fold")
         for column in ("values", "differing", "largest"):
@@ -157,7 +164,7 @@ def parity(
     model: tf.keras.Model,
     path: str | Path,
     images: Images,
-    labels: np.ndarray | None = None,
+    labels: Labels = None,
     *,
     trained: tf.keras.Model | None = None,
     layer_images: int = 16,
@@ -175,7 +182,8 @@ def parity(
             pixels itself), (images, height, width, channels), or the values of an input that is no
             image; for a model of several inputs a list of such arrays, or a dictionary by input
             name.
-        labels: Class of each image, for accuracies.
+        labels: Class of each image, for accuracies; for several outputs a list of such arrays,
+            None for those without, or a dictionary by output name.
         trained: The model as trained, where ``model`` is the snapped one, to compare with too.
         layer_images: How many images the comparison layer by layer takes.
         batch_size: Images that run at once.
@@ -193,8 +201,8 @@ def parity(
     images = arrays_of(images, network)
     count = len(images[0])
     batch_size = min(batch_size, count)  # the rest of a batch would be filled with zeros
-    if labels is not None and len(labels) != count:
-        raise ExportError(f"Expected {count} labels. Received: {len(labels)}.")
+    names = list(model.output_names)
+    of_outputs = labels_of(labels, names)
     planned, other_constants = _plan_of(content, record, network, path)
     models = {"keras": model}
     if trained is not None:
@@ -206,53 +214,45 @@ def parity(
     simulation = Simulation(planned, run_part)
     feed = for_file(planned, _types(record, network))
     run = runner(content, batch_size, feed, path)
-    logits = {
+    some = list(batches(images, batch_size))
+    values = {
         **{
             name: _concatenated(
-                each.predict_on_batch(for_keras(batch, network))
-                for batch in batches(images, batch_size)
+                tf.nest.flatten(each.predict_on_batch(for_keras(batch, network))) for batch in some
             )
             for name, each in zip(models, map(in_float32, models.values()), strict=True)
         },
-        "simulation": simulation.logits(images, batch_size),
-        "file": _concatenated(run(batch)[0] for batch in batches(images, batch_size)),
+        "simulation": simulation.outputs(images, batch_size),
+        "file": _concatenated(map(run, some)),
     }
-    best = {name: each.argmax(-1).reshape(count, -1) for name, each in logits.items()}
     pairs = [("keras", "file"), ("keras", "simulation"), ("simulation", "file")]
     pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
     layers = _layers(content, simulation, next(batches(images, layer_images)), feed, path)
-    unit = {name: _normalised(each) for name, each in logits.items()}
+    outputs = [
+        compared(name, {form: each[i] for form, each in values.items()}, pairs, of_output, 0.0)
+        for i, (name, of_output) in enumerate(zip(names, of_outputs, strict=True))
+    ]
     return ParityReport(
         path=str(path),
         kernels=kernels_of(content),
         images=count,
-        top1={}
-        if labels is None
-        else {
-            name: 100.0 * float(np.mean(each == np.reshape(labels, (count, -1))))
-            for name, each in best.items()
-        },
+        top1=mean_of(outputs),
         agreement={
-            f"{a}_{b}": 100.0 * float(np.mean(np.all(best[a] == best[b], axis=-1)))
-            for a, b in pairs
+            pair: min(each.agreement[pair] for each in outputs) for pair in outputs[0].agreement
         },
         logit_difference={
-            **{f"{name}_file": float(np.abs(unit[name] - unit["file"]).max()) for name in models},
-            "simulation_file": float(np.abs(logits["simulation"] - logits["file"]).max()),
+            pair: max(each.difference[pair] for each in outputs) for pair in outputs[0].difference
         },
         layers=layers,
         first_diverging=next((each.layer for each in layers if each.differing), None),
         other_constants=other_constants,
+        outputs=outputs,
     )
 
 
-def _concatenated(batches) -> np.ndarray:
-    return np.concatenate(list(batches))
-
-
-def _normalised(logits: np.ndarray) -> np.ndarray:
-    centred = logits.astype(np.float64) - logits.mean(axis=-1, keepdims=True, dtype=np.float64)
-    return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
+def _concatenated(batches) -> list[np.ndarray]:
+    """Return the values of each output, those of all batches together."""
+    return [np.concatenate(each) for each in zip(*batches, strict=True)]
 
 
 def _plan_of(content, record: dict, network: IntegerNetwork, path):
@@ -382,73 +382,6 @@ def _check_same(record: dict, planned: IntegerNetwork, path) -> None:
             f"{path} was exported from another model: only one of the two has the layers "
             f"{', '.join(other[:5])}."
         )
-
-
-def is_binarized(content: schema.ModelT) -> bool:
-    """Return whether a file has operations of Larq Compute Engine."""
-    names = {operator_name(content, each) for each in content.subgraphs[0].operators}
-    return any(name.startswith("Lce") for name in names)
-
-
-def kernels_of(content: schema.ModelT) -> str:
-    """Return what runs a file here."""
-    if is_binarized(content):
-        return "Larq Compute Engine with XNNPACK, on this host's kernels"
-    types = {tensor.type for tensor in content.subgraphs[0].tensors}
-    if schema.TensorType.INT4 in types:
-        return f"TFLite {tf.__version__}: int4 convolutions built in, the rest XNNPACK"
-    return f"TFLite {tf.__version__} with XNNPACK"
-
-
-def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
-    """Return a function from lists of inputs to lists of outputs.
-
-    Its inputs are arrays, one for each input, which ``feed`` turns into what the file takes
-    (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that); ``batch_size`` of each
-    run at once.
-
-    Raises:
-        ExportError: The kernels refuse the file, which the message calls ``path``.
-    """
-    inputs = [content.subgraphs[0].tensors[int(i)] for i in content.subgraphs[0].inputs]
-    # Files may be fixed to one image at once.
-    batch_size = batch_size if all(each.shapeSignature is not None for each in inputs) else 1
-    data = flatbuffer.with_batch(content, batch_size)
-    if is_binarized(content):
-        interpreter = lce.open_interpreter(data)
-
-        def invoke(images):
-            return interpreter.predict(images)
-
-    else:
-        with _refusals(path):
-            interpreter = tflite_interpreter(data, num_threads=2)
-
-        def invoke(images):
-            for index, each in zip(content.subgraphs[0].inputs, images, strict=True):
-                interpreter.set_tensor(int(index), each)
-            with _refusals(path):
-                interpreter.invoke()
-            return [interpreter.get_tensor(int(i)) for i in content.subgraphs[0].outputs]
-
-    def filled(images: np.ndarray) -> np.ndarray:
-        missing = np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)
-        return np.concatenate([images, missing])
-
-    def run(images: list[np.ndarray]) -> list[np.ndarray]:
-        fed = images if feed is None else feed(images)
-        outputs = [invoke([filled(each) for each in some]) for some in batches(fed, batch_size)]
-        return [np.concatenate(each)[: len(images[0])] for each in zip(*outputs, strict=True)]
-
-    return run
-
-
-@contextlib.contextmanager
-def _refusals(path) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ExportError(f"TFLite refuses {path}: {error}") from None
 
 
 def _rectified(readers: list[Node]) -> bool:

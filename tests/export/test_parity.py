@@ -184,16 +184,20 @@ def test_constants_of_another_model_are_named(export, tmp_path):
 
 def test_bounds():
     from dlqat_tf.export import ParityReport
+    from dlqat_tf.export.agreement import OutputParity
 
+    top1 = {"keras": 70.0, "simulation": 69.8, "file": 69.8}
+    agreement = {"keras_file": 99.0, "keras_simulation": 99.0, "simulation_file": 100.0}
     result = ParityReport(
         path="m.tflite",
         kernels="",
         images=1000,
-        top1={"keras": 70.0, "simulation": 69.8, "file": 69.8},
-        agreement={"keras_file": 99.0, "keras_simulation": 99.0, "simulation_file": 100.0},
+        top1=top1,
+        agreement=agreement,
         logit_difference={},
         layers=[],
         first_diverging=None,
+        outputs=[OutputParity("scores", top1, agreement, {})],
     )
     assert len(result.failures()) == 2
     assert result.failures(keras_agreement=98.0, accuracy=0.3) == []

@@ -1,0 +1,133 @@
+"""How often models, simulation and file decide alike, output by output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlqat_tf.export.integer.network import ExportError
+
+Labels = np.ndarray | Sequence | dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output of a model, in several forms of it.
+
+    A decision is an arg-max over the last axis, at each position where there are several. Where
+    that axis is one score, it is on which side of the border the score lies: 0.5 of what a sigmoid
+    gives, else 0.
+
+    Attributes:
+        output: Its name.
+        top1: Percentage of decisions that are the labels, by form; empty without labels.
+        agreement: Percentage of images on which all decisions are equal, by pair of forms.
+        difference: Largest absolute difference of values between simulation and file, and between
+            Keras models and file after several scores are centred and scaled to unit length per
+            image (files drop the factor and offset that do not change the arg-max).
+    """
+
+    output: str
+    top1: dict[str, float]
+    agreement: dict[str, float]
+    difference: dict[str, float]
+
+
+def compared(
+    name: str,
+    values: dict[str, np.ndarray],
+    pairs: Sequence[tuple[str, str]],
+    labels: np.ndarray | None,
+    border: float,
+) -> OutputParity:
+    """Compare the forms of one output.
+
+    Args:
+        name: Of the output.
+        values: (images, ..., scores) by form.
+        pairs: Which forms to compare.
+        labels: Integers (images,), or (images, ...) for a decision at each position; None: unknown.
+        border: Between the decisions of one score.
+
+    Raises:
+        ExportError: There are not as many labels as decisions.
+    """
+    best = {form: _decisions(each, border) for form, each in values.items()}
+    count, decisions = next(iter(best.values())).shape
+    if labels is not None and np.size(labels) != count * decisions:
+        raise ExportError(
+            f"Expected {count * decisions} labels for {count} images of the output {name!r}. "
+            f"Received: {np.size(labels)}."
+        )
+    top1 = {}
+    if labels is not None:
+        expected = np.reshape(labels, (count, decisions))
+        top1 = {form: 100.0 * float(np.mean(each == expected)) for form, each in best.items()}
+    unit = {form: _normalised(each) for form, each in values.items()}
+    difference = {}
+    for a, b in pairs:
+        if b != "file":
+            continue
+        # Keras models differ from files by a factor and an offset.
+        forms = values if a == "simulation" else unit
+        difference[f"{a}_{b}"] = float(np.abs(forms[a] - forms[b]).max(initial=0))
+    return OutputParity(
+        output=name,
+        top1=top1,
+        agreement={
+            f"{a}_{b}": 100.0 * float(np.mean(np.all(best[a] == best[b], axis=-1)))
+            for a, b in pairs
+        },
+        difference=difference,
+    )
+
+
+def labels_of(labels: Labels, names: Sequence[str]) -> list:
+    """Return the labels of each output, None where there are none.
+
+    Args:
+        labels: As for :func:`dlqat_tf.export.parity`.
+        names: Of the outputs.
+
+    Raises:
+        ExportError: They are for other outputs.
+    """
+    if labels is None:
+        return [None] * len(names)
+    if isinstance(labels, dict):
+        if not set(labels) <= set(names):
+            raise ExportError(
+                f"Expected labels by output name, of {', '.join(names)}. Received: labels for "
+                f"{', '.join(map(str, labels))}."
+            )
+        return [labels.get(name) for name in names]
+    if len(names) == 1:
+        return [labels]
+    if not isinstance(labels, (list, tuple)) or len(labels) != len(names):
+        raise ExportError(
+            f"Expected labels of each output, {', '.join(names)}, in a list (None for those "
+            f"without) or a dictionary by name. Received: {type(labels).__name__}."
+        )
+    return list(labels)
+
+
+def mean_of(outputs: Sequence[OutputParity]) -> dict[str, float]:
+    """Return the accuracies, of several outputs the mean of those that have labels."""
+    labelled = [each.top1 for each in outputs if each.top1]
+    forms = labelled[0] if labelled else {}
+    return {form: float(np.mean([each[form] for each in labelled])) for form in forms}
+
+
+def _decisions(values: np.ndarray, border: float) -> np.ndarray:
+    """Return integers (images, decisions)."""
+    best = values[..., 0] >= border if values.shape[-1] == 1 else values.argmax(-1)
+    return np.reshape(best, (len(values), -1)).astype(np.int64)
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    if values.shape[-1] == 1:
+        return values.astype(np.float64)
+    centred = values.astype(np.float64) - values.mean(axis=-1, keepdims=True, dtype=np.float64)
+    return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
