@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import silenced, tflite_interpreter
+from dlqat_tf.graph import apply, tensors_of
 
 _RANDOM = {
     schema.BuiltinOperator.MULTINOMIAL,
@@ -133,6 +134,21 @@ class FloatPart:
             interpreter.set_tensor(detail["index"], np.asarray(array, np.float32))
         interpreter.invoke()
         return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
+
+
+def computation_of(call) -> Callable[[list], list]:
+    """Return what a Keras layer's call computes, on float32 tensors in place of any type.
+
+    Args:
+        call: The Keras node.
+    """
+
+    def function(tensors: list) -> list:
+        kinds = (tensor.dtype for tensor in tensors_of(call))
+        typed = [tf.cast(*each) for each in zip(tensors, kinds, strict=True)]
+        return [tf.cast(output, tf.float32) for output in apply(call, call.layer, typed)]
+
+    return function
 
 
 @contextlib.contextmanager

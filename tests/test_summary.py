@@ -310,7 +310,7 @@ def test_a_layer_that_nothing_is_known_of():
     row = by_name(report)["mixing"]
     assert (row.parameters, row.weight_bits, row.macs) == (49, (32,), ())
     assert report.notes == ["MACs of 'mixing' (Mixing) are not counted"]
-    assert "Mixing layers have no integer form" in storage(report)["lce"].reason
+    assert storage(report)["int8"].file_bytes > 4 * 49  # it runs in float
 
 
 def test_it_prints_and_returns_the_same(chain, report, capsys):

@@ -517,12 +517,12 @@ def test_files_compute_what_was_trained(trained, tmp_path, export):
     assert report.shifts  # biases in wrapped layers and batch norms moved
 
 
-def test_softmax_is_refused_at_export():
+def test_softmax_runs_in_float():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu")(inputs)
     x = layers.Dense(3, activation="softmax", name="last")(layers.Flatten()(x))
-    with pytest.raises(ExportError, match=r"'quant_last'.*from_logits=True"):
-        lower(applied(tf.keras.Model(inputs, x)))
+    network = lower(applied(tf.keras.Model(inputs, x)))
+    assert network["quant_last_activation/island"].inputs == ("quant_last",)
 
 
 LOAD = """

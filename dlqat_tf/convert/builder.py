@@ -12,7 +12,7 @@ from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.kinds import QUANTIZED, is_softmax
 from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
 from dlqat_tf.convert.network import Call, Network, Place, Value
-from dlqat_tf.convert.problems import some, unexportable
+from dlqat_tf.convert.problems import in_float, some, unexportable
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
 from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
 from dlqat_tf.graph import unique
@@ -364,6 +364,9 @@ class Builder:
                 f"Frozen, as in the source: {some(frozen)}. Their weights, ranges and batch norms "
                 "stay as converted; set trainable = True on the model to train them too."
             )
+        kept = in_float(network)
+        if kept:
+            notes.append(kept)
         lost = unexportable(network)
         if lost:
             names = defaultdict(list)
@@ -399,8 +402,10 @@ class Builder:
                 names = ", ".join(self._made[norm].name for norm in network.norms[layer])
                 notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
         elif call.role == "kept":
+            problem = network.in_float.get(call)
             is_override = network.overrides.of(call.name) == "float"
-            notes.append(f"stays float: {'override' if is_override else 'it is the output'}")
+            why = "override" if is_override else problem.text if problem else "it is the output"
+            notes.append(f"stays float: {why}")
         if call in network.dropped:
             notes.append("losses take logits")
         if call.role == "relu":

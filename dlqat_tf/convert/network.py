@@ -22,7 +22,14 @@ from dlqat_tf.convert.kinds import (
     role_of,
 )
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
-from dlqat_tf.convert.problems import no_form, refusal, shown_overrides, some
+from dlqat_tf.convert.problems import (
+    Problem,
+    no_form,
+    refusal,
+    shown_overrides,
+    some,
+    unstored,
+)
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.graph import apply, follow, training_of, unique
 from dlqat_tf.models.resnet import edge_bits
@@ -121,6 +128,7 @@ class Network:
         head: The call that becomes the head, or None.
         head_kind: Its name in ``HEADS``.
         dropped: Calls that are left out.
+        in_float: Calls that stay float without an override, and why.
         places: The quantizer after each call that has one.
         norms: By weighted layer, the batch norms that take its scale; empty where one is inserted.
         ends: Weighted layers that no other weighted layer follows.
@@ -170,6 +178,7 @@ class Network:
         }
         if not partial:
             self._check_float()
+        self.in_float: dict[Call, Problem] = {}
         self.head, self.head_kind, self.dropped = None, head, set()
         if head is not None:
             self._find_head()
@@ -303,7 +312,7 @@ class Network:
 
     def _weighted_after(self, layer) -> bool:
         return any(
-            is_weighted(after.layer) or (after.role == "unknown" and after.layer.weights)
+            is_weighted(after.layer) or (after.role in ("unknown", "kept") and after.layer.weights)
             for call in self.of[layer]
             for after in self._reached(call)
         )
@@ -415,7 +424,7 @@ class Network:
 
     def _settle_roles(self) -> None:
         """Give what stays float the role "kept", or say what cannot be converted."""
-        problems = {}
+        lasting: dict[str, tuple] = {}
         for call in self.calls:
             if call.role == "norm" and call.training:
                 raise ConversionError(
@@ -427,10 +436,18 @@ class Network:
             is_output = call.role == "relu" and not call.readers
             if is_output or (is_kept and (problem or call.role in ("weighted", "relu", "add"))):
                 call.role = "kept"
+            elif problem and problem.is_lasting:
+                lasting[call.name] = call.layer, problem
             elif problem:
-                problems[call.name] = call.layer, problem
-        if problems:
-            raise refusal(problems, len(self.of))
+                call.role = "kept"
+                self.in_float[call] = problem
+        reasons = unstored(list(self.in_float))
+        for call, problem in self.in_float.items():
+            if call.name in reasons:
+                without = Problem(f"{reasons[call.name]}", problem.advice)
+                lasting[call.name] = call.layer, without
+        if lasting:
+            raise refusal(lasting, len(self.of))
 
     def _find_places(self) -> None:
         groups: dict[tuple, list[Call]] = defaultdict(list)
@@ -505,10 +522,20 @@ class Network:
         image = self.image_of(origin)
         if reader.role == "norm" and image and not self.taken[image].is_known:
             return False  # measurements are brought to one scale before they are rounded
+        if reader.role == "kept":
+            # It takes float values; kernels on integers end on a grid wherever one follows, and
+            # pixels that are prepared are looked up.
+            is_kernel = origin.role in ("weighted", "norm") and self._rounded_after(reader)
+            return is_kernel or self.image_of(origin) is not None
         if reader.role == "norm":
             folds = is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)
         return reader.role in ("add", "pool")
+
+    def _rounded_after(self, call: Call) -> bool:
+        """Return whether a quantizer may come after a call."""
+        rounding = ("weighted", "relu", "add", "pool", "norm")
+        return any(after.role in rounding for after in self._reached(call))
 
     def _width(self, call: Call, width: str, default: int | None) -> int | None:
         rule = self.overrides.of(call.name)

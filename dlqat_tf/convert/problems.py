@@ -1,8 +1,7 @@
-"""What stands in the way: layers without a quantized form, and those that no file can hold."""
+"""What stands in the way: layers without a quantized form, and those without any in a file."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -13,9 +12,10 @@ from dlqat_tf.convert.kinds import (
     ceiling_of,
     is_linear,
     is_quantized,
-    role_of,
 )
 from dlqat_tf.convert.report import ConversionError
+from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
+from dlqat_tf.graph import tensors_of
 
 _layers = tf.keras.layers
 
@@ -43,27 +43,37 @@ _OPERATORS = {
     "relu": "tf.keras.layers.ReLU()",
     "relu6": "tf.keras.layers.ReLU(6.0)",
 }
-_UNKNOWN_BUT_STORED = (_layers.GlobalMaxPooling2D, _layers.Reshape)
 _SHOWN_GROUPS, _SHOWN_NAMES, _SHOWN_OVERRIDES = 10, 3, 12
 
 
 class Problem(NamedTuple):
-    """Why a layer has no quantized form, and what would have one ("" if nothing is known)."""
+    """Why a layer has no quantized form, and what would have one ("" if nothing is known).
+
+    It lasts where the layer cannot stay float either.
+    """
 
     reason: str
     advice: str = ""
+    is_lasting: bool = False
+
+    @property
+    def text(self) -> str:
+        """Both as sentences, the last one without its full stop."""
+        parts = (self.reason, self.advice)
+        return ". ".join(part[0].upper() + part[1:] for part in parts if part)
 
 
 def no_form(network, call) -> Problem | None:
     """Return why a call has no quantized form in a network, None where it has one."""
     layer, kind = call.layer, type(call.layer)
     if is_quantized(layer):
-        return Problem("quantized already")
+        return Problem("quantized already", is_lasting=True)
     if call.role == "unknown":
         if isinstance(layer, tf.keras.Model):
             return Problem(
                 "subclassed models have no list of layers",
                 "rebuild them as tf.keras.Model(inputs, outputs)",
+                is_lasting=True,
             )
         if kind is _layers.Activation:
             return _no_form_of_activation(layer.activation)
@@ -112,7 +122,7 @@ def _described(network, call) -> tuple[str, str]:
 
 
 def refusal(problems: dict[str, tuple], count: int) -> ConversionError:
-    """Return the error about layers that cannot be quantized, grouped by reason.
+    """Return the error about layers that have neither form, grouped by reason.
 
     Args:
         problems: By name of a layer, the layer and its :class:`Problem`.
@@ -127,17 +137,17 @@ def refusal(problems: dict[str, tuple], count: int) -> ConversionError:
     ordered = sorted(groups, key=lambda problem: (not problem.advice, -len(groups[problem])))
     lines = []
     for problem in ordered[:_SHOWN_GROUPS]:
-        text = ". ".join(part[0].upper() + part[1:] for part in problem if part)
+        text = problem.text
         lines.append(f"- {some(groups[problem])} ({', '.join(kinds[problem])}): {text}.")
     if len(ordered) > _SHOWN_GROUPS:
         rest = sum(len(groups[problem]) for problem in ordered[_SHOWN_GROUPS:])
         lines.append(f"- {rest} more, of {len(ordered) - _SHOWN_GROUPS} other kinds.")
-    lost = [name for name, (layer, _) in problems.items() if no_file(layer)]
-    refused = "them" if len(lost) == len(problems) else some(lost)
-    warning = f" (export then refuses {refused})" if lost else ""
     overrides = dict.fromkeys(problems, "float")
-    lines.append(f"To train with them in float{warning}: {shown_overrides(overrides)}.")
-    head = f"{len(problems)} of {count} layers cannot be quantized."
+    lines.append(
+        "To train with them in float, without a file of the result (export will refuse them): "
+        f"{shown_overrides(overrides)}."
+    )
+    head = f"{len(problems)} of {count} layers can neither be quantized nor stored in float."
     return ConversionError("\n".join([head, *lines]), overrides)
 
 
@@ -156,53 +166,72 @@ def some(names: list[str]) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def in_float(network) -> str:
+    """Return what is said of a model about the layers that stay float of themselves, "" if none."""
+    groups: dict[Problem, dict[str, None]] = defaultdict(dict)
+    for call, problem in network.in_float.items():
+        groups[problem][call.name] = None
+    if not groups:
+        return ""
+    ordered = sorted(groups, key=lambda problem: (not problem.advice, -len(groups[problem])))
+    count = len({call.layer for call in network.in_float})
+    lines = [
+        f"{count} of {len(network.of)} layers stay float, for want of a quantized form: files hold "
+        "them as operations on float32, slower than those on int8."
+    ]
+    for problem in ordered[:_SHOWN_GROUPS]:
+        text = problem.text
+        lines.append(f"- {some(list(groups[problem]))}: {text}.")
+    if len(ordered) > _SHOWN_GROUPS:
+        lines.append(f"- layers of {len(ordered) - _SHOWN_GROUPS} other kinds.")
+    return "\n".join(lines)
+
+
 def unexportable(network) -> dict[str, str]:
     """Return why export will refuse the result of a conversion, by the name of what it refuses."""
     found = {}
     for call in network.calls:
-        replaced = call.role in ("input", "relu") or network.fused(call) is not None
-        replaced = replaced or call.affine is not None
-        if replaced or call is network.head or call in network.dropped:
-            continue
-        reason = no_file(call.layer)
         if call.training and isinstance(call.layer, _layers.Dropout):
-            reason = "it drops values in inference too"
-        if reason:
-            found.setdefault(call.name, reason)
-    if len(network.outputs) > 1:
-        found["the outputs"] = "files have one output"
+            found[call.name] = "it drops values in inference too"
+    return found | unstored([call for call in network.calls if call.role == "kept"])
+
+
+def unstored(calls: list) -> dict[str, str]:
+    """Return why files cannot hold layers that stay float, by name, for those that they cannot.
+
+    TensorFlow's converter is asked about all of them at once, and about each one where it says no.
+    """
+    found, asked = {}, []
+    for call in calls:
+        if isinstance(call.layer, tf.keras.Model) and hasattr(call.layer, "_nodes_by_depth"):
+            continue  # flattened by export, which keeps apart what has an integer form
+        if call.training and call.layer._expects_training_arg:
+            found[call.name] = "it is called with training=True"
+        elif not is_quantized(call.layer) and all(
+            None not in tensor.shape[1:] for tensor in tensors_of(call.node)
+        ):
+            asked.append(call)
+    if _refused(asked):
+        each = {call.name: _refused([call]) for call in asked}
+        found |= {name: reason for name, reason in each.items() if reason}
     return found
 
 
-def no_file(layer) -> str | None:
-    """Return why export refuses a layer that stays as it is, None where it does not.
+def _refused(calls: list) -> str | None:
+    """Return why TFLite has no form of calls, each on inputs of its own; None where it has one."""
+    functions = [(computation_of(call.node), len(tensors_of(call.node))) for call in calls]
 
-    The same conditions as in :mod:`dlqat_tf.export.integer.lower`, which conversion comes before.
-    """
-    role, kind = role_of(layer), type(layer)
-    if is_quantized(layer):
-        return None
-    if isinstance(layer, tf.keras.Model):
-        if not hasattr(layer, "_nodes_by_depth"):
-            return "it is a subclassed model"
-        inner = ((each.name, no_file(each)) for each in layer.layers)
-        return next((f"its layer {name!r}: {reason}" for name, reason in inner if reason), None)
-    if role == "unknown" and kind not in _UNKNOWN_BUT_STORED and kind is not _layers.InputLayer:
-        what = activation_name(layer.activation) if kind is _layers.Activation else kind.__name__
-        return f"files hold no {what}"
-    if getattr(layer, "data_format", "channels_last") != "channels_last":
-        return "its data_format is not channels_last"
-    activation = getattr(layer, "activation", None)
-    if role == "weighted" and not is_linear(activation) and ceiling_of(activation) is None:
-        name = activation_name(activation)
-        advice = ", make it linear for export" if name in ("softmax", "sigmoid") else ""
-        return f"files hold no {name}{advice}"
-    if role == "relu" and ceiling_of(layer) not in (6.0, math.inf):
-        return "files hold no ReLU but those without an end and ReLU6"
-    if role == "softmax":
-        return "files hold no softmax, export the model up to it"
-    if role == "norm" or kind is _layers.Concatenate:
-        axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
-        if axis not in (-1, len(layer.get_output_shape_at(0)) - 1):
-            return f"its axis is {axis}, not the channels"
+    def function(tensors):
+        rest, outputs = list(tensors), []
+        for compute, count in functions:
+            outputs += compute(rest[:count])
+            del rest[:count]
+        return outputs
+
+    shapes = [tuple(each.shape[1:]) for call in calls for each in tensors_of(call.node)]
+    try:
+        if calls:
+            _ = FloatPart(function, shapes, [call.layer for call in calls]).data
+    except NoFloatForm as error:
+        return str(error)
     return None

@@ -44,8 +44,8 @@ from dlqat_tf.export.integer.network import (
     output_shape,
 )
 from dlqat_tf.export.integer.precision import in_float32
-from dlqat_tf.float_part import FloatPart, NoFloatForm
-from dlqat_tf.graph import apply, check_graph, follow, tensors_of, training_of, unique
+from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
+from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
 from dlqat_tf.preprocessing import arithmetic
 from dlqat_tf.quantizers import (
@@ -145,20 +145,10 @@ class _Lowering:
                 del self.shapes[node.name]
             del self.nodes[before:]
         check_float_call(call, name, training)
+        return self.float_call(name, inputs, computation_of(call), layer)
 
-        def run(tensors):
-            kinds = (tensor.dtype for tensor in tensors_of(call))
-            typed = [tf.cast(*each) for each in zip(tensors, kinds, strict=True)]
-            return apply(call, layer, typed)
-
-        return self.float_call(name, inputs, run, layer)
-
-    def float_call(self, name: str, inputs: list[str], run: Callable, layer) -> list[str]:
+    def float_call(self, name: str, inputs: list[str], function: Callable, layer) -> list[str]:
         """Add a computation of a layer that stays float and return the names of its outputs."""
-
-        def function(tensors):
-            return [tf.cast(output, tf.float32) for output in run(tensors)]
-
         part = FloatPart(function, [self.shapes[each] for each in inputs], [layer])
         try:
             shapes = part.output_shapes()
@@ -314,10 +304,10 @@ class _Lowering:
         if isinstance(activation, lq.quantizers.Quantizer):
             raise _unsupported(name, layer, "its activation says no integer codes")
 
-        def run(tensors):
+        def function(tensors):
             return [activation(*tensors)]
 
-        return self.float_call(around["name"], [output], run, layer)[0]
+        return self.float_call(around["name"], [output], function, layer)[0]
 
 
 _WEIGHTED = (
