@@ -1,88 +1,9 @@
 """Prove that an exported file computes what its Keras model computes.
 
-    python export/parity.py model.keras model.tflite --data cifar100
-
-Exit status: 0 where all bounds are met, 1 where one is missed, 2 for what you can mend, 130
-after Ctrl-C.
+As `dlqat parity`, see dlqat_command/parity.py.
 """
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from dlqat_tf._host import write_whole
-from dlqat_tf.export import ExportError, command, parity
-from dlqat_tf.export.parity import as_exported
-from dlqat_tf.loading import load_model
-from dlqat_tf.report import check_target
-
-
-def compare(
-    model: Annotated[Path, tyro.conf.Positional],
-    file: Annotated[Path, tyro.conf.Positional],
-    data: str,
-    trained: Path | None = None,
-    data_dir: Path | None = None,
-    images: int | None = None,
-    trained_agreement: float = 99.5,
-    keras_agreement: float = 99.5,
-    file_agreement: float = 100.0,
-    accuracy: float = 0.1,
-    json: Path | None = None,
-    trust: bool = False,
-    force: bool = False,
-) -> None:
-    """Compare Keras model, integer simulation and file on the test images of a data set.
-
-    Args:
-        model: The trained model; the .snapped.keras with the file's biases that export saved beside
-            the file is found there and compared too. Or that one.
-        file: The .tflite file.
-        data: digits, cifar10, cifar100, imagenet2012 or folder.
-        trained: The trained model, where the model is a snapped one.
-        data_dir: Where the data set lies.
-        images: How many test images; all by default.
-        trained_agreement: Least percentage of arg-maxes that the trained model and the file share.
-        keras_agreement: The same for the snapped model and the file.
-        file_agreement: The same for simulation and file; at 100 no layer may differ at all.
-        accuracy: Largest difference of top-1 between Keras models and file, in points.
-        json: Write the report here too.
-        trust: Load a model that holds code, such as a Lambda layer, and so run it.
-        force: Overwrite the --json file.
-    """
-    bounds = {
-        "trained_agreement": trained_agreement,
-        "keras_agreement": keras_agreement,
-        "file_agreement": file_agreement,
-        "accuracy": accuracy,
-    }
-
-    def work() -> int:
-        for name, bound in bounds.items():
-            if not 0 <= bound <= 100:
-                raise ExportError(f"Expected {name} from 0 to 100. Received: {bound}.")
-        if json:
-            check_target(json, force=force)
-        snapped, source = command.snapped_and_trained(model, file, trained)
-        loaded = as_exported(load_model(snapped, trust=trust), file)
-        shape = command.image_shape(loaded)
-        pixels, labels = command.test_images(data, data_dir, shape, images)
-        before = None if source is None else load_model(source, trust=trust)
-        report = parity(loaded, file, pixels, labels, trained=before)
-        report.print()
-        if json:
-            write_whole(json, report.to_json() + "\n")
-        failures = report.failures(**bounds)
-        for failure in failures:
-            print(f"failed: {failure}", file=sys.stderr)
-        return 1 if failures else 0
-
-    command.run(work)
-
+from dlqat_command.main import main
 
 if __name__ == "__main__":
-    tyro.cli(compare)
+    main("parity")

@@ -1,76 +1,9 @@
 """Export a trained Keras model to a .tflite file of stock operations.
 
-    python export/to_tflite.py runs/demo/model.keras model.tflite
-
-Exit status: 0, 1 where --data is given and a bound is missed, 2 for what you can mend (said in one
-line), 130 after Ctrl-C.
+As `dlqat export tflite`, see dlqat_command/export.py.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
-from dlqat_tf.export import command, to_tflite
-
-
-def export(
-    model: Annotated[Path, tyro.conf.Positional],
-    output: Annotated[Path, tyro.conf.Positional],
-    input_type: Literal["uint8", "int8", "float32"] | None = None,
-    weights: Literal["int8", "int4"] = "int8",
-    calibration: str | None = None,
-    calibration_images: int = 256,
-    data: str | None = None,
-    images: int | None = None,
-    data_dir: Path | None = None,
-    preprocessing: Literal["tf", "caffe", "torch"] | None = None,
-    size: tuple[int, int] | None = None,
-    snap: bool = True,
-    trust: bool = False,
-    force: bool = False,
-    json: Path | None = None,
-) -> None:
-    """Export a trained Keras model to a .tflite file of stock operations.
-
-    Args:
-        model: A .keras file; with --trust also an HDF5 file or a SavedModel folder.
-        output: The .tflite file to write.
-        input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
-            takes. By default uint8 of images and float32 of other inputs.
-        weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
-        calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
-            imagenet2012 or folder).
-        calibration_images: How many of its images.
-        data: Compare the trained model, the snapped one and the file on the test images of this
-            data set, as parity.py does.
-        images: How many of them; all by default.
-        data_dir: Where the data sets lie.
-        preprocessing: How images are prepared outside of the model, where it does not know.
-        size: Height and width of the file's images, where the model takes any.
-        snap: Save <output>.snapped.keras, the model with the file's biases.
-        trust: Load a model that holds code, such as a Lambda layer, and so run it.
-        force: Overwrite existing files.
-        json: Write the report here too.
-    """
-    command.export(
-        to_tflite,
-        model,
-        output,
-        calibration=(calibration, data_dir, calibration_images),
-        proof=(data, images),
-        json=json,
-        input_type=input_type,
-        weights=weights,
-        preprocessing=preprocessing,
-        size=size,
-        snap=snap,
-        trust=trust,
-        force=force,
-    )
-
+from dlqat_command.main import main
 
 if __name__ == "__main__":
-    tyro.cli(export)
+    main("export", "tflite")

@@ -1,27 +1,9 @@
 """DL-QAT with additive margin softmax: W1A2 ResNet-18 on CIFAR-10.
 
-Paper (Table 1): 91.7 % float, 88.3 % W1A2, 150 epochs, batch 768, learning rate 0.01.
-Ours, --budget paper: not run.
-Ours, --budget short: not run.
-
-Ours and not the paper's, which names none of these: crop and flip, Nesterov momentum, an epoch of
-learning-rate warm-up, two stages (clamped float weights, then quantized) with activation ranges
-calibrated in between, 8-bit rounding of what residual adds read, as int8 kernels must, the scale of
-30, and the margin's ramp.
+As `dlqat train cifar10-ams`. Settings and evidence: dlqat_command/recipes/cifar10_ams.py.
 """
 
-from pathlib import Path
-
-from dlqat_tf.training.command_line import CIFAR_SHORT, main
-from dlqat_tf.training.recipe import Recipe
-
-PAPER = Recipe(
-    dataset="cifar10",
-    head="cosine",
-    learning_rate=0.01,
-    margin_warmup_epochs=5,  # ours: the paper names no ramp
-    output=Path("runs/cifar10_ams"),
-)
+from dlqat_command.main import main
 
 if __name__ == "__main__":
-    main(PAPER, short=CIFAR_SHORT, description=__doc__)
+    main("train", "cifar10-ams")

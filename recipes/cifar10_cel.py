@@ -1,25 +1,9 @@
 """SAT with cross-entropy (the paper's baseline): W1A2 ResNet-18 on CIFAR-10.
 
-Paper (Table 1): 89.4 % float, 72.4 % W1A2, 150 epochs, batch 768, learning rate 0.01.
-Ours, --budget paper: not run.
-Ours, --budget short: not run.
-
-Ours and not the paper's, which names none of these: crop and flip, Nesterov momentum, an epoch of
-learning-rate warm-up, two stages (clamped float weights, then quantized) with activation ranges
-calibrated in between, and 8-bit rounding of what residual adds read, as int8 kernels must.
+As `dlqat train cifar10-cel`. Settings and evidence: dlqat_command/recipes/cifar10_cel.py.
 """
 
-from pathlib import Path
-
-from dlqat_tf.training.command_line import CIFAR_SHORT, main
-from dlqat_tf.training.recipe import Recipe
-
-PAPER = Recipe(
-    dataset="cifar10",
-    head="linear",
-    learning_rate=0.01,
-    output=Path("runs/cifar10_cel"),
-)
+from dlqat_command.main import main
 
 if __name__ == "__main__":
-    main(PAPER, short=CIFAR_SHORT, description=__doc__)
+    main("train", "cifar10-cel")

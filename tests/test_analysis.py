@@ -2,12 +2,12 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import tyro
 
 import dlqat_tf
 from dlqat_tf.analysis import (
@@ -132,12 +132,18 @@ def test_equal_features_have_no_embedding():
         embed(np.ones((40, 3), np.float32))
 
 
-def figure1(*arguments):
-    path = Path(__file__).parents[1] / "recipes" / "figure1.py"
-    return tyro.cli(runpy.run_path(str(path))["figure1"], args=list(map(str, arguments)))
+@pytest.fixture
+def figure1(monkeypatch):
+    path = str(Path(__file__).parents[1] / "recipes" / "figure1.py")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+
+    return run
 
 
-def test_figure1_reads_the_networks_of_a_table(tmp_path, capsys):
+def test_figure1_reads_the_networks_of_a_table(figure1, tmp_path, capsys):
     tf.keras.utils.set_random_seed(0)
     runs, output = tmp_path / "runs", tmp_path / "out"
     for loss, head in (("CEL", "linear"), ("AMS", "cosine"), ("GML", "gml")):

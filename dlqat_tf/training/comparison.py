@@ -16,7 +16,7 @@ from dlqat_tf.training.recipe import Recipe
 PAPER_RATE, TUNED_RATE = "paper", "tuned"
 QUANTIZED_SHARE = 0.4
 """Learning rate of a quantized stage over that of its float stage, the same for every loss: at the
-float stage's own, accuracy fell from epoch to epoch (see recipes/cifar100_gml.py)."""
+float stage's own, accuracy fell from epoch to epoch (see dlqat_command/recipes/cifar100_gml.py)."""
 FLOAT = (32, 32)
 _NAME = re.compile(
     r"(?P<dataset>\w+)-(?P<loss>\w+)-(?P<widths>W\d+A\d+)-(?P<rate>\w+)-s(?P<seed>\d+)"

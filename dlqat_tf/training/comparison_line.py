@@ -1,16 +1,13 @@
-"""The command line of the scripts that compare losses: ``recipes/table1.py`` and its like."""
+"""What ``dlqat table`` does once its arguments are read: train cells, or report on them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
+from dlqat_command.comparison import Options
 from dlqat_tf._script import ending
-from dlqat_tf.training.command_line import MENDABLE, defaults_of, print_shortening
+from dlqat_tf.training.command_line import MENDABLE, print_shortening
 from dlqat_tf.training.comparison import Comparison
 from dlqat_tf.training.comparison_report import ComparisonReport, PaperFigures
 from dlqat_tf.training.recipe import Recipe
@@ -23,53 +20,23 @@ _DECIDED = (
 """Fields of a recipe that the comparison decides, cell by cell."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a comparison takes beside a recipe's flags."""
-
-    recipe: tyro.conf.OmitArgPrefixes[Recipe]
-    """What all cells have in common; --output is the folder of the comparison."""
-    cells: tuple[str, ...] = ("*",)
-    """Train these cells only, by name; * and ? stand for other characters."""
-    seeds: tuple[int, ...] = (0,)
-    """Each cell is trained once with each."""
-    rates: tuple[float, ...] = ()
-    """Learning rates, at reference_batch, to find each loss's own best on training images held out;
-    every cell is then trained at that one too, beside the paper's."""
-    rate_epochs: tuple[int, int] = (6, 3)
-    """Epochs of the float and of the quantized stage while learning rates are compared."""
-    held_out: int = 5000
-    """Training images that learning rates are measured on."""
-    archive: Path | None = None
-    """Folder for results and histories of finished cells; what it holds is not trained again."""
-    report: Path | None = None
-    """Train nothing: write table.md, table.csv and table.png of what is finished to this folder."""
-
-
-def main(
-    paper: Recipe,
+def compare(
+    options: Options,
     *,
-    short: dict,
+    defaults: Recipe,
+    changes: dict,
     losses: dict[str, dict],
     figures: PaperFigures,
-    description: str,
-    arguments: list[str] | None = None,
 ) -> None:
-    """Run a script that compares losses: parse its command line, train or report.
+    """Train the cells of a comparison, or report on those that are finished.
 
     Args:
-        paper: What all cells have in common at the paper's settings.
-        short: As for :func:`dlqat_tf.training.command_line.main`.
-        losses: By name, worst first as the paper claims, what a loss changes in the recipe.
-        figures: The paper's figures, which name the datasets and the widths of each. Another
-            dataset, given by ``--dataset``, takes the place of all, with the most widths.
-        description: The script's docstring, shown by ``--help``.
-        arguments: Command line without the program's name; ``sys.argv`` by default.
+        options: What was asked for.
+        defaults: The recipe before the command line changed it.
+        changes: What its budget changed of the paper's settings.
+        losses: As for :func:`dlqat_command.comparison.command`.
+        figures: Likewise.
     """
-    defaults, changes = defaults_of(paper, short, arguments)
-    options = tyro.cli(
-        Options, default=Options(recipe=defaults), description=description, args=arguments
-    )
     recipe = options.recipe
     interrupted = f"interrupted; the same command goes on with what is in {recipe.output}"
     with ending(ValueError, *MENDABLE, interrupted=interrupted):

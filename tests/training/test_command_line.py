@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from dlqat_command import training, tree
 from dlqat_tf.training import stages
-from dlqat_tf.training.command_line import main
 from dlqat_tf.training.recipe import Recipe
+
+
+def train(recipe, *arguments):
+    command = training.command(recipe, short={}, description="digits")
+    return tree.run(command, arguments, program="digits")
 
 
 def tiny(output):
@@ -31,12 +36,8 @@ def test_recipe_help(path):
 
 
 def test_budget_changes_defaults_and_flags_win(tmp_path, capsys):
-    result = main(
-        tiny(tmp_path / "run"),
-        short={},
-        description="digits",
-        arguments=["--budget", "smoke", "--width", "4", "--stages", "1", "--batch-size", "32"],
-    )
+    arguments = ["--budget", "smoke", "--width", "4", "--stages", "1", "--batch-size", "32"]
+    result = train(tiny(tmp_path / "run"), *arguments)
     assert result.recipe["width"] == 4
     assert result.recipe["batch_size"] == 32
     assert result.recipe["epochs"] == 1  # from the budget
@@ -46,7 +47,7 @@ def test_budget_changes_defaults_and_flags_win(tmp_path, capsys):
 
 def ended(tmp_path, *arguments) -> int:
     with pytest.raises(SystemExit) as ending:
-        main(tiny(tmp_path / "run"), short={}, description="digits", arguments=arguments)
+        train(tiny(tmp_path / "run"), *arguments)
     return ending.value.code
 
 

@@ -1,30 +1,28 @@
 """recipes/table1.py on the digits: cells, archive and report by its command line."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-from dlqat_tf.training import comparison_line
+from dlqat_command.tables import table1
 
 TABLE1 = Path(__file__).parents[2] / "recipes" / "table1.py"
 TINY = ["--dataset", "digits", "--budget", "smoke", "--width", "2"]
 TINY += ["--batch-size", "64", "--images-per-epoch", "64"]
 
 
-def run(*arguments):
-    table = runpy.run_path(str(TABLE1))
-    comparison_line.main(
-        table["PAPER"],
-        short=table["SHORT"],
-        losses=table["LOSSES"],
-        figures=table["FIGURES"],
-        description=table["__doc__"],
-        arguments=list(map(str, arguments)),
-    )
+@pytest.fixture
+def run(monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TABLE1), *map(str, arguments)])
+        runpy.run_path(str(TABLE1), run_name="__main__")
+
+    return run
 
 
-def test_cells_are_trained_kept_and_reported(tmp_path, capsys):
+def test_cells_are_trained_kept_and_reported(run, tmp_path, capsys):
     folders = ("--output", tmp_path / "runs", "--archive", tmp_path / "kept")
     cells = ("--cells", "digits-CEL-W1A2-tuned-s3", "--seeds", 3)
     rates = ("--rates", 0.1, "--rate-epochs", 1, 1, "--held-out", 50)
@@ -49,7 +47,7 @@ def test_cells_are_trained_kept_and_reported(tmp_path, capsys):
         (["--report", "nowhere"], "found none"),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):
+def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as ending:
         run(*TINY, "--output", tmp_path / "runs", *arguments)
     assert ending.value.code == 2
@@ -58,7 +56,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):
 
 
 def test_the_papers_figures_are_those_of_its_table():
-    figures = runpy.run_path(str(TABLE1))["FIGURES"]
+    figures = table1.FIGURES
     assert len(figures) == 3 * (3 + 9)
     assert figures["cifar100", (1, 2), "GML"] == 71.3
     assert figures["cifar10", (2, 2), "CEL"] == 76.5

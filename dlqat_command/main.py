@@ -1,0 +1,98 @@
+"""The command ``dlqat``: all commands by name."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from dlqat_command import (
+    __version__,
+    benchmark,
+    census,
+    comparison,
+    demo,
+    environment,
+    export,
+    figure1,
+    parity,
+    summary,
+    training,
+)
+from dlqat_command.tree import Command, Group, function, run
+
+RECIPES = (
+    *("cifar10-cel", "cifar10-ams", "cifar10-gml", "cifar100-cel", "cifar100-ams", "cifar100-gml"),
+    *("imagenet-cel", "imagenet-gml"),
+)
+TABLES = ("table1", "imagenet")
+
+
+def _recipe(name: str) -> Command:
+    module = import_module(f"dlqat_command.recipes.{name.replace('-', '_')}")
+    return training.command(module.PAPER, short=module.SHORT, description=module.__doc__)
+
+
+def _table(name: str) -> Command:
+    module = import_module(f"dlqat_command.tables.{name}")
+    return comparison.command(
+        module.PAPER,
+        short=module.SHORT,
+        losses=module.LOSSES,
+        figures=module.FIGURES,
+        description=module.__doc__,
+    )
+
+
+COMMANDS = Group(
+    "Low-bit networks in Keras that run on a phone: train them, export them, prove the files.",
+    {
+        "demo": demo.COMMAND,
+        "train": Group(
+            "Train a network of the paper; each recipe shows what the paper and we measured.",
+            {name: _recipe(name) for name in RECIPES},
+        ),
+        "table": Group(
+            "Train the networks of one of the paper's tables, cell by cell, and report on them.",
+            {name: _table(name) for name in TABLES},
+        ),
+        "figure1": function(figure1.figure1),
+        "summary": function(summary.summary),
+        "export": Group(
+            "Export a trained model to a .tflite file.",
+            {"tflite": function(export.tflite), "lce": function(export.lce)},
+        ),
+        "parity": function(parity.compare),
+        "census": function(census.census),
+        "benchmark": Group(
+            "Measure the latency of .tflite files, on this host or an Android device.",
+            {"android": function(benchmark.android)},
+            default=function(benchmark.host),
+        ),
+        "env": function(environment.env),
+    },
+)
+
+
+def main(*names: str) -> None:
+    """Run ``dlqat``, or a script that stands for one of its commands.
+
+    Args:
+        names: Of that command, for example "train", "cifar10-gml"; none for ``dlqat`` itself.
+    """
+    arguments = sys.argv[1:]
+    if not names and arguments == ["--version"]:
+        print(f"dlqat {__version__}")
+        return
+    tree: Group | Command = COMMANDS
+    for name in names:
+        assert isinstance(tree, Group)
+        tree = tree.commands[name]
+    try:
+        run(tree, arguments, program=Path(sys.argv[0]).name if names else "dlqat")
+    except ImportError as error:  # of the environment: our own modules are tested together
+        print(f"error: {error}\n`dlqat env` shows what is installed.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # before a command says what it leaves
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,24 @@
+"""SAT with cross-entropy (the paper's baseline): W1A2 ResNet-18 on CIFAR-10.
+
+- Paper (Table 1): 89.4 % float, 72.4 % W1A2, 150 epochs, batch 768, learning rate 0.01.
+- Ours, --budget paper: not run.
+- Ours, --budget short: not run.
+
+Ours and not the paper's, which names none of these: crop and flip, Nesterov momentum, an epoch of
+learning-rate warm-up, two stages (clamped float weights, then quantized) with activation ranges
+calibrated in between, and 8-bit rounding of what residual adds read, as int8 kernels must.
+"""
+
+from pathlib import Path
+
+from dlqat_command.budgets import CIFAR_SHORT
+from dlqat_command.recipe import Recipe
+
+PAPER = Recipe(
+    dataset="cifar10",
+    head="linear",
+    learning_rate=0.01,
+    output=Path("runs/cifar10_cel"),
+)
+
+SHORT = CIFAR_SHORT

@@ -1,0 +1,70 @@
+"""Commands in a tree: which of them a command line means, and running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import tyro
+
+Command = Callable[[Sequence[str]], Callable[..., object]]
+"""Gives, for the rest of a command line, the function whose signature and docstring are flags and
+help; they depend on the rest where one flag decides the defaults of others."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands under one name.
+
+    Attributes:
+        description: One line on what they have in common.
+        commands: By name, in the order in which help lists them.
+        default: The command that is meant where none is named.
+    """
+
+    description: str
+    commands: Mapping[str, Group | Command]
+    default: Command | None = None
+
+
+def function(work: Callable[..., object]) -> Command:
+    """Return the command that is one function, whatever the command line says."""
+    return lambda arguments: work
+
+
+def run(tree: Group | Command, arguments: Sequence[str], *, program: str) -> object:
+    """Run the command that a command line means, or show help, or what is wrong with it.
+
+    Args:
+        tree: The commands.
+        arguments: The command line without the program's name.
+        program: The program's name, for help.
+
+    Returns:
+        What the command returns. Help and mistakes end the process, with status 0 and 2.
+    """
+    rest = list(arguments)
+    while isinstance(tree, Group):
+        name = rest[0].replace("_", "-") if rest else ""
+        if name in tree.commands:
+            tree, rest, program = tree.commands[name], rest[1:], f"{program} {name}"
+        elif tree.default is not None:
+            tree = tree.default
+        else:
+            # Only a whole tree knows which names there are: help, mistakes, completion.
+            return _application(tree).cli(prog=program, description=tree.description, args=rest)
+    return tyro.cli(
+        tree(rest), prog=program, args=rest, config=(tyro.conf.PositionalMetavarFromFieldName,)
+    )
+
+
+def _application(group: Group) -> tyro.extras.SubcommandApp:
+    application = tyro.extras.SubcommandApp()
+    for name, node in group.commands.items():
+        if isinstance(node, Group):
+            application.command(_application(node), name=name, help=node.description)
+        else:
+            work = node(())
+            summary = (work.__doc__ or "").strip().partition("\n")[0]
+            application.command(work, name=name, help=summary)
+    return application
