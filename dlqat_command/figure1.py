@@ -31,8 +31,9 @@ def figure1(
 
     Writes figure1.png, like the paper's (50 test images of each class, what the classifier reads,
     perplexity 30, 1000 iterations), and statistics.json with what t-SNE only hints at: the variance
-    within classes, the distances between class means, their ratio, and the accuracy of a linear probe.
-    The same images serve all networks. t-SNE shows neighbours, not distances: read the statistics.
+    within classes, the distances between class means, their ratio, and the accuracy of a linear
+    probe. The same images serve all networks. t-SNE shows neighbours, not distances: read the
+    statistics.
 
     Args:
         runs: The --output of `dlqat table table1`.

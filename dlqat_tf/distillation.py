@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from dlqat_tf.heads import CosineHead
-from dlqat_tf.losses import AMSLoss
+from dlqat_tf.losses import AMS_SCALE
 
 _layers = tf.keras.layers
 _SMALLEST = 1e-7  # probability, of a teacher that ends with a softmax
@@ -19,7 +19,7 @@ def distill(
     *,
     weight: float = 1.0,
     temperature: float = 4.0,
-    cosine_scale: float = AMSLoss().scale,
+    cosine_scale: float = AMS_SCALE,
 ) -> tf.keras.Model:
     r"""Return a model that trains a student on labels and on a teacher's outputs.
 

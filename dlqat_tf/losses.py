@@ -23,6 +23,9 @@ import tensorflow as tf
 
 from dlqat_tf.heads import head_of
 
+AMS_SCALE = 30.0
+"""AMS's default scale of the cosines."""
+
 
 def margin_cross_entropy(labels: tf.Tensor, logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     r"""Softmax cross-entropy in which the true class competes with another logit.
@@ -209,7 +212,7 @@ class AMSLoss(_MarginLoss):
     def __init__(
         self,
         margin: float = 0.35,
-        scale: float = 30.0,
+        scale: float = AMS_SCALE,
         reduction=tf.keras.losses.Reduction.AUTO,
         name: str = "ams_loss",
     ):
