@@ -1,5 +1,6 @@
 """Disentangled Loss Quantization-Aware Training in Keras: low-bit networks that run on a phone."""
 
+from dlqat_command import __version__
 from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
 from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.tfmot)
 from dlqat_tf.convert import ConversionError, ConversionReport, quantize
@@ -11,8 +12,6 @@ from dlqat_tf.models import resnet18
 from dlqat_tf.preprocessing import Preprocessing
 from dlqat_tf.quantizers import CGPACT, PACT, InputQuantizer, SATWeights, SymmetricWeights
 from dlqat_tf.summary import summary
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CGPACT",
@@ -29,6 +28,7 @@ __all__ = [
     "Preprocessing",
     "SATWeights",
     "SymmetricWeights",
+    "__version__",
     "distill",
     "export",
     "load_weights",
