@@ -16,6 +16,7 @@ _IMPORTS = ("dlqat_tf", "larq", "larq_compute_engine", "tensorflow_model_optimiz
 # In a process of its own: a library that is wrong for the processor ends it.
 _PROBE = """
 import importlib, sys
+sys.path = [path for path in sys.path if path]  # as for a command, without the current folder
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
@@ -109,19 +110,25 @@ def legacy_keras() -> Finding:
 
 def imports() -> Iterator[Finding]:
     """Import what the package stands on, in another process."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, *_IMPORTS], capture_output=True, text=True, check=False
-    )
-    outcomes = dict(
-        line.split("\t", 1) for line in done.stdout.splitlines() if line.count("\t") == 1
-    )
-    for name in _IMPORTS:
-        if name not in outcomes:
-            ended = f"ended its process with status {done.returncode}"
-            yield Finding(f"import {name}", "fails", f"{ended}: wrong for this processor or system")
-            return
-        problem = outcomes[name]
-        yield Finding(f"import {name}", "fails" if problem else "works", problem)
-    keras = outcomes.get("tf.keras")
-    if keras is not None:  # otherwise dlqat_tf said why not
-        yield Finding("tf.keras", keras, "" if keras == "tf_keras" else "must be tf_keras, Keras 2")
+    names = _IMPORTS
+    while names:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, *names],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={_LEGACY: "1", **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        lines = [line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line]
+        outcomes = dict(lines)
+        for name in names:
+            names = names[1:]
+            if name not in outcomes:  # and start another process for the rest
+                yield Finding(f"import {name}", "fails", f"ended Python, status {done.returncode}")
+                break
+            problem = outcomes[name]
+            yield Finding(f"import {name}", "fails" if problem else "works", problem)
+        keras = outcomes.get("tf.keras")
+        if keras is not None:
+            right = keras == "tf_keras"
+            yield Finding("tf.keras", keras, "" if right else "must be tf_keras, which is Keras 2")

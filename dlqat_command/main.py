@@ -45,7 +45,9 @@ def _table(name: str) -> Command:
 
 
 COMMANDS = Group(
-    "Low-bit networks in Keras that run on a phone: train them, export them, prove the files.",
+    "Low-bit networks in Keras that run on a phone: train them, export them, prove the files.\n\n"
+    "`dlqat --version` prints the version, `dlqat --tyro-write-completion bash FILE` writes what "
+    "bash (or zsh, fish, tcsh) completes commands and flags with.",
     {
         "demo": demo.COMMAND,
         "train": Group(

@@ -17,7 +17,7 @@ class Group:
     """Commands under one name.
 
     Attributes:
-        description: One line on what they have in common.
+        description: What they have in common.
         commands: By name, in the order in which help lists them.
         default: The command that is meant where none is named.
     """

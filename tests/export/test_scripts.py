@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import dlqat_tf
+from dlqat_command.main import main
 from dlqat_tf import CGPACT
 from tests.export.networks import convolution, randomize, siamese_network
 
@@ -201,3 +202,28 @@ def test_preprocessing_and_size_are_said_once(monkeypatch, tmp_path, script, cap
     output.with_suffix(".snapped.keras").unlink()  # then the file says it to the trained model
     assert run(monkeypatch, "parity.py", model, output, *proof, "--trained-agreement", 0) in (0, 1)
     assert "equal arg-max" in capsys.readouterr().out
+
+
+def command(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["dlqat", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return exit_.value.code or 0
+
+
+def test_what_a_model_costs_and_what_its_file_holds(monkeypatch, saved, tmp_path, capsys):
+    model, output, report = saved / "model.keras", tmp_path / "m.tflite", tmp_path / "report.json"
+    assert command(monkeypatch, "summary", model, "--json", report) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert json.loads(report.read_text())["bit_operations"] > 0
+    assert command(monkeypatch, "summary", saved / "saved_model") == 2
+    assert "is a SavedModel" in capsys.readouterr().err
+    assert command(monkeypatch, "summary", saved / "saved_model", "--trust") == 0
+    assert command(monkeypatch, "export", "tflite", model, output) == 0
+    assert command(monkeypatch, "census", output, "--json", report) == 2
+    assert "--force" in capsys.readouterr().err
+    assert command(monkeypatch, "census", output, "--json", report, "--force") == 0
+    assert "2 CONV_2D" in capsys.readouterr().out
+    assert json.loads(report.read_text())["operators"]["CONV_2D"] == 2
+    assert command(monkeypatch, "census", model) == 2
+    assert capsys.readouterr().err.startswith("error: ")
