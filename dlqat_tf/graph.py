@@ -83,7 +83,15 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
     kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
     copy = kind.from_config(change(model.get_config()))
     copy.set_weights(model.get_weights())
+    refresh(copy)
     return copy
+
+
+def refresh(model: tf.keras.Model) -> None:
+    """Let a model whose weights were set compute with them: Normalization layers keep others."""
+    for layer in model.submodules:
+        if isinstance(layer, tf.keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def training_of(call, around: bool | None = None) -> bool | None:

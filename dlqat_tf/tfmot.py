@@ -22,8 +22,9 @@ import tensorflow_model_optimization as tfmot
 from dlqat_tf.convert.kinds import MOVING, POOLS
 from dlqat_tf.convert.network import Call, Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
-from dlqat_tf.graph import apply, follow
+from dlqat_tf.graph import apply, follow, refresh
 from dlqat_tf.heads import Head
+from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import CGPACT, SATWeights, Unwrapped, unwrapped
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
 
@@ -269,6 +270,7 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
         self._configs: dict[str, SATQuantizeConfig] = {}
 
     def apply(self, model, layer_quantize_map):
+        refresh(model)
         widths = {name: self._settings[name] for name in WIDTHS}
         network = Network(
             model, Overrides({}), None, widths, preprocessing=self._preprocessing, partial=True
@@ -286,7 +288,7 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             entry = layer_quantize_map[layer.name]
             if entry.get("quantize_config") or layer.name in self._configs:
                 kept[layer.name] = entry
-            else:
+            elif network.of[layer][0].affine is None:
                 _check_untouched(layer)
         return _with_input_quantizers(model, network), kept
 
@@ -329,7 +331,12 @@ def _with_input_quantizers(model, network: Network) -> tf.keras.Model:
         return [quantizers[call](each) for each in tensors] if call in quantizers else tensors
 
     def visit(node, tensors: list) -> list:
-        return rounded(of[node], apply(node, node.layer, tensors))
+        affine, layer = of[node].affine, node.layer
+        if affine is not None and not isinstance(layer, _layers.Rescaling):
+            # What it has adapted to would be lost in the copy that is made of the model.
+            made = ChannelAffine(affine.gain, affine.offset, affine.order, name=layer.name)
+            return rounded(of[node], [made(*tensors)])
+        return rounded(of[node], apply(node, layer, tensors))
 
     sources = [
         rounded(call, [tensor])[0]

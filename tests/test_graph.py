@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.graph import check_graph, follow, tensors_of, training_of, unique
+from dlqat_tf.graph import check_graph, copied, follow, tensors_of, training_of, unique
 
 layers = tf.keras.layers
 
@@ -78,3 +79,12 @@ def test_training_of():
 def test_unique():
     assert unique("a", {"b"}) == "a"
     assert unique("a", {"a", "a_2"}) == "a_3"
+
+
+def test_copies_compute_with_what_normalization_layers_adapted_to():
+    norm = tf.keras.layers.Normalization(name="norm")
+    norm.adapt(np.float32([[1.0], [3.0]]))
+    model = tf.keras.Sequential([tf.keras.Input((1,)), norm])
+    copy = copied(model, lambda config: {**config, "name": "copy"})
+    assert copy.name == "copy"
+    assert copy(np.float32([[3.0]])).numpy().item() == pytest.approx(1.0)

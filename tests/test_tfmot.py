@@ -615,3 +615,12 @@ def test_vectors(tmp_path):
         report = to_tflite(model, path, input_type=input_type)
         snapped = tf.keras.models.load_model(report.snapped, compile=False)
         assert not parity(snapped, path, values).failures()
+
+
+def test_normalization_keeps_what_it_has_adapted_to():
+    norm = layers.Normalization(name="norm")
+    norm.adapt(np.float32([[1, 10], [3, 30]]))  # means 2 and 20, deviations 1 and 10
+    x = tf.keras.Input((2,), name="features")
+    model = applied(tf.keras.Model(x, layers.Dense(3, name="last")(norm(x))))
+    assert model.get_layer("norm")(np.float32([[3, 10]])).numpy()[0] == pytest.approx([1, -1])
+    assert type(model.get_layer("features_codes")) is dlqat_tf.InputQuantizer

@@ -95,18 +95,23 @@ def is_unit(values: np.ndarray) -> bool:
     return bool(np.allclose(values, UNIT.of_all_pixels(values.shape[1]), rtol=0, atol=1e-6))
 
 
-def too_narrow(name: str, examples: np.ndarray) -> str:
-    """Return a note on channels of measurements that one step for all of them rounds away."""
-    alpha, signed = range_of(examples)
-    step = alpha / (127 if signed else 255)
-    spans = examples.max(0) - examples.min(0)
-    lost = int(np.sum((spans > 0) & (spans < 4 * step)))
-    if not lost:
+def too_narrow(examples: dict[str, np.ndarray]) -> str:
+    """Return a note on channels of measurements that the step of their quantizer rounds away.
+
+    Args:
+        examples: By input, values (count, channels) that one quantizer rounds.
+    """
+    alpha, signed = range_of(np.concatenate([np.ravel(each) for each in examples.values()]))
+    least = 4 * alpha / (127 if signed else 255)
+    spans = {name: np.ptp(each, axis=0) for name, each in examples.items()}
+    lost = {name: int(np.sum((span > 0) & (span < least))) for name, span in spans.items()}
+    parts = [f"{count} of {len(spans[name])} of {name!r}" for name, count in lost.items() if count]
+    if not parts:
         return ""
     return (
-        f"{lost} of the {len(spans)} channels of {name!r} differ by less than four of the 256 "
-        "steps that all channels share: put a Normalization or BatchNormalization layer behind "
-        "the input of the float model, which brings them to one scale before they are rounded."
+        f"Some channels differ by less than four of the 256 steps that they share: "
+        f"{', '.join(parts)}. Put a Normalization or BatchNormalization layer behind the input of "
+        "the float model, which brings them to one scale before they are rounded."
     )
 
 

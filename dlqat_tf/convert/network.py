@@ -264,11 +264,13 @@ class Network:
         free = [call.name for call in self.inputs if None in call.layer.output.shape[1:]]
         if free:
             found.append(f"{some(free)} may have any size: export asks for one size.")
-        for call in self.places:
+        shared: dict[Place, dict[str, np.ndarray]] = defaultdict(dict)
+        for call, place in self.places.items():
             image = self.image_of(call)
             if image and not self.taken[image].is_known and self.taken[image].examples is not None:
                 examples = taking.prepared(call, self.taken[image].examples)
-                found.append(taking.too_narrow(image.name, examples))
+                shared[place][image.name] = examples
+        found += [taking.too_narrow(each) for each in shared.values()]
         return [note for note in found if note]
 
     # Reading the model.

@@ -103,9 +103,14 @@ def test_features_of_unequal_size_are_noted():
     """One step of 8 bits for all: of 1000 / 127 here."""
     values = np.float32([[-1000, 0, 0], [1000, 31, 5]])
     _, report = quantize(network(shape=(3,)), images=values)
-    assert any("2 of the 3 channels of 'input' differ by less" in note for note in report.notes)
+    assert any("they share: 2 of 3 of 'input'. Put" in note for note in report.notes)
     _, report = quantize(network(shape=(3,)), images=values[:, :1] * np.float32([1, 1, 0]))
     assert not any("differ by less" in note for note in report.notes)
+    # What a concatenation brings together shares its step too.
+    inputs = [tf.keras.Input((2,), name=name) for name in ("large", "small")]
+    source = tf.keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(inputs)))
+    _, report = quantize(source, images=[values[:, :2] * 100, values[:, 1:]])
+    assert any("1 of 2 of 'large', 2 of 2 of 'small'. Put" in note for note in report.notes)
 
 
 def test_images_may_be_said_to_be_none():

@@ -76,9 +76,9 @@ def _check_type(node: Input, name: str, readers: list[Node]) -> None:
     if name == "uint8" and not is_image:
         raise ExportError(
             f"The input {node.name!r} takes values that are no pixels, or whose preprocessing "
-            'nobody said: expected input_type to be "float32" or "int8". Received: "uint8". Where '
-            'they are prepared pixels, say how: preprocessing="tf", "caffe", "torch" or '
-            "Preprocessing(mean=, std=)."
+            'nobody said: expected input_type to be "float32" or "int8", or a dictionary by input '
+            'name. Received: "uint8". Where they are prepared pixels, say how: preprocessing="tf", '
+            '"caffe", "torch" or Preprocessing(mean=, std=).'
         )
     if name == "int8" and not is_image and codes_of(node, readers) is None:
         raise ExportError(
@@ -285,7 +285,7 @@ def check_lookups(
         by_name = dict(zip((node.name for node in network.inputs), arrays, strict=True))
         for node, output in zip(nodes, run(feed(arrays)), strict=True):
             expected = looked_up(node.codes, node.order, by_name[node.inputs[0]])
-            if not np.array_equal(output - np.int16(zero_point(node.grid)), expected):
+            if not np.array_equal(output.astype(np.int16) - zero_point(node.grid), expected):
                 raise ExportError(
                     f"The kernels prepare pixels of {node.inputs[0]!r} otherwise than Keras: "
                     'expected input_type="uint8" or "int8".'

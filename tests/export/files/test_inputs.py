@@ -1,5 +1,7 @@
 """What goes into a file: prepared pixels, measurements, and the two of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,9 +12,9 @@ import dlqat_tf
 from dlqat_tf import CGPACT, InputQuantizer, Preprocessing
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
-from dlqat_tf.export.files.inputs import arrays_of, input_types
-from dlqat_tf.export.files.tflite import build
-from dlqat_tf.export.integer.network import Lookup
+from dlqat_tf.export.files.inputs import arrays_of, check_lookups, input_types
+from dlqat_tf.export.files.tflite import _opened, build
+from dlqat_tf.export.integer.network import IntegerNetwork, Lookup
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import Simulation
 from dlqat_tf.preprocessing import NAMED, ChannelAffine
@@ -22,6 +24,7 @@ layers = tf.keras.layers
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
 PREPARED = {
     "offset": lambda x: layers.Rescaling(1 / 127.5, -1.0)(x),
+    "positive": lambda x: layers.Rescaling(1 / 127.5, 1.0)(x),
     "channels": lambda x: layers.Rescaling([0.1, 0.2, 0.3], [0.0, -20.0, 3.0])(x),
     "normalization": lambda x: layers.Normalization(mean=[9.0, 99.0, 120.0], variance=3000.0)(x),
     "two": lambda x: layers.Normalization(mean=0.5, variance=0.0625)(layers.Rescaling(1 / 255)(x)),
@@ -95,6 +98,16 @@ def test_the_file_looks_up_what_keras_computes(data):
     pixels = np.repeat(np.arange(256, dtype=np.float32).reshape(1, 16, 16, 1), channels, -1)
     expected = model(pixels).numpy().reshape(256, channels)
     np.testing.assert_array_equal(np.float32(codes) * lookup.grid.step, expected)
+
+
+def test_files_that_prepare_otherwise_than_keras_are_refused():
+    built = build(lower(only_rounded(layers.Rescaling(1 / 255, 1.0), 2.0, False)))
+    check_lookups(built.data, built.planned, built.input_types, _opened)
+    codes = built.planned["codes"].codes.copy()
+    codes[200, 0] -= 1
+    nodes = (replace(n, codes=codes) if n.name == "codes" else n for n in built.planned)
+    with pytest.raises(ExportError, match="prepare pixels of 'image' otherwise than Keras"):
+        check_lookups(built.data, IntegerNetwork(tuple(nodes)), built.input_types, _opened)
 
 
 @pytest.mark.parametrize("kind", PREPARED)
