@@ -22,7 +22,6 @@ def tflite(
     data_dir: Annotated[Path | None, FOLDER] = None,
     preprocessing: Literal["tf", "caffe", "torch"] | None = None,
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None,
-    outputs: Literal["logits", "probabilities"] | None = None,
     snap: bool = True,
     trust: bool = False,
     force: bool = False,
@@ -48,7 +47,6 @@ def tflite(
         data_dir: Where the data sets lie.
         preprocessing: How images are prepared outside of the model, where it does not know.
         size: Height and width of the file's images, where the model takes any.
-        outputs: Without a softmax or sigmoid at the end, or with one; by default as the model.
         snap: Save <output>.snapped.keras, the model with the file's biases.
         trust: Load a model that holds code, such as a Lambda layer, and so run it.
         force: Overwrite existing files.
@@ -67,7 +65,6 @@ def tflite(
         weights=weights,
         preprocessing=preprocessing,
         size=size,
-        outputs=outputs,
         snap=snap,
         trust=trust,
         force=force,
@@ -86,7 +83,6 @@ def lce(
     data_dir: Annotated[Path | None, FOLDER] = None,
     preprocessing: Literal["tf", "caffe", "torch"] | None = None,
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None,
-    outputs: Literal["logits", "probabilities"] | None = None,
     snap: bool = True,
     trust: bool = False,
     force: bool = False,
@@ -112,7 +108,6 @@ def lce(
         data_dir: Where the data sets lie.
         preprocessing: How images are prepared outside of the model, where it does not know.
         size: Height and width of the file's images, where the model takes any.
-        outputs: Without a softmax or sigmoid at the end, or with one; by default as the model.
         snap: Save <output>.snapped.keras, the model with the file's biases.
         trust: Load a model that holds code, such as a Lambda layer, and so run it.
         force: Overwrite existing files.
@@ -131,7 +126,6 @@ def lce(
         plane_limit=plane_limit,
         preprocessing=preprocessing,
         size=size,
-        outputs=outputs,
         snap=snap,
         trust=trust,
         force=force,

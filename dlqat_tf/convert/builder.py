@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.canonical import AUGMENTATIONS
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.kinds import QUANTIZED, is_softmax
 from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
@@ -90,7 +91,7 @@ class Builder:
 
     def _copy(self, call: Call):
         layer = call.layer
-        if call.affine is not None and type(layer) is not _layers.Rescaling:
+        if call.affine is not None and type(layer) not in (_layers.Rescaling, *AUGMENTATIONS):
             # Not all of what Keras makes of operators can be saved, and what Normalization layers
             # have adapted to gets lost when a model is copied.
             affine = call.affine

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.canonical import AUGMENTATIONS
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.preprocessing import (
     RAW,
@@ -28,12 +29,16 @@ _OPERATORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
 
 def arithmetic_of(call) -> Affine | None:
     """Return the arithmetic that a call does to an input, or None."""
-    known = type(call.layer) in (_layers.Rescaling, _layers.Normalization)
+    known = type(call.layer) in (_layers.Rescaling, _layers.Normalization, *AUGMENTATIONS)
     if not (known or type(call.layer).__name__ in _OPERATORS) or len(call.inputs) != 1:
         return None
     (source, _) = call.inputs[0]
-    prepares = source.role == "input" or source.affine is not None
-    return arithmetic(call.node) if prepares else None
+    if source.role != "input" and source.affine is None:
+        return None
+    if type(call.layer) in AUGMENTATIONS:  # they change nothing in inference
+        channels = call.node.outputs.shape[-1]
+        return Affine(np.ones(channels), np.zeros(channels), tuple(range(channels)))
+    return arithmetic(call.node)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ def prepared(call, examples: np.ndarray) -> np.ndarray:
     """Return what the arithmetic up to a call makes of values of its input."""
     if call.role == "input":
         return examples
+    if type(call.layer) in AUGMENTATIONS:
+        return prepared(call.inputs[0][0], examples)
     return evaluated(call.node, prepared(call.inputs[0][0], examples))
 
 

@@ -7,6 +7,7 @@ import math
 import larq as lq
 import tensorflow as tf
 
+from dlqat_tf.canonical import IN_TRAINING
 from dlqat_tf.heads import Head
 
 _layers = tf.keras.layers
@@ -19,11 +20,14 @@ QUANTIZED = {
 POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
 # What moves values and changes none: codes in, codes out.
 MOVING = (
+    *IN_TRAINING,
     _layers.Concatenate,
-    _layers.Dropout,
+    _layers.Cropping2D,
     _layers.Flatten,
+    _layers.GlobalMaxPooling2D,
     _layers.MaxPool2D,
-    _layers.SpatialDropout2D,
+    _layers.Permute,
+    _layers.Reshape,
     _layers.ZeroPadding2D,
 )
 
@@ -80,6 +84,8 @@ def role_of(layer) -> str:
     if kind in POOLS:
         return "pool"
     if kind in MOVING or (kind is _layers.Activation and is_linear(layer.activation)):
+        return "moving"
+    if kind is _layers.UpSampling2D and layer.interpolation == "nearest":
         return "moving"
     if kind is _layers.ReLU or ceiling_of(layer) is not None:
         return "relu"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers
 from dlqat_tf.convert import inputs as taking
 from dlqat_tf.convert.kinds import (
     QUANTIZED,
@@ -71,7 +72,10 @@ class Call:
     def apply(self, layer, tensors: list):
         """Call ``layer`` as the source was called, on other tensors."""
         told = layer._expects_training_arg and training_of(self.node) is None
-        return apply(self.node, layer, tensors, **(self.mode if told else {}))
+        mode = self.mode
+        if isinstance(layer, AUGMENTATIONS) and not tf.keras.backend.is_keras_tensor(tensors[0]):
+            mode = {"training": False, **mode}  # outside of a model they augment by default
+        return apply(self.node, layer, tensors, **(mode if told else {}))
 
 
 @dataclass(eq=False, repr=False)
@@ -159,6 +163,7 @@ class Network:
         self.widths = widths
         self.calls: list[Call] = []
         self._names: dict[tf.keras.layers.Layer, str] = {}
+        self._standard = None if partial else StandardLayers()
         sources = []
         for tensor in model.inputs:
             layer = tensor.node.layer
@@ -166,6 +171,8 @@ class Network:
             sources.append((self.calls[-1], 0))
         self.inputs = [call for call, _ in sources]
         self.outputs = self._flatten(model, sources, _Around(trainable=model.trainable))
+        if self._standard is not None:
+            self._leave_out_detours()
         self.of: dict[tf.keras.layers.Layer, list[Call]] = defaultdict(list)
         for call in self.calls:
             self.of[call.layer].append(call)
@@ -293,10 +300,42 @@ class Network:
             return self._flatten(layer, inputs, _Around(name, training, trainable))
         call = Call(layer, name, role_of(layer), node, inputs, training, trainable)
         call.affine = taking.arithmetic_of(call)
+        part = self._in_standard_layers(call)
+        if part is not None:
+            return self._flatten(part, inputs, replace(around, training=training))
         if call.affine is not None:
             call.role = "rescaling"
         self.calls.append(call)
         return [(call, i) for i in range(len(tf.nest.flatten(node.outputs)))]
+
+    def _in_standard_layers(self, call: Call):
+        """Return the standard layers that compute what a call does, as a model, or None."""
+        is_kept = call.affine is not None or self.overrides.of(call.name) == "float"
+        if self._standard is None or is_kept:
+            return None
+        in_rows = all(self._standard.makes_sequence(source.layer) for source, _ in call.inputs)
+        part = self._standard.of(call.node, in_rows)
+        if part is not None:
+            self._names[self._standard.made[call.layer, ""]] = call.name
+        return part
+
+    def _leave_out_detours(self) -> None:
+        """Leave out sequences made of images of one row, where only such images are made of them.
+
+        What computes on sequences then reads the image that it would make again.
+        """
+        standard = self._standard
+        for call in self.calls:
+            for i, (source, _) in enumerate(call.inputs):
+                if standard.makes_row(source.layer):
+                    (before, _) = source.inputs[0]
+                    if standard.makes_sequence(before.layer):
+                        call.inputs[i] = before.inputs[0]
+        made = (standard.makes_sequence, standard.makes_row)
+        for detour in made[::-1]:
+            used = {source for call in self.calls for source, _ in call.inputs}
+            used |= {source for source, _ in self.outputs}
+            self.calls = [each for each in self.calls if each in used or not detour(each.layer)]
 
     # Who reads whom.
 

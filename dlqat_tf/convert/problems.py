@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from dlqat_tf.canonical import IN_TRAINING
 from dlqat_tf.convert.kinds import (
     activation_name,
     ceiling_of,
@@ -30,18 +31,8 @@ _ADVICE = {
     _layers.PReLU: _RELU,
     _layers.ELU: _RELU,
     _layers.ThresholdedReLU: _RELU,
-    _layers.SeparableConv2D: "DepthwiseConv2D and then Conv2D, with its two kernels, are the same",
     _layers.LayerNormalization: "BatchNormalization has",
     _layers.GroupNormalization: "BatchNormalization has",
-    _layers.GlobalMaxPooling2D: "MaxPool2D over the whole image and Flatten are the same",
-}
-# What Keras makes layers of where a model computes with tensors, by the end of its name.
-_OPERATORS = {
-    "add": "tf.keras.layers.Add()([x, y])",
-    "concat": "tf.keras.layers.Concatenate()",
-    "reduce_mean": "tf.keras.layers.GlobalAveragePooling2D()",
-    "relu": "tf.keras.layers.ReLU()",
-    "relu6": "tf.keras.layers.ReLU(6.0)",
 }
 _SHOWN_GROUPS, _SHOWN_NAMES, _SHOWN_OVERRIDES = 10, 3, 12
 
@@ -115,9 +106,6 @@ def _described(network, call) -> tuple[str, str]:
         name = str(operator).removeprefix("__operators__.")
     if call.inputs and network.from_input(call.inputs):
         return name, _PREPARE
-    same = _OPERATORS.get(name.rsplit(".", 1)[-1]) if operator else None
-    if same and not (name == "add" and len(call.inputs) == 1):  # to a constant
-        return name, f"write it as {same}"
     return name, _ADVICE.get(type(call.layer), "")
 
 
@@ -191,7 +179,7 @@ def unexportable(network) -> dict[str, str]:
     """Return why export will refuse the result of a conversion, by the name of what it refuses."""
     found = {}
     for call in network.calls:
-        if call.training and isinstance(call.layer, _layers.Dropout):
+        if call.training and isinstance(call.layer, IN_TRAINING):
             found[call.name] = "it drops values in inference too"
     return found | unstored([call for call in network.calls if call.role == "kept"])
 

@@ -54,7 +54,7 @@ def test_what_stays_float_is_grouped_by_reason_with_those_that_have_advice_first
     assert lower(model)
 
 
-def test_operators_have_the_name_of_the_layer_that_does_the_same():
+def test_operators_without_a_layer_that_does_the_same_are_named():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="first")(tf.sqrt(inputs / 255))
     y = layers.Conv2D(4, 3, padding="same", name="second")(x)
@@ -62,11 +62,9 @@ def test_operators_have_the_name_of_the_layer_that_does_the_same():
     source = Model(inputs, layers.Dense(2)(layers.Flatten()(x + 1.0)))
     _, report = quantize(source, 4, 4)
     (note,) = (note for note in report.notes if "stay float" in note)
+    assert note.startswith("2 of 11 layers stay float")
     for part in (
         "'math.sqrt' has no quantized form. Files hold a scale, an offset and an order of the ch",
-        "'add' has no quantized form. Write it as tf.keras.layers.Add()([x, y]).",
-        "'concat' has no quantized form. Write it as tf.keras.layers.Concatenate().",
-        "'nn.relu' has no quantized form. Write it as tf.keras.layers.ReLU().",
         ": 'add' has no quantized form.",  # of a constant: no layer adds it
     ):
         assert part in note

@@ -10,13 +10,13 @@ from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.inputs import codes_of, zero_point
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
-    OUTPUT,
     Activation,
     Add,
     Affine,
     AveragePool,
     Concatenate,
     Convolution,
+    Crop,
     Dense,
     FromIsland,
     GlobalAveragePool,
@@ -31,6 +31,8 @@ from dlqat_tf.export.integer.network import (
     Pool,
     ReLU,
     Reshape,
+    Transpose,
+    Upsample,
     Weighted,
     missing_rows,
     same_padding,
@@ -74,15 +76,10 @@ class Writer:
             dict(name=name, bits=self.network[name].bits, tensors=tensors)
             for name, tensors in self.weights.items()
         ]
-        endings = [getattr(node, "ending", "") for node in self.network.outputs]
-        encoded = encode_record(
-            {**metadata, "layers": layers, "islands": self.islands, "endings": endings}
-        )
+        encoded = encode_record({**metadata, "layers": layers, "islands": self.islands})
         if any(isinstance(node, Island) and node.part.batch for node in self.network):
             self.file.fix_batch()
-        names = [node.name.removesuffix(OUTPUT) for node in self.network.outputs]
-        named = list(zip(names, outputs, strict=True))
-        return self.file.finish(self.inputs, named, {METADATA: encoded})
+        return self.file.finish(self.inputs, outputs, {METADATA: encoded})
 
     def node(self, node: Node) -> None:
         """Add one node, unless the activation that follows it will."""
@@ -449,6 +446,28 @@ class Writer:
             self.file.operator("CONCATENATION", inputs, output, options)
         elif isinstance(node, Reshape):
             self.reshape(f"{node.name}/shape", *inputs, output, self.network.shapes[node.name])
+        elif isinstance(node, Crop):
+            # Not SLICE, whose outputs LCE's interpreter takes for dynamic: it then runs nothing on
+            # XNNPACK, and rounds twice.
+            rows, columns, _ = self.network.shapes[node.name]
+            (top, _), (left, _) = node.amounts
+            corners = dict(begin=[0, top, left, 0], end=[0, top + rows, left + columns, 0])
+            inputs += [
+                self.file.constant(f"{node.name}/{name}", np.array(each, np.int32))
+                for name, each in (*corners.items(), ("strides", [1, 1, 1, 1]))
+            ]
+            options = schema.StridedSliceOptionsT()
+            options.beginMask = options.endMask = 0b1001  # all images and channels
+            self.file.operator("STRIDED_SLICE", inputs, output, options)
+        elif isinstance(node, Upsample):
+            size = np.array(self.network.shapes[node.name][:2], np.int32)
+            inputs.append(self.file.constant(f"{node.name}/size", size))
+            options = schema.ResizeNearestNeighborOptionsT()
+            self.file.operator("RESIZE_NEAREST_NEIGHBOR", inputs, output, options)
+        elif isinstance(node, Transpose):
+            order = np.array([0, *(axis + 1 for axis in node.order)], np.int32)
+            inputs.append(self.file.constant(f"{node.name}/order", order))
+            self.file.operator("TRANSPOSE", inputs, output, schema.TransposeOptionsT())
         else:
             raise TypeError(node)
 

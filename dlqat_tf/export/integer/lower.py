@@ -10,7 +10,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.export.integer.endings import ending_of
+from dlqat_tf.canonical import IN_TRAINING, StandardLayers
 from dlqat_tf.export.integer.inputs import (
     Prepared,
     input_node,
@@ -21,13 +21,13 @@ from dlqat_tf.export.integer.inputs import (
 )
 from dlqat_tf.export.integer.islands import check_float_call, gathered
 from dlqat_tf.export.integer.network import (
-    OUTPUT,
     Activation,
     Add,
     Affine,
     AveragePool,
     Concatenate,
     Convolution,
+    Crop,
     Dense,
     ExportError,
     FromIsland,
@@ -42,6 +42,8 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
     Sign,
+    Transpose,
+    Upsample,
     Weighted,
     output_shape,
 )
@@ -61,14 +63,18 @@ from dlqat_tf.quantizers import (
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
     "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
-    "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, Flatten, Reshape, "
-    "Dropout, Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
+    "Cropping2D, MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
+    "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
+    "of these, operators that compute the same, what changes values in training only, "
+    "Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
     "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
 _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
 # Larq quantizers that compute the sign; they differ in the gradient only.
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
+# What moves values and changes none, so that it may be rounded before.
+_MOVING = (Concatenate, Crop, MaxPool, Reshape, Transpose, Upsample)
 # The activations that are a ReLU, and where they end.
 _RELUS = {tf.keras.activations.relu: math.inf, tf.nn.relu: math.inf, tf.nn.relu6: 6.0}
 
@@ -103,9 +109,8 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     lowering = _Lowering()
     sources = [lowering.add(input_node(tensor)) for tensor in model.inputs]
     outputs = lowering.model(model, sources, "")
-    for name, tensor, source in zip(model.output_names, model.outputs, outputs, strict=True):
-        ending = ending_of(tensor)
-        lowering.add(Output(name=f"{name}{OUTPUT}", inputs=(source,), ending=ending))
+    for name, source in zip(model.output_names, outputs, strict=True):
+        lowering.add(Output(name=f"{name}/output", inputs=(source,)))
     return IntegerNetwork(tuple(gathered(_simplified(_folded(resolved(lowering.nodes))))))
 
 
@@ -115,6 +120,7 @@ class _Lowering:
     def __init__(self):
         self.nodes: list[Node] = []
         self.shapes: dict[str, tuple[int, ...]] = {}  # of each node's output
+        self.standard = StandardLayers()
 
     def add(self, node: Node) -> str:
         name = unique(node.name, self.shapes)  # a layer may be called twice
@@ -136,10 +142,13 @@ class _Lowering:
         """Add the nodes of one call of a layer and return the names of its outputs."""
         layer = call.layer
         name = prefix + layer.name
-        if training and isinstance(layer, (_layers.Dropout, _layers.BatchNormalization)):
+        if training and isinstance(layer, (*IN_TRAINING, _layers.BatchNormalization)):
             raise _unsupported(name, layer, "it is called with training=True")
         if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer, inputs, name + "/", training)
+        part = self.standard.of(call)
+        if part is not None:
+            return self.model(part, inputs, prefix, training)
         before = len(self.nodes)
         try:
             return [self.layer(call, inputs, name)]
@@ -188,8 +197,7 @@ class _Lowering:
         """Add arithmetic on each channel, such as what prepares an input."""
         around, node = dict(name=name, inputs=(source,)), self.node(source)
         affine = arithmetic(call)
-        # On other values it has no kernel on integers.
-        if affine is None or not isinstance(node, (Input, Prepared, Reshape, Weighted)):
+        if affine is None or isinstance(node, FromIsland):  # which it goes on with
             raise _NoIntegerForm(name)
         if isinstance(node, Prepared) or (isinstance(node, Input) and node.preprocessing):
             return self.add(prepared(call, node, around))
@@ -205,7 +213,7 @@ class _Lowering:
         shared = dict(name=name, inputs=tuple(inputs))
         # Exact types where a subclass could compute anything.
         kind = type(layer)
-        if kind in (_layers.Dropout, _layers.SpatialDropout2D, _layers.InputLayer) or (
+        if kind in (*IN_TRAINING, _layers.InputLayer) or (
             kind is _layers.Activation and layer.activation is tf.keras.activations.linear
         ):
             return inputs[0]
@@ -236,6 +244,12 @@ class _Lowering:
             return self.add(Concatenate(**shared))
         if kind is _layers.ZeroPadding2D:
             return self.add(Pad(**shared, amounts=layer.padding))
+        if kind is _layers.Cropping2D:
+            return self.add(Crop(**shared, amounts=layer.cropping))
+        if kind is _layers.UpSampling2D and layer.interpolation == "nearest":
+            return self.add(Upsample(**shared, size=layer.size))
+        if kind is _layers.Permute:
+            return self.add(Transpose(**shared, order=tuple(axis - 1 for axis in layer.dims)))
         if kind in (_layers.MaxPool2D, _layers.AveragePooling2D):
             pool = MaxPool if kind is _layers.MaxPool2D else AveragePool
             return self.add(
@@ -544,7 +558,7 @@ def _simplified(nodes: list[Node]) -> list[Node]:
                 both = _ended(node, source.highest)
                 nodes = [both if other is node else other for other in nodes if other is not source]
                 nodes = _replaced(nodes, source.name, source.inputs[0])
-            elif isinstance(source, (MaxPool, Concatenate, Reshape)):
+            elif isinstance(source, _MOVING):
                 many, taken = len(source.inputs) > 1, {other.name for other in nodes}
                 moved = []
                 for i, name in enumerate(source.inputs):

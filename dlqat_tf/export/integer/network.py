@@ -18,8 +18,6 @@ from dlqat_tf.float_part import FloatPart
 from dlqat_tf.preprocessing import UNIT, Preprocessing
 from dlqat_tf.quantizers import ActivationGrid
 
-OUTPUT = "/output"  # the end of an Output's name, after that of the Keras model's output
-
 
 class ExportError(ValueError):
     """The model or the file cannot be exported or read as asked; the message says what to do."""
@@ -256,13 +254,28 @@ class FromIsland(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Node):
-    """What the Keras model returns, or one of the things: float values of the node it reads.
+    """What the Keras model returns, or one of the things: float values of the node it reads."""
 
-    Attributes:
-        ending: "softmax" or "sigmoid" where they come from one, else "".
-    """
 
-    ending: str = ""
+@dataclass(frozen=True, kw_only=True)
+class Crop(Node):
+    """The image without rows and columns at its edges; amounts ((top, bottom), (left, right))."""
+
+    amounts: tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upsample(Node):
+    """Each row and column as many times as ``size`` says."""
+
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transpose(Node):
+    """The dimensions in another order, the batch not counted: the first one is 0."""
+
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -356,6 +369,13 @@ def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
             return (*padded, inputs[0][2])
         case Island():
             return ()
+        case Crop():
+            left = (n - sum(amount) for n, amount in zip(inputs[0], node.amounts, strict=False))
+            return (*left, inputs[0][2])
+        case Upsample():
+            return (*(n * m for n, m in zip(inputs[0], node.size, strict=False)), inputs[0][2])
+        case Transpose():
+            return tuple(inputs[0][axis] for axis in node.order)
         case Add() if len(set(inputs)) > 1:
             raise ExportError(
                 f"Layer {node.name!r} adds outputs of shapes {', '.join(map(str, inputs))}: "

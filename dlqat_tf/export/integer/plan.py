@@ -21,6 +21,7 @@ from dlqat_tf.export.integer.network import (
     AveragePool,
     Concatenate,
     Convolution,
+    Crop,
     ExportError,
     GlobalAveragePool,
     Input,
@@ -32,6 +33,8 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
     Sign,
+    Transpose,
+    Upsample,
     Weighted,
 )
 from dlqat_tf.quantizers import ActivationGrid
@@ -44,7 +47,7 @@ def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
         match node:
             case Input() | Activation():
                 found[node.name] = node.grid
-            case MaxPool() | Reshape():
+            case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
                 found[node.name] = found[node.inputs[0]]
             case Pad():
                 grid = found[node.inputs[0]]

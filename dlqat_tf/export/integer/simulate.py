@@ -27,6 +27,7 @@ from dlqat_tf.export.integer.network import (
     AveragePool,
     Concatenate,
     Convolution,
+    Crop,
     Dense,
     FromIsland,
     GlobalAveragePool,
@@ -42,6 +43,8 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
     Sign,
+    Transpose,
+    Upsample,
     Weighted,
     same_padding,
 )
@@ -156,7 +159,7 @@ class Simulation:
                 return inputs[0][node.index]
             case Output():
                 return self._float(node.inputs[0], inputs[0])
-            case MaxPool() | Reshape() | Concatenate() | Pad() if self.grids[node.name]:
+            case _ if self.grids[node.name]:
                 return _moved(node, inputs, self.grids[node.name])
             case _:
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
@@ -336,16 +339,32 @@ def _product(node: Weighted, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.ndarray:
     """Return the output of an operation that moves codes and changes none."""
+    if isinstance(node, MaxPool):
+        return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
+    value = code_of(node.value, grid) if isinstance(node, Pad) else 0
+    return _rearranged(node, inputs, value)
+
+
+def _rearranged(node: Node, inputs: list[np.ndarray], value: float) -> np.ndarray:
+    """Return the inputs in another order; ``value`` is what a Pad puts around."""
+    x = inputs[0]
     match node:
-        case MaxPool():
-            return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
         case Reshape():
-            return inputs[0].reshape(len(inputs[0]), *node.shape)
+            return x.reshape(len(x), *node.shape)
         case Concatenate():
             return np.concatenate(inputs, -1)
         case Pad():
-            value = code_of(node.value, grid)
-            return np.pad(inputs[0], ((0, 0), *node.amounts, (0, 0)), constant_values=value)
+            return np.pad(x, ((0, 0), *node.amounts, (0, 0)), constant_values=value)
+        case Crop():
+            rows, columns = (
+                slice(low, n - high)
+                for n, (low, high) in zip(x.shape[1:3], node.amounts, strict=True)
+            )
+            return x[:, rows, columns]
+        case Upsample():
+            return x.repeat(node.size[0], 1).repeat(node.size[1], 2)
+        case Transpose():
+            return x.transpose(0, *(axis + 1 for axis in node.order))
     raise TypeError(node)
 
 
@@ -377,13 +396,7 @@ def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
                 .mean(axis=(1, 2), keepdims=node.keepdims, dtype=np.float64)
                 .astype(np.float32)
             )
-        case Reshape():
-            return inputs[0].reshape(len(inputs[0]), *node.shape)
-        case Concatenate():
-            return np.concatenate(inputs, -1)
-        case Pad():
-            return np.pad(inputs[0], ((0, 0), *node.amounts, (0, 0)), constant_values=node.value)
-    raise TypeError(node)
+    return _rearranged(node, inputs, getattr(node, "value", 0.0))
 
 
 def by_input(images) -> list[np.ndarray]:

@@ -1,0 +1,183 @@
+"""What is read as standard layers computes the same; what is not the same, is not."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf.canonical import StandardLayers
+
+layers = tf.keras.layers
+
+
+def last_call(function, *shapes):
+    """Return the Keras node of the last call, with weights that are not zero, and its inputs."""
+    inputs = [tf.keras.Input(shape) for shape in shapes]
+    node = function(*inputs).node
+    generator = np.random.default_rng(0)
+    node.layer.set_weights([generator.normal(size=w.shape) for w in node.layer.get_weights()])
+    return node, [generator.normal(size=(2, *shape)).astype(np.float32) for shape in shapes]
+
+
+def check(function, *shapes, kinds, in_rows=False):
+    node, values = last_call(function, *shapes)
+    part = StandardLayers().of(node, in_rows)
+    used = [type(each).__name__ for each in part.layers if type(each) is not layers.InputLayer]
+    assert used == kinds
+    same = tf.keras.Model(node.keras_inputs, node.outputs)
+    np.testing.assert_allclose(part(values), same(values), rtol=1e-5, atol=1e-5)
+    return part
+
+
+IMAGE, OTHER = (4, 6, 3), (4, 6, 3)
+OPERATORS = {
+    "add": (lambda x, y: x + y, ["Add"]),
+    "math.add": (tf.add, ["Add"]),
+    "subtract": (lambda x, y: x - y, ["Subtract"]),
+    "multiply": (lambda x, y: x * y, ["Multiply"]),
+    "maximum": (tf.maximum, ["Maximum"]),
+    "minimum": (tf.minimum, ["Minimum"]),
+    "concat": (lambda x, y: tf.concat([x, y], 2), ["Concatenate"]),
+}
+ON_ONE = {
+    "relu": (tf.nn.relu, ["ReLU"]),
+    "relu6": (lambda x: tf.nn.relu6(4 * x), ["ReLU"]),
+    "clip": (lambda x: tf.clip_by_value(x, 0, 1), ["ReLU"]),
+    "leaky": (tf.nn.leaky_relu, ["LeakyReLU"]),
+    "leaky 0.3": (lambda x: tf.nn.leaky_relu(x, 0.3), ["LeakyReLU"]),
+    "gelu": (tf.nn.gelu, ["Activation"]),
+    "swish": (tf.nn.swish, ["Activation"]),
+    "sigmoid": (tf.sigmoid, ["Activation"]),
+    "tanh": (tf.tanh, ["Activation"]),
+    "elu": (tf.nn.elu, ["Activation"]),
+    "selu": (tf.nn.selu, ["Activation"]),
+    "softplus": (tf.nn.softplus, ["Activation"]),
+    "softmax": (lambda x: tf.nn.softmax(x, 1), ["Softmax"]),
+    "mean": (lambda x: tf.reduce_mean(x, [1, 2]), ["GlobalAveragePooling2D"]),
+    "mean kept": (lambda x: tf.reduce_mean(x, (-2, 1), True), ["GlobalAveragePooling2D"]),
+    "max": (lambda x: tf.reduce_max(x, [1, 2]), ["GlobalMaxPooling2D"]),
+    "reshape": (lambda x: tf.reshape(x, [-1, 8, 9]), ["Reshape"]),
+    "squeeze": (lambda x: tf.squeeze(tf.keras.layers.Cropping2D(((1, 2), 0))(x), 1), ["Reshape"]),
+    "expand": (lambda x: tf.expand_dims(x, 1), ["Reshape"]),
+    "transpose": (lambda x: tf.transpose(x, [0, 3, 1, 2]), ["Permute"]),
+    "pad": (lambda x: tf.pad(x, [[0, 0], [1, 2], [3, 0], [0, 0]]), ["ZeroPadding2D"]),
+    "identity": (tf.identity, ["Activation"]),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_on_two_tensors(name):
+    function, kinds = OPERATORS[name]
+    part = check(function, IMAGE, OTHER, kinds=kinds)
+    assert part.layers[-1].name.startswith("tf.")  # as Keras calls it
+
+
+@pytest.mark.parametrize("name", ON_ONE)
+def test_operators_on_one_tensor(name):
+    function, kinds = ON_ONE[name]
+    node, values = last_call(function, IMAGE)
+    part = StandardLayers().of(node)
+    assert [type(each).__name__ for each in part.layers[1:]] == kinds
+    (before,) = node.keras_inputs
+    outer = tf.keras.Model(before.node.keras_inputs or before, [before, node.outputs])
+    given, expected = outer(values if before.node.is_input else values[0])
+    np.testing.assert_allclose(part(given), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + 1.0,
+        lambda x: 2.0 * x,
+        lambda x: tf.clip_by_value(x, -1, 1),
+        lambda x: tf.nn.gelu(x, approximate=True),
+        lambda x: tf.reduce_mean(x, [1]),
+        lambda x: tf.reduce_mean(x),
+        lambda x: tf.reshape(x, [-1, 6]),  # rows of one image become images
+        lambda x: tf.transpose(x, [1, 0, 2, 3]),
+        lambda x: tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, 1]]),
+        lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=1),
+        lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT"),
+        lambda x: tf.cast(x, tf.int32),
+        lambda x: tf.split(x, 3, -1)[0],
+        layers.Conv2D(2, 1),
+    ],
+)
+def test_what_has_no_standard_layer_is_left(function):
+    node, _ = last_call(function, IMAGE)
+    assert StandardLayers().of(node) is None
+
+
+def test_separable_convolutions_are_two():
+    layer = layers.SeparableConv2D(
+        5, (3, 2), (2, 2), "same", depth_multiplier=2, activation="relu", name="sep"
+    )
+    part = check(layer, IMAGE, kinds=["DepthwiseConv2D", "Conv2D"])
+    assert [each.name for each in part.layers[1:]] == ["sep_depthwise", "sep"]
+
+
+SEQUENCES = {
+    "conv": (layers.Conv1D(4, 3, 2, activation="tanh"), "Conv2D"),
+    "dilated": (layers.Conv1D(4, 3, padding="same", dilation_rate=2, use_bias=False), "Conv2D"),
+    "depthwise": (layers.DepthwiseConv1D(3, padding="same", depth_multiplier=2), "DepthwiseConv2D"),
+    "max": (layers.MaxPool1D(2, padding="same"), "MaxPooling2D"),
+    "average": (layers.AveragePooling1D(3, 2), "AveragePooling2D"),
+    "pad": (layers.ZeroPadding1D((1, 2)), "ZeroPadding2D"),
+    "crop": (layers.Cropping1D((1, 2)), "Cropping2D"),
+    "upsample": (layers.UpSampling1D(3), "UpSampling2D"),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_are_images_of_one_row(name):
+    layer, kind = SEQUENCES[name]
+    check(layer, (9, 3), kinds=["Reshape", kind, "Reshape"])
+
+
+def test_more_of_sequences():
+    kinds = ["Reshape", "ZeroPadding2D", "Conv2D", "Reshape"]
+    check(layers.Conv1D(4, 3, padding="causal", dilation_rate=2), (9, 3), kinds=kinds)
+    kinds = ["Reshape", "DepthwiseConv2D", "Conv2D", "Reshape"]
+    check(layers.SeparableConv1D(4, 3, 2, dilation_rate=1), (9, 3), kinds=kinds)
+    for kind, pool in (("Average", "GlobalAveragePooling2D"), ("Max", "GlobalMaxPooling2D")):
+        layer = getattr(layers, f"Global{kind}Pooling1D")
+        check(layer(), (9, 3), kinds=["Reshape", pool])
+        check(layer(keepdims=True), (9, 3), kinds=["Reshape", pool, "Reshape"])
+
+
+def test_what_computes_by_value_goes_on_with_images_of_one_row():
+    norm = layers.BatchNormalization()
+    node, _ = last_call(norm, (9, 3))
+    assert StandardLayers().of(node) is None
+    check(
+        layers.BatchNormalization(),
+        (9, 3),
+        kinds=["Reshape", "BatchNormalization", "Reshape"],
+        in_rows=True,
+    )
+    both = lambda x, y: layers.Add()([x, y])  # noqa: E731
+    check(both, (9, 3), (9, 3), kinds=["Reshape", "Reshape", "Add", "Reshape"], in_rows=True)
+
+
+def test_a_layer_that_is_called_twice_becomes_one():
+    layer, inputs = layers.SeparableConv2D(2, 1), [tf.keras.Input(IMAGE) for _ in range(2)]
+    nodes = [layer(x).node for x in inputs]
+    standard = StandardLayers()
+    parts = [standard.of(node) for node in nodes]
+    assert parts[0].layers[1:] == parts[1].layers[1:]
+
+
+def test_frozen_layers_and_their_regularizers_stay():
+    layer = layers.SeparableConv2D(
+        2, 1, depthwise_regularizer="l1", pointwise_regularizer="l2", trainable=False
+    )
+    node, _ = last_call(layer, IMAGE)
+    depthwise, pointwise = StandardLayers().of(node).layers[1:]
+    assert isinstance(depthwise.depthwise_regularizer, tf.keras.regularizers.L1)
+    assert isinstance(pointwise.kernel_regularizer, tf.keras.regularizers.L2)
+    assert (depthwise.trainable, pointwise.trainable) == (False, False)
+
+
+def test_layers_that_read_a_mask_are_left():
+    inputs = tf.keras.Input((9, 3))
+    node = layers.GlobalAveragePooling1D()(layers.Masking()(inputs)).node
+    assert StandardLayers().of(node) is None
