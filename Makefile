@@ -14,6 +14,7 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 format: .venv/ready
 	$(BIN)/ruff check --fix

@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 _DISTRIBUTION = "dlqat_tf"
 _LEGACY = "TF_USE_LEGACY_KERAS"
@@ -90,7 +94,7 @@ def versions() -> Iterator[Finding]:
         yield _dependency(requirement.name, requirement.specifier)
 
 
-def _dependency(name: str, wanted) -> Finding:
+def _dependency(name: str, wanted: SpecifierSet) -> Finding:
     remedy = f'run `pip install "{name}{wanted}"`'
     try:
         found = metadata.version(name)
@@ -110,7 +114,7 @@ def legacy_keras() -> Finding:
 
 def imports() -> Iterator[Finding]:
     """Import what the package stands on, in another process."""
-    names = _IMPORTS
+    names: tuple[str, ...] = _IMPORTS
     while names:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE, *names],

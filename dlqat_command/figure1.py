@@ -49,6 +49,7 @@ def figure1(
     import dataclasses
     import json
 
+    import numpy as np
     from rich.console import Console
 
     from dlqat_tf import analysis
@@ -69,15 +70,15 @@ def figure1(
                 f"{', '.join(missing)}. Train them: dlqat table table1 --cells {' '.join(missing)}"
             )
         output.mkdir(parents=True, exist_ok=True)
-        panels, figures = [], {}
-        images = labels = None
-        for key, path in paths.items():
-            model = load_model(path)
-            if images is None:
-                images, labels = test_images(dataset, data_dir, model.input_shape[1:], None)
-                chosen = analysis.per_class(labels, per_class)
-                chosen = chosen[: None if classes is None else classes * per_class]
-                images, labels = images[chosen] / 255, labels[chosen]
+        models = {key: load_model(path) for key, path in paths.items()}
+        shape = models[keys[0]].input_shape[1:]
+        images, labels = test_images(dataset, data_dir, shape, None)
+        chosen = analysis.per_class(labels, per_class)
+        chosen = chosen[: None if classes is None else classes * per_class]
+        images, labels = images[chosen] / 255, labels[chosen]
+        panels: list[tuple[str, np.ndarray]] = []
+        figures = {}
+        for key, model in models.items():
             features = analysis.features(model, images)
             figures[key.name] = analysis.cluster_statistics(features, labels, seed=seed)
             name = "full precision" if key.widths == FLOAT else label(key.widths)

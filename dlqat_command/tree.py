@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
@@ -64,7 +65,7 @@ def _application(group: Group) -> tyro.extras.SubcommandApp:
         if isinstance(node, Group):
             application.command(_application(node), name=name, help=node.description)
         else:
-            work = node(())
+            work: Any = node(())  # a function, whatever its type
             summary = (work.__doc__ or "").strip().partition("\n")[0]
             application.command(work, name=name, help=summary)
     return application

@@ -173,7 +173,7 @@ def tflite_interpreter(
     import tensorflow as tf
 
     if isinstance(model, bytes):
-        source = {"model_content": model}
+        source: dict[str, str | bytes] = {"model_content": model}
     else:
         if not Path(model).is_file():
             raise FileNotFoundError(f"Expected a .tflite file, found nothing at {model}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 
@@ -24,16 +25,17 @@ def ending(
         mendable: Exceptions that their message explains; an ``OSError`` is one always.
         interrupted: What to say after Ctrl-C.
     """
-    with contextlib.suppress(AttributeError):  # a stream of a notebook
+    if isinstance(sys.stdout, io.TextIOWrapper):  # and no stream of a notebook
         # A name that the terminal cannot show shall not end what took hours.
         sys.stdout.reconfigure(errors="backslashreplace")
     with without_notes():
         tf.config.list_physical_devices()  # looks for GPUs, and would complain of none later
+    understood: tuple[type[Exception], ...] = (OSError, *mendable)
     try:
         yield
     except KeyboardInterrupt:
         _end(interrupted, INTERRUPTED)
-    except (OSError, *mendable) as error:
+    except understood as error:
         message = str(error).strip() or type(error).__name__
         if type(error).__module__.startswith("tensorflow"):
             message = message.splitlines()[0]  # the others are about its own source

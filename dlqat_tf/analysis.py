@@ -52,7 +52,7 @@ def features(model: tf.keras.Model, images: np.ndarray, batch_size: int = 256) -
             f"Received: {type(head).__name__} {head.name!r}."
         )
     body = tf.keras.Model(model.inputs, head.input)
-    return np.float32(body.predict(images, batch_size=batch_size, verbose=0))
+    return np.asarray(body.predict(images, batch_size=batch_size, verbose=0), np.float32)
 
 
 def per_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -103,7 +103,7 @@ class ClusterStatistics(Report):
     separation: float
     probe_accuracy: float
 
-    def tables(self):
+    def tables(self) -> list[Table]:
         table = Table(title=f"{self.images} images of {self.classes} classes")
         for heading in (
             "intra-class variance",
@@ -205,8 +205,8 @@ def draw_embeddings(
     """
     from matplotlib.figure import Figure
 
-    classes, colours = np.unique(labels, return_inverse=True)
-    colours = (colours + 0.5) / len(classes)
+    classes, positions = np.unique(labels, return_inverse=True)
+    colours = (positions + 0.5) / len(classes)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 4.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -224,7 +224,7 @@ def draw_embeddings(
         figure.savefig(temporary, dpi=120)
 
 
-def _checked(features, labels) -> tuple[np.ndarray, np.ndarray]:
+def _checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
@@ -236,7 +236,7 @@ def _checked(features, labels) -> tuple[np.ndarray, np.ndarray]:
     return features, labels
 
 
-def _probe_accuracy(features, labels, seed: int) -> float:
+def _probe_accuracy(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline

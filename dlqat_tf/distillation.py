@@ -104,7 +104,7 @@ def _gives_probabilities(model: tf.keras.Model) -> bool:
     return isinstance(last, _layers.Softmax) or getattr(last, "activation", None) in softmaxes
 
 
-class _Distillation(_layers.Layer):
+class _Distillation(tf.keras.layers.Layer):
     """Passes the student's logits on, and adds the loss in training."""
 
     def __init__(self, teacher, weight, temperature, student_scale, teacher_scale):

@@ -345,7 +345,7 @@ class _Matching:
     def _split(self, name: str) -> tuple[str, int | None]:
         """Return a layer's class as Keras writes it and its number; other names and no number."""
         layer = name.split("/")[0]
-        base, number = re.fullmatch(r"(.*?)(?:_(\d+))?", layer).groups()
+        base, _, number = layer.rpartition("_") if re.search(r"_\d+$", layer) else (layer, "", "")
         if base.replace("_", "") in self._automatic:
             return base, int(number or 0)
         return layer, None

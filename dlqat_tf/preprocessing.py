@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -48,7 +50,7 @@ class Preprocessing:
         for name in ("mean", "std", "scale"):
             value = getattr(self, name)
             numbers = value if isinstance(value, Sequence) or np.ndim(value) == 1 else [value]
-            fits = all(isinstance(each, Real) and np.isfinite(each) for each in numbers)
+            fits = all(isinstance(each, Real) and math.isfinite(each) for each in numbers)
             many = name == "scale" and np.ndim(value)
             if not fits or many or (name != "mean" and min(numbers) <= 0):
                 above = "" if name == "mean" else " above zero"
@@ -166,13 +168,12 @@ def affine_of(function: Callable, shape: tuple[int | None, ...], dtype="float32"
     Returns:
         The arithmetic, or None where it does something else.
     """
-    *rest, channels = shape
-    rest = [size or 2 for size in rest]
+    whole, channels = [size or 2 for size in shape[:-1]], cast(int, shape[-1])
     # A few rows and columns tell where operations look at neighbours. Where sizes are fixed, an
     # operation may insist on them.
-    for sizes in ([min(size, 3) for size in rest], rest):
+    for sizes in ([min(size, 3) for size in whole], whole):
         found = _probed(function, sizes, channels, dtype)
-        if found is not None or sizes == rest:
+        if found is not None or sizes == whole:
             return found
     return None
 

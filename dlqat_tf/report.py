@@ -28,6 +28,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as a JSON object."""
+        assert dataclasses.is_dataclass(self)
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import larq as lq
 import numpy as np
@@ -169,14 +171,14 @@ class SummaryReport(Report):
                 _number(each.parameters),
                 _number(sum(macs.number for macs in each.macs)),
             )
-        macs = _table("Operations", ["bits", "MACs", "bit operations"])
-        for each in self.macs:
-            macs.add_row(
-                f"W{each.weight_bits}A{each.activation_bits}",
-                f"{each.number:,}",
-                f"{each.bit_operations:,}",
+        operations = _table("Operations", ["bits", "MACs", "bit operations"])
+        for macs in self.macs:
+            operations.add_row(
+                f"W{macs.weight_bits}A{macs.activation_bits}",
+                f"{macs.number:,}",
+                f"{macs.bit_operations:,}",
             )
-        macs.add_row(
+        operations.add_row(
             "all", f"{sum(each.number for each in self.macs):,}", f"{self.bit_operations:,}"
         )
         names = [each.name for each in self.storage if not each.reason]
@@ -188,14 +190,14 @@ class SummaryReport(Report):
             "Bytes of the network", ["stored as", "weights", "file", "activations at their peak"]
         )
         reasons: dict[str, list[str]] = {}
-        for each in self.storage:
-            if each.reason:
-                reasons.setdefault(each.reason, []).append(each.name)
+        for way in self.storage:
+            if way.reason:
+                reasons.setdefault(way.reason, []).append(way.name)
             else:
-                numbers = (each.weight_bytes, each.file_bytes, each.peak_activation_bytes)
-                storage.add_row(each.name, *map(_number, numbers))
+                numbers = (way.weight_bytes, way.file_bytes, way.peak_activation_bytes)
+                storage.add_row(way.name, *map(_number, numbers))
         lines = [f"no file of {', '.join(names)}: {reason}" for reason, names in reasons.items()]
-        return [layers, macs, weights, storage, *lines, *self.notes]
+        return [layers, operations, weights, storage, *lines, *self.notes]
 
 
 def _table(title: str, columns: list[str]) -> Table:
@@ -343,7 +345,7 @@ class _Walk:
         self._steps.append((inputs, output, isinstance(parts.layer, _IN_PLACE)))
         weights = _weights(layer, parts)
         widths = {width for weight, width in weights if weight.shape.rank > 1}
-        macs = _macs(parts, *shapes[:2], bits)
+        macs = _macs(parts, shapes[0], shapes[1], bits)
         kind = type(parts.layer).__name__
         if widths and not macs:
             self.notes.append(f"MACs of {name!r} ({kind}) are not counted")
@@ -367,7 +369,7 @@ class _Walk:
         readers = Counter(tensor for inputs, _, _ in self._steps for tensor in inputs)
         readers.update(self.outputs)
         place: dict[_Tensor, _Tensor] = {}
-        sizes: dict[_Tensor, int] = {}
+        sizes: dict[Hashable, int] = {}
         for inputs, output, in_place in self._steps:
             over = in_place and readers[inputs[0]] == 1
             for tensor in inputs:
@@ -469,7 +471,7 @@ def _files(model) -> tuple[list[StorageSummary], dict[str, dict[str, int]], list
     def assume(network, names):
         return dict.fromkeys(names, _ASSUMED_RANGE)
 
-    builders = {
+    builders: dict[str, Callable[..., Any]] = {
         "int8": partial(tflite.build, calibrate=assume),
         "int4": partial(tflite.build, calibrate=assume, weights="int4"),
         "lce": lce.build,
@@ -512,6 +514,6 @@ def _as_if_trained(network: IntegerNetwork) -> IntegerNetwork:
             node = replace(node, bias=node.bias + generator.normal(size=node.bias.shape))
             if node.step is not None:
                 gain = generator.uniform(0.5, 1.5, node.step.shape)
-                node = replace(node, step=np.float32(node.step * gain))
+                node = replace(node, step=np.asarray(node.step * gain, np.float32))
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlqat_tf.training.grid import Cell, Grid, Outcome
 from dlqat_tf.training.recipe import Recipe
@@ -52,7 +52,8 @@ class Key(NamedTuple):
         found = _NAME.fullmatch(name)
         if not found:
             return None
-        widths = tuple(map(int, re.findall(r"\d+", found["widths"])))
+        weights, activations = map(int, re.findall(r"\d+", found["widths"]))
+        widths = (weights, activations)
         return cls(found["dataset"], found["loss"], widths, found["rate"], int(found["seed"]))
 
 
@@ -156,7 +157,7 @@ class Comparison:
                             cells[key] = Cell(key.name, recipe, starts_from)
         return cells
 
-    def _recipe(self, dataset: str, changes: dict, widths, seed: int, **more) -> Recipe:
+    def _recipe(self, dataset: Any, changes: dict, widths, seed: int, **more) -> Recipe:
         rounded = self.base.residual_bits
         return dataclasses.replace(
             self.base,
@@ -187,7 +188,7 @@ class Comparison:
         # Learning rates are not known yet, and names do not depend on them.
         guess = {(key.dataset, key.loss): key.learning_rate for key in swept}
         names = chosen([key.name for key in self.cells(guess)], patterns)
-        keys = [key for key in map(Key.parse, names) if key.rate == TUNED_RATE]
+        keys = [key for key in map(Key.parse, names) if key and key.rate == TUNED_RATE]
         needed = {(key.dataset, key.loss) for key in keys}
         swept = {key: cell for key, cell in swept.items() if (key.dataset, key.loss) in needed}
         outcomes = Grid(list(swept.values()), folder, archive).run()
@@ -200,7 +201,7 @@ class Comparison:
                 ordered[cell.starts_from] = cells[cell.starts_from]
             ordered[cell.name] = cell
         outcomes = Grid(list(ordered.values()), folder, archive).run()
-        return {Key.parse(name): outcomes[name] for name in ordered}
+        return {key: outcomes[key.name] for key in map(Key.parse, ordered) if key}
 
 
 def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dlqat_tf._host import replacing, write_whole
 from dlqat_tf.analysis import delta_p
@@ -122,7 +123,7 @@ class ComparisonReport:
 
     def diverged(self) -> list[str]:
         """Return the names of the cells whose training diverged."""
-        results = {**self.results, **self.swept}
+        results: dict[Any, dict] = {**self.results, **self.swept}
         return [key.name for key, result in results.items() if result["accuracy"] is None]
 
     def budgets(self) -> list[dict]:
@@ -173,16 +174,16 @@ class ComparisonReport:
         heads = ["dataset", "widths", "loss", *columns, *(f"Delta P, {each}" for each in columns)]
         lines = []
         for (dataset, widths), loss in itertools.product(self.rows, self.losses):
-            figures = [self.paper.get((dataset, each, loss)) for each in (FLOAT, widths)]
+            source, top1 = (self.paper.get((dataset, each, loss)) for each in (FLOAT, widths))
             line = [dataset, _width_name(widths), loss]
-            line.append("" if figures[1] is None else f"{figures[1]:.1f}")
+            line.append("" if top1 is None else f"{top1:.1f}")
             line += [
                 spread(self.accuracies(dataset, widths, loss, rate).values()) for rate in rates
             ]
             if widths == FLOAT:
                 line += [""] * len(columns)
             else:
-                line.append("" if None in figures else f"{delta_p(*figures):.1f}")
+                line.append(_cost(source, top1, digits=1))
                 line += [spread(self.drops(dataset, widths, loss, rate)) for rate in rates]
             lines.append(line)
         return table(heads, lines)
@@ -232,13 +233,12 @@ class ComparisonReport:
             recipe = result["recipe"]
             top1 = self.accuracies(*_group(key)).get(key.seed)
             source = self.accuracies(key.dataset, FLOAT, key.loss, key.rate).get(key.seed)
-            known = None not in (top1, source) and key.widths != FLOAT
             writer.writerow(
                 [
                     *(key.dataset, key.loss, *key.widths, key.rate, key.seed),
                     recipe["learning_rate"],
                     "diverged" if top1 is None else f"{top1:.2f}",
-                    f"{delta_p(source, top1):.2f}" if known else "",
+                    "" if key.widths == FLOAT else _cost(source, top1, digits=2),
                     self.paper.get((key.dataset, key.widths, key.loss), ""),
                     *(recipe["float_epochs"], recipe["epochs"]),
                     recipe["train_size"] or "all",
@@ -275,17 +275,17 @@ class ComparisonReport:
         points = []
         for position, each in enumerate(widths):
             if rate is None:
-                values = [self.paper.get((dataset, each, loss))]
+                figure = self.paper.get((dataset, each, loss))
+                values = [] if figure is None else [figure]
             else:
                 values = list(self.accuracies(dataset, each, loss, rate).values())
-            values = [value for value in values if value is not None]
             if values:
                 error = statistics.stdev(values) if len(values) > 1 else 0.0
                 points.append((position, statistics.mean(values), error))
         color = f"C{self.losses.index(loss)}"
         if points:
-            x, y, error = zip(*points, strict=True)
-            axes.errorbar(x, y, error, fmt="o-", color=color, label=loss, capsize=3)
+            x, y, errors = zip(*points, strict=True)
+            axes.errorbar(x, y, errors, fmt="o-", color=color, label=loss, capsize=3)
         else:
             axes.plot([], [], "o-", color=color, label=loss)
 
@@ -342,3 +342,8 @@ def _stages_of(result: dict) -> str:
     if result["accuracy"] is None:
         return "diverged"
     return " / ".join(f"{100 * stage['final_accuracy']:.1f}" for stage in result["stages"])
+
+
+def _cost(source: float | None, top1: float | None, *, digits: int) -> str:
+    """Return Delta P as it is written, nothing where one of both is not known."""
+    return "" if source is None or top1 is None else f"{delta_p(source, top1):.{digits}f}"

@@ -318,6 +318,7 @@ class _Indexed:
     """What sources with random access share: a sample is an index."""
 
     records = ()
+    labels: np.ndarray
 
     @property
     def count(self) -> int:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -115,7 +116,7 @@ class Grid:
         Raises:
             ValueError: A cell cannot be trained; the others stay as they are.
         """
-        held = set()
+        held: set[str] = set()
         while waiting := [name for name in self.cells if self._is_needed(name)]:
             ready = [name for name in waiting if self._can_start(name)]
             fresh = [name for name in ready if name not in held] or ready
@@ -176,9 +177,10 @@ class Grid:
 
     def _train(self, cell: Cell) -> None:
         folder = self.folder / cell.name
-        changes = {"output": folder}
+        changes: dict[str, Any] = {"output": folder}
         if cell.starts_from is not None:
-            if self.outcome(cell.starts_from).accuracy is None:
+            source = self.outcome(cell.starts_from)
+            if source is None or source.accuracy is None:
                 self._record_divergence(cell, f"Its float stage {cell.starts_from} diverged.")
                 return
             changes["float_stage"] = self.folder / cell.starts_from / "float"
@@ -203,7 +205,9 @@ class Grid:
 
     def _keep(self, name: str) -> None:
         """Copy the small files of a finished cell to the archive."""
-        for file in _KEPT if self.archive else ():
+        if self.archive is None:
+            return
+        for file in _KEPT:
             source, target = self.folder / name / file, self.archive / name / file
             if source.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +220,7 @@ class Grid:
 
 def _expected_seconds(left: list[Cell], done: list[Outcome]) -> float | None:
     """Return how long cells take at the mean pace of the finished ones, None without any."""
-    pace = {}
+    pace: dict[str, list[float]] = {}
     for outcome in done:
         for stage, seconds in outcome.seconds_per_epoch.items():
             pace.setdefault(stage, []).append(seconds)

@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"  # the file's name in the folder
 _BEAT = 5.0  # seconds between two signs of life

@@ -96,7 +96,8 @@ def _summary(name: str, rows: list[dict]) -> dict:
 
 
 def _sum(seconds: list[float | None]) -> float | None:
-    return None if None in seconds or not all(map(math.isfinite, seconds)) else sum(seconds)
+    known = [each for each in seconds if each is not None and math.isfinite(each)]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def environment() -> dict:

@@ -294,7 +294,7 @@ def _test_batches(recipe: Recipe, images: datasets.ImageData) -> tf.data.Dataset
 
 def _teacher(recipe: Recipe, trained: tf.keras.Model) -> tf.keras.Model:
     """Return the teacher's model, given that of the float stage."""
-    return trained if recipe.teacher == "float" else load_model(recipe.teacher)
+    return load_model(recipe.teacher) if isinstance(recipe.teacher, Path) else trained
 
 
 def _trainer(recipe: Recipe, model: tf.keras.Model, teacher: tf.keras.Model) -> tf.keras.Model:
