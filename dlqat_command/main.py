@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +92,13 @@ def main(*names: str) -> None:
         assert isinstance(tree, Group)
         tree = tree.commands[name]
     try:
-        run(tree, arguments, program=Path(sys.argv[0]).name if names else "dlqat")
+        try:
+            run(tree, arguments, program=Path(sys.argv[0]).name if names else "dlqat")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells have it
     except ImportError as error:  # of the environment: our own modules are tested together
         print(f"error: {error}\n`dlqat env` shows what is installed.", file=sys.stderr)
         sys.exit(2)

@@ -132,6 +132,21 @@ def test_completion_knows_commands_and_flags(monkeypatch, tmp_path):
         assert word in text
 
 
+def test_a_reader_may_stop_reading():
+    command = [sys.executable, "-m", "dlqat_command", "train", "cifar100-gml", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_every_recipe_and_table_is_a_command():
+    for group, folder in (("train", "recipes"), ("table", "tables")):
+        files = (ROOT / "dlqat_command" / folder).glob("[!_]*.py")
+        modules = {file.stem.replace("_", "-") for file in files}
+        assert set(COMMANDS.commands[group].commands) == modules
+
+
 def test_a_missing_dependency_is_named(tmp_path):
     (tmp_path / "larq.py").write_text("raise ImportError('no larq here')")
     done = python("-m", "dlqat_command", "census", "x", PYTHONPATH=f"{tmp_path}:{ROOT}")
