@@ -102,6 +102,9 @@ class Recipe:
     """Keras policy; quantizers, heads and losses stay in float32."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and subset."""
+    deterministic: bool = False
+    """Use deterministic operations only, which take longer on a GPU: bit-equal runs on one kind of
+    machine with the same number of threads."""
 
     budget: Literal["paper", "short", "smoke"] = "paper"
     """Start from the paper's settings, from about an hour's, or from a minute's on two cores."""
@@ -109,6 +112,11 @@ class Recipe:
     """Start from GML as in the paper's equation 4: the full margin from the first step."""
     output: Annotated[Path, FOLDER] = Path("runs/run")
     """Folder of the run; the same command continues what it finds there."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next inside an epoch; by default there is one every ten
+    minutes, and always one after each epoch."""
+    resume: Literal["auto", "never"] = "auto"
+    """Continue a run that the output folder holds, or refuse to."""
     restart: bool = False
     """Delete what is in the output folder instead of continuing."""
 

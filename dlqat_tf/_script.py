@@ -15,6 +15,18 @@ MENDABLE = 2  # exit status of what the user can mend
 INTERRUPTED = 130  # and of Ctrl-C, as shells have it
 
 
+class Stopped(KeyboardInterrupt):
+    """Long work was told to stop by a signal, and has saved where it was; the message says where.
+
+    Attributes:
+        status: What the process should end with: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 @contextlib.contextmanager
 def ending(
     *mendable: type[Exception], interrupted: str = "interrupted, nothing was written"
@@ -33,6 +45,8 @@ def ending(
     understood: tuple[type[Exception], ...] = (OSError, *mendable)
     try:
         yield
+    except Stopped as stopped:
+        _end(f"{stopped}; the same command goes on from there", stopped.status)
     except KeyboardInterrupt:
         _end(interrupted, INTERRUPTED)
     except understood as error:

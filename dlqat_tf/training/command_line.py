@@ -32,11 +32,12 @@ def train(recipe: Recipe, changes: dict) -> TrainingResult:
 
     Returns:
         The result of the run. What a user can mend ends the process with one sentence and status 2,
-        a diverged training with status 1, Ctrl-C with status 130.
+        a diverged training with status 1; Ctrl-C with status 130 and SIGTERM with 143, when where
+        training was is saved.
     """
     print_shortening(recipe, changes)
     interrupted = (
-        f"interrupted; the same command goes on after the last whole epoch in {recipe.output}"
+        f"interrupted; the same command goes on after the last checkpoint in {recipe.output}"
     )
     with ending(ValueError, *MENDABLE, interrupted=interrupted):
         try:

@@ -10,7 +10,8 @@ from dlqat_tf._host import PARTIAL, write_whole
 from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
 
-_FREE = ("output", "restart", "data_dir", "budget")  # settings that a run may go on without
+# Settings that a run may go on without.
+_FREE = ("output", "restart", "resume", "data_dir", "budget", "checkpoint_every")
 
 
 def check_output(recipe: Recipe) -> None:
@@ -26,6 +27,11 @@ def check_output(recipe: Recipe) -> None:
                 f"Expected {recipe.output} to be new, empty or a run of this recipe; it has other "
                 "files. Choose another --output."
             )
+    elif recipe.resume == "never" and not recipe.restart:
+        raise ValueError(
+            f"{recipe.output} holds a run, and resume=never: choose another --output, or "
+            "--resume auto to continue it, or --restart to delete it."
+        )
     elif not recipe.restart:
         # A setting that came after the run stood at what is its default now.
         theirs = Recipe().plain() | read_values(file)

@@ -6,8 +6,6 @@ import csv
 import os
 from pathlib import Path
 
-import tensorflow as tf
-
 from dlqat_tf._host import write_whole
 
 _NEEDED = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds"}
@@ -70,24 +68,3 @@ def mend_history(path: Path, done: int) -> list[int]:
             os.replace(path, path.with_suffix(".damaged"))
         write_whole(path, kept)
     return sorted({*range(done)} - {*epochs})
-
-
-def completed_epochs(backup: Path) -> int:
-    """Return how many epochs ``BackupAndRestore`` has on disk, after reading all of its checkpoint.
-
-    Raises:
-        ValueError: The checkpoint is damaged.
-    """
-    try:
-        checkpoint = tf.train.latest_checkpoint(str(backup / "chief"))
-        if checkpoint is None:
-            return 0
-        reader = tf.train.load_checkpoint(checkpoint)
-        values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-        return 1 + int(values["ckpt_saved_epoch/.ATTRIBUTES/VARIABLE_VALUE"])
-    except Exception as error:  # TensorFlow's reader raises anything up to IndexError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"The checkpoint in {backup} is damaged ({reason}): put the right one back, or delete "
-            f"{backup.parent} to train the stage anew."
-        ) from None

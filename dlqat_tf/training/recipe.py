@@ -54,6 +54,7 @@ def _check_numbers(recipe: Recipe) -> None:
         "reference_batch",
         "train_size",
         "validation_size",
+        "checkpoint_every",
     )
     for name in counts:
         value = getattr(recipe, name)

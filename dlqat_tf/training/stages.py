@@ -24,8 +24,9 @@ from dlqat_tf.quantizers import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import calibrate
 from dlqat_tf.training import data as datasets
 from dlqat_tf.training.batch_norm import reestimate
+from dlqat_tf.training.checkpoints import Backup, Position, position
 from dlqat_tf.training.folder import check_output, claim_output
-from dlqat_tf.training.history import completed_epochs, mend_history, read_history
+from dlqat_tf.training.history import mend_history, read_history
 from dlqat_tf.training.lock import locked
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult, draw_curves, environment, summarise
@@ -59,8 +60,13 @@ def run(recipe: Recipe) -> TrainingResult:
         dlqat_tf.training.lock.FolderInUse: Another process trains in the output folder.
         dlqat_tf.training.data.DataError: The dataset cannot be read.
         TrainingDiverged: The loss became NaN; the last good checkpoint is kept.
+        dlqat_tf.training.checkpoints.CheckpointFailed: The folder is full or gone; the last good
+            checkpoint is kept.
+        dlqat_tf._script.Stopped: After Ctrl-C or SIGTERM, when a checkpoint is written.
     """
     recipe.validate()
+    if recipe.deterministic:
+        tf.config.experimental.enable_op_determinism()  # for the rest of the process
     check_output(recipe)  # before the lock makes the folder
     surroundings = environment()
     previous_policy = tf.keras.mixed_precision.global_policy()
@@ -89,7 +95,7 @@ def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
     stage = _stages(recipe)[-1]
     model = build_model(recipe, images, stage)
     _compile(recipe, stage, model, _steps(recipe, images))
-    _train_batches(recipe, images, done=0)
+    _train_batches(recipe, images, Position(0, 0))
     if recipe.float_stage is not None:
         _start_from(load_model(recipe.float_stage / "last.keras"), model)
     if recipe.teacher is not None:
@@ -204,7 +210,7 @@ def _finished(path: Path) -> tf.keras.Model:
 def _epochs_of(folder: Path) -> int | None:
     """Return how many epochs a stage of another run had, None where its checkpoint is gone."""
     with contextlib.suppress(ValueError):
-        return completed_epochs(folder / "backup") or None
+        return position(folder / "backup").epochs or None
     return None
 
 
@@ -276,9 +282,9 @@ def _soft_labels(recipe: Recipe) -> bool:
     return bool({"cutmix", "mixup"} & set(recipe.augment))
 
 
-def _train_batches(recipe: Recipe, images: datasets.ImageData, done: int) -> tf.data.Dataset:
-    # The order of images is a function of the step, so the stream can begin at any epoch.
-    first = done * _steps(recipe, images)
+def _train_batches(recipe: Recipe, images: datasets.ImageData, done: Position) -> tf.data.Dataset:
+    # The order of images is a function of the step, so the stream can begin at any.
+    first = done.epochs * _steps(recipe, images) + done.steps
     first_epoch, skipped = divmod(first, images.steps_per_epoch(recipe.batch_size))
     return images.train_batches(
         recipe.batch_size, seed=recipe.seed, first_epoch=first_epoch, augment=recipe.augment
@@ -314,15 +320,16 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
     student = model
     model = student if teacher is None else _trainer(recipe, student, teacher)
     _compile(recipe, stage, model, steps)
-    done = completed_epochs(folder / "backup")
+    done = position(folder / "backup", steps)
     train = _train_batches(recipe, images, done)
     if model.jit_compile:
         _check_first_batch(model, train)
     history = folder / "history.csv"
-    mend_history(history, done)
+    mend_history(history, done.epochs)
+    backup = Backup(folder / "backup", steps, recipe.checkpoint_every)
     callbacks = [
-        _StopWhenNotFinite(folder),
-        _Clock(),
+        _StopWhenNotFinite(folder / "backup", steps),
+        _Clock(backup),
         tf.keras.callbacks.CSVLogger(str(history), append=True),
         tf.keras.callbacks.TensorBoard(str(folder / "tensorboard"), profile_batch=0),
         _KeepBest(
@@ -331,7 +338,7 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
             max((row["val_accuracy"] for row in read_history(history)), default=-math.inf),
         ),
         # Last: an epoch counts as done when everything about it is on disk.
-        tf.keras.callbacks.BackupAndRestore(str(folder / "backup"), delete_checkpoint=False),
+        backup,
     ]
     if recipe.head != "linear":
         ramp = recipe.margin_warmup_epochs if stage.starts_random else 0.0
@@ -341,16 +348,20 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         f"{recipe.batch_size}, peak learning rate "
         f"{recipe.peak_learning_rate(starts_random=stage.starts_random):.4g}"
         + (f", teacher {recipe.teacher}" if teacher is not None else "")
-        + (f"; continuing after epoch {done}" if done else "")
+        + (f"; continuing after {done}" if any(done) else "")
     )
-    model.fit(
-        train,
-        steps_per_epoch=steps,
-        epochs=stage.epochs,
-        validation_data=_test_batches(recipe, images),
-        callbacks=callbacks,
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
+    try:
+        model.fit(
+            train,
+            steps_per_epoch=steps,
+            initial_epoch=done.epochs,
+            epochs=stage.epochs,
+            validation_data=_test_batches(recipe, images),
+            callbacks=callbacks,
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    finally:
+        backup.release()
 
 
 def _reestimate(recipe, images, stage, model, folder: Path) -> None:
@@ -407,14 +418,14 @@ def _check_first_batch(model: tf.keras.Model, batches: tf.data.Dataset) -> None:
 class _StopWhenNotFinite(tf.keras.callbacks.Callback):
     """Ends training at the first bad loss, before any checkpoint is written over a good one."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, backup: Path, steps_per_epoch: int):
         super().__init__()
-        self.folder = folder
+        self.backup, self.steps_per_epoch = backup, steps_per_epoch
 
     def on_train_batch_end(self, batch, logs=None):
         if logs and not math.isfinite(logs["loss"]):
-            done = completed_epochs(self.folder / "backup")
-            kept = f"epoch {done} is kept in {self.folder / 'backup'}" if done else "none yet"
+            done = position(self.backup, self.steps_per_epoch)
+            kept = f"{done} is kept in {self.backup}" if any(done) else "none yet"
             raise TrainingDiverged(
                 f"The loss became {logs['loss']} at step {int(self.model.optimizer.iterations)}; "
                 f"last good checkpoint: {kept}. Try a lower --learning-rate or a longer "
@@ -423,13 +434,17 @@ class _StopWhenNotFinite(tf.keras.callbacks.Callback):
 
 
 class _Clock(tf.keras.callbacks.Callback):
-    """Adds the seconds of each epoch to its logs."""
+    """Adds the seconds of each epoch to its logs, also those before it was resumed."""
+
+    def __init__(self, backup: Backup):
+        super().__init__()
+        self.backup = backup
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        logs["seconds"] = time.perf_counter() - self.started
+        logs["seconds"] = self.backup.seconds + time.perf_counter() - self.started
 
 
 class _KeepBest(tf.keras.callbacks.Callback):

@@ -81,7 +81,7 @@ def test_a_model_trained_under_16_bits_and_its_file(tmp_path):
     """bfloat16 rounds sums to 8 bits, across the borders that the file's codes have."""
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        model = small_network(channels=32)
+        model, same = small_network(channels=32), small_network(channels=32)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     images = images_for(model, 128)
@@ -91,9 +91,23 @@ def test_a_model_trained_under_16_bits_and_its_file(tmp_path):
     assert result.agreement["keras_file"] == result.agreement["trained_file"] == 100.0
     assert result.logit_difference["keras_file"] < 1e-4
     assert parity(model, report.path, images).agreement["keras_file"] == 100.0
+    same.set_weights(snapped.get_weights())  # under the policy
+    assert parity(same, report.path, images).logit_difference["keras_file"] < 1e-4
     # As it is, it computes other logits.
     logits = [each(images / 255).numpy() for each in (model, snapped)]
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("head", [dlqat_tf.GaussianMixtureHead, dlqat_tf.CosineHead])
+def test_what_a_file_drops_of_logits_is_no_difference(tmp_path, head):
+    """Distances have no common offset in the file, cosines no common factor."""
+    body = small_network()
+    logits = head(5)(body.get_layer("features").output)
+    model = tf.keras.Model(body.inputs, logits)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 16))
+    assert result.logit_difference["keras_file"] < 1e-4
 
 
 def test_float_images_are_the_same_images(exported):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_command import training, tree
+from dlqat_tf._script import Stopped
 from dlqat_tf.training import stages
 from dlqat_tf.training.recipe import Recipe
 
@@ -69,7 +70,8 @@ def raising(error):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on after the last whole"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on after the last checkp"),
+        (Stopped("TERM: saved in x", 143), 143, "saved in x; the same command goes on from there"),
         (OSError(28, "No space left on device", "runs/x"), 2, "No space left on device: 'runs/x'"),
         (stages.TrainingDiverged("The loss became nan"), 1, "The loss became nan"),
         (

@@ -43,6 +43,16 @@ def test_a_run_goes_on_after_settings_were_added(recipe):
         check_output(dataclasses.replace(recipe, gml_fit_power=2.0))
 
 
+def test_a_run_is_continued_only_where_that_is_wanted(recipe):
+    never = dataclasses.replace(recipe, resume="never")
+    claim(never)  # there is nothing to continue
+    with pytest.raises(ValueError, match=r"holds a run, and resume=never: choose another --output"):
+        check_output(never)
+    check_output(recipe)
+    check_output(dataclasses.replace(never, restart=True))
+    check_output(dataclasses.replace(recipe, checkpoint_every=7))  # decides nothing of the result
+
+
 def test_restart_follows_no_links(recipe, tmp_path):
     claim(recipe)
     (tmp_path / "elsewhere").mkdir()

@@ -1,9 +1,8 @@
 import math
 
 import pytest
-import tensorflow as tf
 
-from dlqat_tf.training.history import completed_epochs, mend_history, read_history
+from dlqat_tf.training.history import mend_history, read_history
 
 HEADER = "epoch,accuracy,loss,seconds,val_accuracy,val_loss\n"
 
@@ -88,23 +87,6 @@ def test_a_history_ahead_of_the_checkpoint_is_refused(history):
     with pytest.raises(ValueError, match=r"history\.csv has 3 epochs, the checkpoint in .* only 1"):
         mend_history(history, 1)
     assert history.read_text() == text
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    model = tf.keras.Sequential([tf.keras.Input((2,)), tf.keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    backup = tf.keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
-    model.fit(tf.ones((2, 2)), tf.ones((2, 1)), epochs=2, callbacks=[backup], verbose=0)
-    assert completed_epochs(tmp_path / "backup") == 2
-    assert completed_epochs(tmp_path / "none") == 0
-    for file in (tmp_path / "backup" / "chief").glob("*.[di]*"):
-        whole = file.read_bytes()
-        for damaged in (whole[: len(whole) // 2], bytes(len(whole))):
-            file.write_bytes(damaged)
-            with pytest.raises(ValueError, match=r"checkpoint in .*backup is damaged .*delete"):
-                completed_epochs(tmp_path / "backup")
-        file.write_bytes(whole)
-    assert completed_epochs(tmp_path / "backup") == 2
 
 
 def test_result_of_a_history_with_a_gap():

@@ -72,6 +72,8 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"final_gain": float("inf")}, "final_gain to be finite"),
         ({"gml_alpha": -1.0}, "alpha"),
         ({"ams_scale": 0.0}, "scale"),
+        ({"checkpoint_every": 0}, "checkpoint_every of at least 1"),
+        ({"resume": "always"}, "Expected resume to be one of auto, never"),
         ({"teacher": "floats"}, "Expected teacher to be one of float or a Path or None"),
         ({"teacher": "float", "stages": 1}, "a float stage to learn from"),
         (

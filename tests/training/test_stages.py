@@ -14,8 +14,9 @@ import pytest
 
 import dlqat_tf
 from dlqat_tf.training import data, stages
+from dlqat_tf.training.checkpoints import position
 from dlqat_tf.training.folder import claim_output
-from dlqat_tf.training.history import completed_epochs, read_history
+from dlqat_tf.training.history import read_history
 from dlqat_tf.training.lock import FolderInUse, locked
 from dlqat_tf.training.recipe import Recipe, read_recipe
 from dlqat_tf.training.stages import TrainingDiverged, run
@@ -178,10 +179,12 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (recipe.output / "model.keras").exists()
 
 
-@pytest.mark.parametrize("distilled", [False, True])
-def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path, distilled):
+@pytest.mark.parametrize("kind", ["after an epoch", "inside an epoch", "distilled"])
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path, kind):
     options = "stages=1, batch_size=8"
-    if distilled:  # from a network of another width, in a file
+    if kind == "inside an epoch":
+        options += ", checkpoint_every=5"
+    if kind == "distilled":  # from a network of another width, in a file
         teacher = str(finished[0].output / "float" / "last.keras")
         options += f", teacher=Path({teacher!r}), reestimation_images=100"
     code = (
@@ -201,12 +204,13 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_
     history = tmp_path / "killed" / "quantized" / "history.csv"
     backup = tmp_path / "killed" / "quantized" / "backup"
     deadline = time.monotonic() + 240
-    while completed_epochs(backup) < 1 and time.monotonic() < deadline:
+    while position(backup, 179).epochs < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)  # 179 steps of the next epoch take seconds
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert len(read_history(history)) == 1
+    assert (position(backup, 179).steps > 0) == (kind == "inside an epoch")
     assert not (tmp_path / "killed" / "model.keras").exists()
 
     assert start("killed").wait() == 0
@@ -220,7 +224,25 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_
         [row["loss"] for row in read_history(tmp_path / name / "quantized/history.csv")]
         for name in ("killed", "whole")
     ]
-    assert histories[0] == histories[1]
+    assert histories[0] == pytest.approx(histories[1], rel=1e-6)
+
+
+def test_deterministic_operations_are_asked_for(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from dlqat_tf.training.stages import *;"
+        "from tensorflow.python.framework import config;"
+        "recipe = Recipe(dataset='digits', augment=('crop', 'flip'), width=2, stages=1, epochs=1,"
+        "images_per_epoch=128, batch_size=64, deterministic=True, output=Path(sys.argv[1]));"
+        "assert not config.is_op_determinism_enabled(); run(recipe);"
+        "assert config.is_op_determinism_enabled()"
+    )
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
+    weights = [
+        tf.keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        for name in ("one", "two")
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,49 @@ def test_calls_on_two_grids_cannot_move():
         snap(model)
 
 
+def test_a_bias_that_one_call_moves_and_another_does_not():
+    inputs = tf.keras.Input((6, 6, 8))
+    convolve, activation = quantized(8, 2, name="conv"), CGPACT(2, 2.0)
+    x = activation(convolution(inputs, 8, 3, weight_bits=8, name="first"))
+    x = activation(layers.BatchNormalization()(convolve(activation(convolve(x)))))
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(layers.Flatten()(x))))
+    with pytest.raises(ExportError, match=r"'conv' is called more than once.*snap=False"):
+        snap(model)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_norms_without_a_beta_move_their_mean(scale):
+    inputs = tf.keras.Input((6, 6, 3))
+    norm = layers.BatchNormalization(center=False, scale=scale, name="norm")
+    x = CGPACT(2, 2.0)(norm(quantized(8, 8, use_bias=False)(inputs)))
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(layers.Flatten()(x))))
+    if scale:
+        norm.gamma.assign(np.linspace(-3, 3, 8))
+    report = assert_snapped_to(model)
+    assert report.shifts[0].variable == "norm"
+
+
+def test_the_report_has_the_largest_shift_either_way():
+    model = small_network()
+    snapped, report = snap(model)
+    grids = {
+        node.inputs[0]: node.grid
+        for node in plan(lower(model))
+        if hasattr(node, "grid") and node.inputs
+    }
+    signed = []
+    for shift in report.shifts:
+        before, after = (
+            each.get_layer(shift.variable).weights[1].numpy() for each in (model, snapped)
+        )
+        moved = after - before
+        assert shift.largest == pytest.approx(np.abs(moved).max(), rel=1e-2)
+        assert shift.steps == pytest.approx(shift.largest / float(grids[shift.layer].step))
+        signed.append(moved.max() < np.abs(moved).max())
+    assert any(signed)
+    assert report.largest_steps == max(shift.steps for shift in report.shifts)
+
+
 def test_a_call_in_float_cannot_move():
     inputs = tf.keras.Input((6, 6, 8))
     convolve, activation = quantized(8, 2, name="conv"), CGPACT(2, 2.0)

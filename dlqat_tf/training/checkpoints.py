@@ -1,0 +1,204 @@
+"""Checkpoints between and inside epochs, and an orderly end when a process is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dlqat_tf._host import write_whole
+from dlqat_tf._script import Stopped
+
+SECONDS = 600.0  # between checkpoints, where nothing else is asked for
+_PARTIAL_EPOCH = "partial_epoch.json"  # in the backup folder
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What saving raises on a full disk, in a folder that is gone, or in one that is not writable.
+_UNWRITTEN = (tf.errors.OpError, OSError)
+
+
+class Position(NamedTuple):
+    """How far training is: whole epochs, and steps of the one that comes next."""
+
+    epochs: int
+    steps: int
+
+    def __str__(self):
+        inside = f", step {self.steps}" if self.steps else ""
+        return f"epoch {self.epochs}{inside}"
+
+
+class CheckpointFailed(OSError):
+    """A checkpoint cannot be written; the message says why and what the last good one is."""
+
+
+class Backup(tf.keras.callbacks.BackupAndRestore):
+    """Keras's own backup, also inside an epoch, every so many steps or seconds.
+
+    A resumed epoch goes on at the step after the checkpoint, with the metrics and the time that it
+    had. The checkpoint of an epoch's last step is written when its validation is done: there is
+    no whole epoch without its row in the history.
+
+    Ctrl-C or SIGTERM ends training after the step that runs, with a checkpoint; while validation
+    runs, with the last one. A second signal ends the process as ever.
+
+    Args:
+        folder: Of the checkpoints.
+        steps_per_epoch: Optimizer steps of an epoch.
+        every: Steps from one checkpoint to the next inside an epoch; None: ten minutes.
+
+    Raises:
+        CheckpointFailed: In training; the last good checkpoint is kept.
+        Stopped: After a signal.
+    """
+
+    def __init__(self, folder: Path, steps_per_epoch: int, every: int | None = None):
+        # Keras saves after `save_freq` steps; this class decides itself when.
+        super().__init__(str(folder), save_freq=2**62, delete_checkpoint=False)
+        self.folder, self.steps_per_epoch, self.every = Path(folder), steps_per_epoch, every
+        self.seconds = 0.0  # that this epoch took before it was resumed
+        self._stopped_by: int | None = None
+        self._previous = {}
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._since, self._saved_at = 0, time.monotonic()
+        self._restored = _partial_epoch(self.folder)
+        # Handlers can be set by the main thread only; elsewhere signals are the caller's.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {each: signal.signal(each, self._note) for each in _SIGNALS}
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        self.release()
+
+    def release(self) -> None:
+        """Give signals back to who had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number, frame):
+        self._stopped_by = number
+        self.release()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        self._epoch_began, self.seconds = time.perf_counter(), 0.0
+        if self._restored:
+            self.seconds = self._restored["seconds"]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._since += 1
+        if self._restored:  # metrics are made by the first step
+            _add_to_metrics(self.model, self._restored["metrics"])
+            self._restored = None
+        if batch == self.steps_per_epoch - 1:  # on_epoch_end saves it
+            return
+        due = self._since >= self.every if self.every else self._elapsed() >= SECONDS
+        if due or self._stopped_by:
+            self._save(Position(self._current_epoch, batch + 1))
+        if self._stopped_by:
+            self._stop(Position(self._current_epoch, batch + 1))
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._stopped_by:
+            self._stop(position(self.folder, self.steps_per_epoch))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._save(Position(epoch + 1, 0))
+        if self._stopped_by:
+            self._stop(Position(epoch + 1, 0))
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._saved_at
+
+    def _save(self, reached: Position) -> None:
+        try:
+            self._backup(epoch=reached.epochs)
+            if reached.steps:
+                metrics = {
+                    metric.name: [variable.numpy().tolist() for variable in metric.variables]
+                    for metric in self.model.metrics
+                }
+                seconds = self.seconds + time.perf_counter() - self._epoch_began
+                content = {"checkpoint": _latest(self.folder), "seconds": seconds}
+                write_whole(
+                    self.folder / _PARTIAL_EPOCH, json.dumps({**content, "metrics": metrics})
+                )
+        except _UNWRITTEN as error:
+            reason = str(error).strip().splitlines()[0]
+            try:
+                kept = f"that of {position(self.folder, self.steps_per_epoch)} is kept"
+            except ValueError:
+                kept = "and none can be read there now"
+            raise CheckpointFailed(
+                f"The checkpoint of {reached} cannot be written to {self.folder} ({reason}): "
+                f"{kept}. Make room or mend the folder, and give the same command again."
+            ) from error
+        self._since, self._saved_at = 0, time.monotonic()
+
+    def _stop(self, saved: Position) -> None:
+        raise Stopped(
+            f"{signal.Signals(self._stopped_by).name}: {saved} is saved in {self.folder}",
+            status=128 + self._stopped_by,
+        )
+
+
+def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
+    """Return how far the checkpoint in a backup folder is, after reading all of it.
+
+    Args:
+        folder: Of the checkpoints; there may be none.
+        steps_per_epoch: Optimizer steps of an epoch; None where training there has ended, so that
+            all epochs are whole.
+
+    Raises:
+        ValueError: The checkpoint is damaged.
+    """
+    try:
+        checkpoint = tf.train.latest_checkpoint(str(folder / "chief"))
+        if checkpoint is None:
+            return Position(0, 0)
+        reader = tf.train.load_checkpoint(checkpoint)
+        values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        epoch, batch = (
+            int(values[f"ckpt_saved_{name}/.ATTRIBUTES/VARIABLE_VALUE"])
+            for name in ("epoch", "batch")
+        )
+    except Exception as error:  # TensorFlow's reader raises anything up to IndexError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"The checkpoint in {folder} is damaged ({reason}): put the right one back, or delete "
+            f"{folder.parent} to train the stage anew."
+        ) from None
+    # Without a step (-1), as earlier versions wrote it, the epoch is whole.
+    if steps_per_epoch is None or batch < 0 or batch >= steps_per_epoch - 1:
+        return Position(epoch + 1, 0)
+    return Position(epoch, batch + 1)
+
+
+def _latest(folder: Path) -> str:
+    return os.path.basename(tf.train.latest_checkpoint(str(folder / "chief")) or "")
+
+
+def _partial_epoch(folder: Path) -> dict | None:
+    """Return what is known of the epoch that a checkpoint is in the middle of."""
+    try:
+        content = json.loads((folder / _PARTIAL_EPOCH).read_bytes())
+        is_of_it = content["checkpoint"] == _latest(folder)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return content if is_of_it else None
+
+
+def _add_to_metrics(model: tf.keras.Model, values: dict[str, list]) -> None:
+    """Add what metrics had before, which are means: each is a sum and a count."""
+    for metric in model.metrics:
+        for variable, value in zip(metric.variables, values.get(metric.name, ()), strict=False):
+            variable.assign_add(value)
