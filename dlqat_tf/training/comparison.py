@@ -187,10 +187,11 @@ class Comparison:
         # Learning rates are not known yet, and names do not depend on them.
         guess = {(key.dataset, key.loss): key.learning_rate for key in swept}
         names = chosen([key.name for key in self.cells(guess)], patterns)
-        tuned = {}
-        if any(Key.parse(name).rate == TUNED_RATE for name in names):
-            outcomes = Grid(list(swept.values()), folder, archive).run()
-            tuned = best_rates({key: outcomes[cell.name] for key, cell in swept.items()})
+        keys = [key for key in map(Key.parse, names) if key.rate == TUNED_RATE]
+        needed = {(key.dataset, key.loss) for key in keys}
+        swept = {key: cell for key, cell in swept.items() if (key.dataset, key.loss) in needed}
+        outcomes = Grid(list(swept.values()), folder, archive).run()
+        tuned = best_rates({key: outcomes[cell.name] for key, cell in swept.items()})
         cells = {cell.name: cell for cell in self.cells(tuned).values()}
         # In the order of the patterns. Without any good learning rate there is no cell.
         ordered: dict[str, Cell] = {}

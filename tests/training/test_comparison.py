@@ -116,7 +116,7 @@ def grids(monkeypatch):
 def test_training_chooses_rates_first_and_only_where_a_chosen_cell_needs_them(tmp_path, grids):
     plan = dataclasses.replace(PLAN, rates=(0.1, 0.3), seeds=(0,))
     outcomes = plan.train(tmp_path, tmp_path / "kept", ["cifar10-GML-W1A2-*-s0"])
-    assert [len(names) for names, _, _ in grids] == [8, 4]
+    assert grids[0][0] == ["rates-cifar10-GML-0.1", "rates-cifar10-GML-0.3"]
     assert grids[1] == (
         [
             "cifar10-GML-W32A32-tuned-s0",
@@ -130,4 +130,4 @@ def test_training_chooses_rates_first_and_only_where_a_chosen_cell_needs_them(tm
     assert outcomes[Key("cifar10", "GML", (1, 2), "tuned", 0)].accuracy == 0.3
     grids.clear()
     plan.train(tmp_path, None, ["cifar10-GML-W32A32-paper-s0"])
-    assert [names for names, _, _ in grids] == [["cifar10-GML-W32A32-paper-s0"]]
+    assert [names for names, _, _ in grids] == [[], ["cifar10-GML-W32A32-paper-s0"]]
