@@ -3,6 +3,7 @@
 from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
 from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.tfmot)
 from dlqat_tf.convert import ConversionError, ConversionReport, quantize
+from dlqat_tf.distillation import distill
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
@@ -25,6 +26,7 @@ __all__ = [
     "MarginWarmup",
     "SATWeights",
     "SymmetricWeights",
+    "distill",
     "export",
     "load_weights",
     "quantize",

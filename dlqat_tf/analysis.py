@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
+from dlqat_tf._host import replacing
 from dlqat_tf.report import Report
 
 PERPLEXITY = 30
@@ -179,6 +181,38 @@ def embed(
 
     settings = {"perplexity": perplexity, "max_iter": iterations, "random_state": seed}
     return TSNE(init="pca", **settings).fit_transform(features)
+
+
+def draw_embeddings(
+    panels: list[tuple[str, np.ndarray]], labels: np.ndarray, path: str | Path, *, columns: int
+) -> None:
+    """Draw embeddings side by side, a colour for each class.
+
+    Args:
+        panels: Titles and points (images, 2).
+        labels: Integer classes (images,), the same for all panels.
+        path: The PNG file.
+        columns: Panels in a row.
+    """
+    from matplotlib.figure import Figure
+
+    classes, colours = np.unique(labels, return_inverse=True)
+    colours = (colours + 0.5) / len(classes)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 4.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, points) in zip(grid, panels, strict=False):
+        # Ten colours can be told apart; of a hundred, neighbours on the circle look alike.
+        palette = "tab10" if len(classes) <= 10 else "hsv"
+        axes.scatter(*points.T, c=colours, cmap=palette, vmin=0, vmax=1, s=5, linewidths=0)
+        axes.set_title(title)
+    for axes in grid:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _checked(features, labels) -> tuple[np.ndarray, np.ndarray]:

@@ -278,7 +278,7 @@ class GMLoss(_MarginLoss):
         likelihood_weight: float = 0.0,
         reduction=tf.keras.losses.Reduction.AUTO,
         name: str = "gm_loss",
-        fit_power: float = 4.0,
+        fit_power: float = 8.0,
     ):
         super().__init__(reduction, name)
         self.alpha = _check_number("alpha", alpha, lowest=0)

@@ -1,10 +1,24 @@
 """Clusters with known values, and what a network's classifier reads."""
 
+import json
+import runpy
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import tyro
 
 import dlqat_tf
-from dlqat_tf.analysis import cluster_statistics, delta_p, embed, features, per_class
+from dlqat_tf.analysis import (
+    cluster_statistics,
+    delta_p,
+    draw_embeddings,
+    embed,
+    features,
+    per_class,
+)
+from dlqat_tf.training.comparison import Key
 
 import tensorflow as tf  # isort: skip
 
@@ -103,3 +117,39 @@ def test_embedding_keeps_clusters_apart():
     assert cluster_statistics(first, labels).separation > 1
     assert not np.allclose(first, embed(points, perplexity=5, iterations=250))
     assert not np.allclose(first, embed(points, perplexity=9, iterations=300))
+
+
+def test_embeddings_are_drawn_panel_by_panel(tmp_path):
+    panels = [("one", POINTS), ("two", -POINTS), ("three", POINTS)]
+    draw_embeddings(panels, LABELS, tmp_path / "wide.png", columns=3)
+    draw_embeddings(panels, LABELS, tmp_path / "high.png", columns=1)
+    wide, high = (plt.imread(tmp_path / f"{name}.png").shape[:2] for name in ("wide", "high"))
+    assert wide == high[::-1]  # three square panels in a row and in a column
+
+
+def figure1(*arguments):
+    path = Path(__file__).parents[1] / "recipes" / "figure1.py"
+    return tyro.cli(runpy.run_path(str(path))["figure1"], args=list(map(str, arguments)))
+
+
+def test_figure1_reads_the_networks_of_a_table(tmp_path, capsys):
+    runs, output = tmp_path / "runs", tmp_path / "out"
+    for loss, head in (("CEL", "linear"), ("AMS", "cosine"), ("GML", "gml")):
+        for widths in ((32, 32), (1, 2)):
+            name = Key("digits", loss, widths, "paper", 3).name
+            (runs / name).mkdir(parents=True)
+            residual_bits = 32 if widths == (32, 32) else 8
+            model = dlqat_tf.resnet18(10, (8, 8, 1), *widths, head, "imagenet", 2, residual_bits)
+            model.save(runs / name / "model.keras")
+    common = ["--runs", runs, "--dataset", "digits", "--rate", "paper", "--seed", 3]
+    figure1(*common, "--widths", 1, 2, "--per-class", 8, "--classes", 6, "--output", output)
+    assert (output / "figure1.png").is_file()
+    statistics = json.loads((output / "statistics.json").read_text())
+    assert len(statistics) == 7
+    assert statistics["digits-GML-W1A2-paper-s3"]["images"] == 48
+    assert statistics["digits-GML-W1A2-paper-s3"]["classes"] == 6
+    assert "(f) W1A2, GML" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ending:
+        figure1(*common, "--widths", 2, 2)
+    assert ending.value.code == 2
+    assert "3 are missing: digits-CEL-W2A2-paper-s3" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_golden_additive_margin_through_the_head():
 
 def test_defaults():
     assert (AMSLoss().margin, AMSLoss().scale) == (0.35, 30.0)
-    assert (GMLoss().alpha, GMLoss().likelihood_weight, GMLoss().fit_power) == (0.7, 0.0, 4.0)
+    assert (GMLoss().alpha, GMLoss().likelihood_weight, GMLoss().fit_power) == (0.7, 0.0, 8.0)
     assert (AMSLoss().name, GMLoss().name) == ("ams_loss", "gm_loss")
 
 

@@ -27,11 +27,12 @@ def check_output(recipe: Recipe) -> None:
                 "files. Choose another --output."
             )
     elif not recipe.restart:
-        theirs = read_values(file)
+        # A setting that came after the run stood at what is its default now.
+        theirs = Recipe().plain() | read_values(file)
         different = [
-            f"{name} (there {theirs.get(name)!r}, here {value!r})"
+            f"{name} (there {theirs[name]!r}, here {value!r})"
             for name, value in recipe.plain().items()
-            if name not in _FREE and theirs.get(name) != value
+            if name not in _FREE and theirs[name] != value
         ]
         if different:
             raise ValueError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from dlqat_tf._host import check_name
+from dlqat_tf.distillation import check_numbers
 from dlqat_tf.losses import AMSLoss, GMLoss
 from dlqat_tf.models.resnet import check_settings
 from dlqat_tf.training.data import check_size
@@ -57,7 +58,7 @@ class Recipe:
 
     gml_alpha: float = 0.7
     """GML's margin factor."""
-    gml_fit_power: float = 4.0
+    gml_fit_power: float = 8.0
     """GML's margin follows the fit of the training images to this power; 0 is the full margin."""
     likelihood_weight: float = 0.0
     """GML's likelihood term."""
@@ -76,6 +77,15 @@ class Recipe:
     """Epochs of the float stage."""
     epochs: int = 150
     """Epochs of the quantized stage."""
+    reestimation_images: int = 0
+    """Measure the last stage's batch norms anew on about this many training images, when it ends;
+    0 keeps their moving averages."""
+    teacher: Literal["float"] | Path | None = None
+    """Distil from the float stage, or from a model file, in the quantized stage."""
+    distillation_weight: float = 1.0
+    """Weight of what distillation adds to the loss."""
+    distillation_temperature: float = 4.0
+    """Temperature of the teacher's and the student's probabilities in it."""
     batch_size: int = 768
     """Images per optimizer step."""
     learning_rate: float = 0.2
@@ -170,6 +180,7 @@ class Recipe:
             "lr_warmup_epochs",
             "margin_warmup_epochs",
             "final_gain",
+            "reestimation_images",
         ):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -185,20 +196,35 @@ class Recipe:
                 f"Expected images_per_epoch of at least one batch ({self.batch_size}). "
                 f"Received: {self.images_per_epoch}."
             )
+        check_numbers(
+            distillation_weight=self.distillation_weight,
+            distillation_temperature=self.distillation_temperature,
+        )
         # The losses know their own ranges.
         AMSLoss(self.ams_margin, self.ams_scale)
         GMLoss(self.gml_alpha, self.likelihood_weight, fit_power=self.gml_fit_power)
 
     def _check_folders(self) -> None:
         output = self.output.resolve()
-        for name in ("float_stage", "data_dir"):
-            path = getattr(self, name)
+        for name in ("float_stage", "data_dir", "teacher"):
+            path = getattr(self, name) if getattr(self, name) != "float" else None
             # The output is deleted by restart, and nobody means that.
             if path is not None and path.expanduser().resolve().is_relative_to(output):
                 raise ValueError(
                     f"Expected {name} outside of the output folder. Received: {path}, which is in "
                     f"{self.output}: choose another output."
                 )
+        if self.teacher is not None and not self.is_quantized:
+            raise ValueError(
+                "Expected a teacher only where a network is quantized: the float stage learns from "
+                f"labels. Received: teacher={self.teacher}, weight_bits={self.weight_bits}, "
+                f"activation_bits={self.activation_bits}."
+            )
+        if self.teacher == "float" and self.stages == 1:
+            raise ValueError(
+                "Expected a float stage to learn from. Received: teacher=float with stages=1: give "
+                "two stages, or the file of a model."
+            )
         if self.float_stage is not None:
             if self.stages == 1 or not self.is_quantized:
                 raise ValueError(
@@ -250,8 +276,8 @@ def read_recipe(run: Path) -> Recipe:
     if not file.is_file():
         raise ValueError(f"Expected the folder of a run, found no {file}.")
     values = read_values(file)
-    for name in ("data_dir", "float_stage", "output"):
-        if values.get(name) is not None:
+    for name in ("data_dir", "float_stage", "output", "teacher"):
+        if values.get(name) not in (None, "float"):
             values[name] = Path(values[name])
     try:
         return Recipe(**values | {"augment": tuple(values["augment"])})

@@ -35,7 +35,8 @@ class TrainingResult:
             None where the history has lost an epoch.
         float_accuracy: Test top-1 after the last epoch of the float stage, None without one.
         stages: Per stage: name, epochs, how many of them the history has lost, final and best
-            accuracy, seconds.
+            accuracy, seconds; where its batch norms were measured anew, also the accuracy with the
+            moving averages.
         recipe: The recipe, as plain values.
         seconds: Training and evaluation time of all stages, also of interrupted runs. None where
             the history has lost an epoch.
@@ -83,7 +84,8 @@ def summarise(
 def _summary(name: str, rows: list[dict]) -> dict:
     epochs = int(rows[-1]["epoch"]) + 1
     whole = len(rows) == epochs
-    return {
+    before = "moving_averages_accuracy"
+    return {key: rows[-1][key] for key in (before,) if key in rows[-1]} | {
         "name": name,
         "epochs": epochs,
         "unrecorded_epochs": epochs - len(rows),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -15,18 +16,21 @@ import tensorflow as tf
 from rich.console import Console
 
 from dlqat_tf._host import replacing, write_whole
+from dlqat_tf.distillation import distill
 from dlqat_tf.loading import ModelFileError, load_model, load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import calibrate
 from dlqat_tf.training import data as datasets
+from dlqat_tf.training.batch_norm import reestimate
 from dlqat_tf.training.folder import check_output, claim_output
 from dlqat_tf.training.history import completed_epochs, mend_history, read_history
 from dlqat_tf.training.lock import locked
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult, draw_curves, environment, summarise
 
+REESTIMATED = "reestimated.json"  # in a stage's folder: loss and accuracy after re-estimation
 _CALIBRATION_IMAGES = 512
 _console = Console()
 
@@ -88,6 +92,8 @@ def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
     _train_batches(recipe, images, done=0)
     if recipe.float_stage is not None:
         _start_from(load_model(recipe.float_stage / "last.keras"), model)
+    if recipe.teacher is not None:
+        _trainer(recipe, model, _teacher(recipe, model))
 
 
 @dataclass(frozen=True)
@@ -159,10 +165,18 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData, surroundings: dict) 
                 _set_ranges(recipe, images, model, previous)
             if previous is not None:
                 _start_from(previous, model)
-            _fit(recipe, images, stage, model, folder)
+            distils = recipe.teacher is not None and stage is stages[-1]
+            teacher = _teacher(recipe, previous) if distils else None
+            _fit(recipe, images, stage, model, folder, teacher)
+            if recipe.reestimation_images and stage is stages[-1]:
+                _reestimate(recipe, images, stage, model, folder)
             _save(model, finished)
         epochs = _epochs_of(folder) if given else stage.epochs
-        histories[stage.name] = _history(recipe, images, stage, model, folder, epochs)
+        rows = _history(recipe, images, stage, model, folder, epochs)
+        if recipe.reestimation_images and stage is stages[-1]:
+            moving = {"moving_averages_accuracy": rows[-1]["val_accuracy"]}
+            rows[-1] |= moving | json.loads((folder / REESTIMATED).read_text())
+        histories[stage.name] = rows
     _save(model, recipe.output / "model.keras")
     best = recipe.output / stages[-1].name / "best.keras"
     if best.is_file():
@@ -278,9 +292,27 @@ def _test_batches(recipe: Recipe, images: datasets.ImageData) -> tf.data.Dataset
     return test
 
 
-def _fit(recipe, images, stage, model, folder: Path) -> None:
+def _teacher(recipe: Recipe, trained: tf.keras.Model) -> tf.keras.Model:
+    """Return the teacher's model, given that of the float stage."""
+    return trained if recipe.teacher == "float" else load_model(recipe.teacher)
+
+
+def _trainer(recipe: Recipe, model: tf.keras.Model, teacher: tf.keras.Model) -> tf.keras.Model:
+    """Return what trains a model on labels and its teacher."""
+    return distill(
+        model,
+        teacher,
+        weight=recipe.distillation_weight,
+        temperature=recipe.distillation_temperature,
+        cosine_scale=recipe.ams_scale,
+    )
+
+
+def _fit(recipe, images, stage, model, folder: Path, teacher: tf.keras.Model | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     steps = _steps(recipe, images)
+    student = model
+    model = student if teacher is None else _trainer(recipe, student, teacher)
     _compile(recipe, stage, model, steps)
     done = completed_epochs(folder / "backup")
     train = _train_batches(recipe, images, done)
@@ -294,6 +326,7 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
         tf.keras.callbacks.CSVLogger(str(history), append=True),
         tf.keras.callbacks.TensorBoard(str(folder / "tensorboard"), profile_batch=0),
         _KeepBest(
+            student,
             folder / "best.keras",
             max((row["val_accuracy"] for row in read_history(history)), default=-math.inf),
         ),
@@ -307,6 +340,7 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
         f"[bold]{stage.name} stage[/bold]: {stage.epochs} epochs of {steps} steps, batch "
         f"{recipe.batch_size}, peak learning rate "
         f"{recipe.peak_learning_rate(starts_random=stage.starts_random):.4g}"
+        + (f", teacher {recipe.teacher}" if teacher is not None else "")
         + (f"; continuing after epoch {done}" if done else "")
     )
     model.fit(
@@ -317,6 +351,16 @@ def _fit(recipe, images, stage, model, folder: Path) -> None:
         callbacks=callbacks,
         verbose=1 if sys.stdout.isatty() else 2,
     )
+
+
+def _reestimate(recipe, images, stage, model, folder: Path) -> None:
+    """Measure batch norms anew, and note what that did to the accuracy."""
+    count = math.ceil(recipe.reestimation_images / recipe.batch_size)
+    batches = images.train_batches(recipe.batch_size, seed=recipe.seed, augment=()).take(count)
+    reestimate(model, batches)
+    _compile(recipe, stage, model, _steps(recipe, images))
+    loss, accuracy = model.evaluate(_test_batches(recipe, images), verbose=0)
+    write_whole(folder / REESTIMATED, json.dumps({"val_loss": loss, "val_accuracy": accuracy}))
 
 
 def _compile(recipe, stage, model, steps: int) -> None:
@@ -391,14 +435,14 @@ class _Clock(tf.keras.callbacks.Callback):
 class _KeepBest(tf.keras.callbacks.Callback):
     """Saves the network of the best epoch; Keras's own would leave half of a file after a kill."""
 
-    def __init__(self, path: Path, best: float):
+    def __init__(self, network: tf.keras.Model, path: Path, best: float):
         super().__init__()
-        self.path, self.best = path, best
+        self.network, self.path, self.best = network, path, best  # `model` may have a teacher too
 
     def on_epoch_end(self, epoch, logs=None):
         if logs["val_accuracy"] > self.best:
             self.best = logs["val_accuracy"]
-            _save(self.model, self.path)
+            _save(self.network, self.path)
 
 
 def _save(model: tf.keras.Model, path: Path) -> None:

@@ -32,6 +32,17 @@ def test_restart_deletes_a_run_of_other_settings(recipe):
     assert json.loads((recipe.output / "recipe.json").read_text())["weight_bits"] == 4
 
 
+def test_a_run_goes_on_after_settings_were_added(recipe):
+    claim(recipe)
+    file = recipe.output / "recipe.json"
+    values = json.loads(file.read_text())
+    del values["gml_fit_power"]
+    file.write_text(json.dumps(values))
+    check_output(recipe)
+    with pytest.raises(ValueError, match=r"gml_fit_power \(there 8.0, here 2.0\)"):
+        check_output(dataclasses.replace(recipe, gml_fit_power=2.0))
+
+
 def test_restart_follows_no_links(recipe, tmp_path):
     claim(recipe)
     (tmp_path / "elsewhere").mkdir()

@@ -22,6 +22,7 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path):
         augment=("flip",),
         weight_bits=None,
         learning_rate=0.3,
+        teacher=Path("teacher.keras"),
         output=tmp_path,
     )
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.plain()))
@@ -71,6 +72,15 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"final_gain": float("inf")}, "final_gain to be finite"),
         ({"gml_alpha": -1.0}, "alpha"),
         ({"ams_scale": 0.0}, "scale"),
+        ({"teacher": "floats"}, "Expected teacher to be one of float or a Path or None"),
+        ({"teacher": "float", "stages": 1}, "a float stage to learn from"),
+        (
+            {"teacher": "float", "weight_bits": 32, "activation_bits": 32},
+            "only where a network is quantized",
+        ),
+        ({"distillation_weight": 0.0}, "distillation_weight to be finite and above zero"),
+        ({"distillation_temperature": -1.0}, "distillation_temperature to be finite and above"),
+        ({"reestimation_images": -1}, "reestimation_images to be finite and not negative"),
         ({"seed": -1}, "seed from 0 to 4294967295"),
     ],
 )
@@ -80,7 +90,7 @@ def test_what_needs_no_images_is_refused_without_them(change, message):
         dataclasses.replace(Recipe(), **change).validate()
 
 
-@pytest.mark.parametrize("name", ["float_stage", "data_dir"])
+@pytest.mark.parametrize("name", ["float_stage", "data_dir", "teacher"])
 @pytest.mark.parametrize("inside", ["run", "run/float", "other/../run/float", "link"])
 def test_what_a_run_needs_is_not_in_the_folder_that_restart_deletes(tmp_path, name, inside):
     (tmp_path / "run" / "float").mkdir(parents=True)

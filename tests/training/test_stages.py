@@ -178,10 +178,15 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (recipe.output / "model.keras").exists()
 
 
-def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("distilled", [False, True])
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path, distilled):
+    options = "stages=1, batch_size=8"
+    if distilled:  # from a network of another width, in a file
+        teacher = str(finished[0].output / "float" / "last.keras")
+        options += f", teacher=Path({teacher!r}), reestimation_images=100"
     code = (
         "import sys; from pathlib import Path; from dlqat_tf.training.stages import *;"
-        "run(Recipe(dataset='digits', augment=('crop',), width=4, stages=1, epochs=2, batch_size=8,"
+        f"run(Recipe(dataset='digits', augment=('crop',), width=4, epochs=2, {options},"
         "learning_rate=.05, reference_batch=64, output=Path(sys.argv[1])))"
     )
 
@@ -216,6 +221,84 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
         for name in ("killed", "whole")
     ]
     assert histories[0] == histories[1]
+
+
+@pytest.fixture(scope="module")
+def quantized_from(finished, tmp_path_factory):
+    """Runs of the quantized stage from the finished float one, with changes."""
+    recipe, _ = finished
+
+    def start(**changes):
+        output = tmp_path_factory.mktemp("runs") / "quantized"
+        changed = dataclasses.replace(
+            recipe, float_stage=recipe.output / "float", output=output, epochs=1, **changes
+        )
+        return changed, run(changed)
+
+    return start
+
+
+def last_loss(result_of):
+    recipe, _ = result_of
+    return read_history(recipe.output / "quantized" / "history.csv")[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(quantized_from):
+    return quantized_from()
+
+
+def test_distillation_adds_to_the_training_loss_only(alone, quantized_from):
+    distilled = quantized_from(teacher="float", distillation_weight=2.0)
+    assert last_loss(distilled)["loss"] > 1.1 * last_loss(alone)["loss"]
+    model = tf.keras.models.load_model(distilled[0].output / "model.keras")
+    assert [layer.name for layer in model.layers] == [
+        layer.name for layer in tf.keras.models.load_model(alone[0].output / "model.keras").layers
+    ]
+    best = tf.keras.models.load_model(distilled[0].output / "best.keras")
+    assert best.count_params() == model.count_params()
+    images = data.load("digits")
+    model.compile(loss=dlqat_tf.GMLoss())
+    evaluated = model.evaluate(images.test_batches(64), verbose=0)
+    assert evaluated == pytest.approx(last_loss(distilled)["val_loss"], rel=1e-4)
+
+
+def test_distillation_has_the_weight_and_temperature_of_the_recipe():
+    recipe = dataclasses.replace(
+        TINY, head="cosine", distillation_weight=2.0, distillation_temperature=3.0, ams_scale=7.0
+    )
+    model = stages.build_model(recipe, data.load("digits"), stages._stages(recipe)[-1])
+    layer = stages._trainer(recipe, model, model).layers[-1]
+    assert (layer._weight, layer._temperature, layer._student_scale) == (2.0, 3.0, 7.0)
+
+
+def test_a_teacher_must_fit(finished, tmp_path):
+    wrong = tmp_path / "wrong.keras"
+    dlqat_tf.resnet18(3, (8, 8, 1), width=2).save(wrong)
+    recipe = dataclasses.replace(TINY, teacher=wrong, output=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"outputs of the same shapes.*\(10,\).*\(3,\)"):
+        run(recipe)
+    assert not recipe.output.exists()
+
+
+def test_batch_norms_are_measured_anew_at_the_end(alone, quantized_from):
+    recipe, result = quantized_from(reestimation_images=640)
+    (float_stage, stage) = result.stages
+    assert stage["moving_averages_accuracy"] == pytest.approx(alone[1].accuracy)
+    assert stage["final_accuracy"] == result.accuracy
+    assert "moving_averages_accuracy" not in float_stage
+    model, before = (
+        tf.keras.models.load_model(each.output / "model.keras") for each in (recipe, alone[0])
+    )
+    moved = [
+        not np.array_equal(ours.numpy(), theirs.numpy())
+        for ours, theirs in zip(model.weights, before.weights, strict=True)
+    ]
+    statistics = ["moving_" in weight.name for weight in model.weights]
+    assert moved == statistics
+    model.compile(metrics=["accuracy"], loss=dlqat_tf.GMLoss())
+    _, accuracy = model.evaluate(data.load("digits").test_batches(64), verbose=0)
+    assert accuracy == pytest.approx(result.accuracy)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
