@@ -1,7 +1,7 @@
 """Whether GML's margin pays: cross-entropy beside GML with and without it, at several budgets.
 
-Every network learns 45,000 of CIFAR-100's training images, or fewer, and is measured on the 5,000 held out, so
-that settings are not chosen on the test set. One seed each by default.
+Every network learns 45,000 of CIFAR-100's training images, or fewer, and is measured on the 5,000
+held out, so that settings are not chosen on the test set. One seed each by default.
 
     python benchmarks/gml_margin.py --data-dir DIR --epochs 6 15
 

@@ -308,7 +308,7 @@ def _trainer(recipe: Recipe, model: tf.keras.Model, teacher: tf.keras.Model) -> 
     )
 
 
-def _fit(recipe, images, stage, model, folder: Path, teacher: tf.keras.Model | None) -> None:
+def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     steps = _steps(recipe, images)
     student = model
