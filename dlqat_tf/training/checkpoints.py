@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -63,7 +63,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         self.folder, self.steps_per_epoch, self.every = Path(folder), steps_per_epoch, every
         self.seconds = 0.0  # that this epoch took before it was resumed
         self._stopped_by: int | None = None
-        self._previous = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
@@ -101,19 +101,19 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         if batch == self.steps_per_epoch - 1:  # on_epoch_end saves it
             return
         due = self._since >= self.every if self.every else self._elapsed() >= SECONDS
-        if due or self._stopped_by:
+        is_stopped = self._stopped_by is not None  # now: a signal may come while it saves
+        if due or is_stopped:
             self._save(Position(self._current_epoch, batch + 1))
-        if self._stopped_by:
-            self._stop(Position(self._current_epoch, batch + 1))
+        if is_stopped:
+            self._stop_at(Position(self._current_epoch, batch + 1))
 
     def on_test_batch_end(self, batch, logs=None):
         if self._stopped_by:
-            self._stop(position(self.folder, self.steps_per_epoch))
+            self._stop_at(position(self.folder, self.steps_per_epoch))
 
     def on_epoch_end(self, epoch, logs=None):
         self._save(Position(epoch + 1, 0))
-        if self._stopped_by:
-            self._stop(Position(epoch + 1, 0))
+        self._stop_at(Position(epoch + 1, 0))
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._saved_at
@@ -143,11 +143,14 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
             ) from error
         self._since, self._saved_at = 0, time.monotonic()
 
-    def _stop(self, saved: Position) -> None:
-        raise Stopped(
-            f"{signal.Signals(self._stopped_by).name}: {saved} is saved in {self.folder}",
-            status=128 + self._stopped_by,
-        )
+    def _stop_at(self, saved: Position) -> None:
+        """End training where a signal asked for it."""
+        number = self._stopped_by
+        if number is not None:
+            raise Stopped(
+                f"{signal.Signals(number).name}: {saved} is saved in {self.folder}",
+                status=128 + number,
+            )
 
 
 def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
