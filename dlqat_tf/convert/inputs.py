@@ -155,16 +155,24 @@ def _of_values(image, values: np.ndarray | None) -> tuple[Preprocessing | None, 
     if values is None:
         return (RAW if is_prepared else UNIT), ""
     is_whole = np.array_equal(values, np.rint(values))
-    if is_prepared:
-        fractions = UNIT.fits(values) and not is_whole and not _rescales(image)
-        return (UNIT if fractions else RAW), ""
-    if UNIT.fits(values) or (is_whole and RAW.fits(values)):
-        return UNIT, ""  # whole pixels are refused: it is likelier that a division was forgotten
+    if _rescales(image):
+        return RAW, ""
+    if UNIT.fits(values) and not (is_prepared and is_whole):
+        return UNIT, ""
+    if RAW.fits(values) and is_prepared:
+        # Resized photographs have fractions, and so have other things.
+        note = (
+            f"{image.name!r} is taken to be pixels from 0 to 255, which the model prepares. If "
+            'they are no images, pass preprocessing="values".'
+        )
+        return RAW, "" if is_whole else note
+    if RAW.fits(values) and is_whole:
+        return UNIT, ""  # which is refused: it is likelier that a division was forgotten
     return None, (
         f"The images for {image.name!r} are from {values.min():g} to {values.max():g}, which are "
-        "not pixels / 255: files take these values, as float32 or int8, in the range of these "
-        'images. For files that take pixels: preprocessing="tf", "caffe", "torch" or '
-        "Preprocessing(mean=, std=), here or in to_tflite and to_lce."
+        f"not pixels{'' if is_prepared else ' / 255'}: files take these values, as float32 or "
+        'int8, in the range of these images. For files that take pixels: preprocessing="tf", '
+        '"caffe", "torch" or Preprocessing(mean=, std=), here or in to_tflite and to_lce.'
     )
 
 

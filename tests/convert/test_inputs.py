@@ -113,6 +113,24 @@ def test_features_of_unequal_size_are_noted():
     assert any("1 of 2 of 'large', 2 of 2 of 'small'. Put" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(
+    ("images", "preprocessing", "note"),
+    [
+        (PIXELS, RAW, ""),
+        (PIXELS * 0.99, RAW, 'they are no images, pass preprocessing="values"'),
+        (PIXELS / 255, UNIT, ""),
+        (PIXELS - 80, None, "from -80 to 175, which are not pixels: files take these values"),
+    ],
+)
+def test_what_a_model_prepares_need_not_be_pixels(images, preprocessing, note):
+    """Such as spectrograms, which often come before a Normalization."""
+    model, report = quantize(network(layers.Normalization(mean=3.0, variance=4.0)), images=images)
+    (quantizer,) = quantizers(model)
+    assert quantizer.preprocessing == preprocessing
+    assert note in "".join(report.notes)
+    assert bool(note) == bool(report.notes)
+
+
 def test_images_may_be_said_to_be_none():
     model, _ = quantize(network(), images=PIXELS, preprocessing="values")
     (quantizer,) = quantizers(model)
@@ -138,7 +156,7 @@ def test_preprocessing_by_name():
         ([], None, "imagenet", "For the input 'input'.*\"values\" stands for inputs that are no"),
         ([], None, Preprocessing((1.0, 2.0)), "mean to be one number or 3, one for each channel"),
         ([layers.Rescaling(1 / 255)], PIXELS / 255, None, "rescales by 1 / 255 itself: pass the"),
-        ([layers.Rescaling(2.0)], PIXELS * 2, None, "from 0 to 255 .*prepares pixels itself"),
+        ([layers.Rescaling(2.0)], PIXELS * 2, RAW, "from 0 to 255 .*prepares pixels itself"),
     ],
 )
 def test_what_does_not_fit_is_refused(front, images, preprocessing, message):
