@@ -323,7 +323,7 @@ def _input(tensor: schema.TensorT) -> FileInput:
     has_scale = quantization is not None and quantization.scale is not None
     return FileInput(
         name=_name(tensor),
-        shape=tuple(map(int, tensor.shape[1:])),
+        shape=() if tensor.shape is None else tuple(map(int, tensor.shape[1:])),
         type=_TYPES[tensor.type],
         scale=float(quantization.scale[0]) if has_scale else None,
         zero_point=int(quantization.zeroPoint[0]) if has_scale else None,

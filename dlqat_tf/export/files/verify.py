@@ -99,6 +99,8 @@ def problems(model: schema.ModelT) -> Iterator[str]:
     if not model.subgraphs or not model.buffers:
         yield "it has no graph"
         return
+    if not model.subgraphs[0].operators:
+        yield "its graph computes nothing"
     for code in model.operatorCodes or []:
         yield from _of_code(code)
     for entry in model.metadata or []:
@@ -206,7 +208,8 @@ def _of_order(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[str]:
     if not all(0 <= i < len(tensors) for i in used):
         yield "an operation reads or writes a tensor that does not exist"
         return
-    if not all(0 <= op.opcodeIndex < len(model.operatorCodes or []) for op in graph.operators):
+    codes = len(model.operatorCodes or [])
+    if not all(0 <= operator.opcodeIndex < codes for operator in graph.operators or []):
         yield "an operation has no name"
         return
     ready = {

@@ -96,9 +96,14 @@ def set_name(content):
     content.subgraphs[0].tensors[0].name = b"\xff"
 
 
+def set_nothing(content):
+    content.subgraphs[0].operators = None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (set_nothing, "its graph computes nothing"),
         (set_stride, "operation 1 has a strideW of 0"),
         (set_long_stride, r"operation 1 makes \[6, 6\] of \[6, 6\]"),
         (set_batch, r"operation 1 has the shapes \[16777216, 6, 6, 3\] and \[1, 6, 6, 32\]"),
@@ -128,6 +133,16 @@ def test_what_kernels_would_trust_is_checked_by_all_readers(
 def test_files_of_other_makers_pass(stock_file, lce_file):
     assert census(stock_file).operators == {"CONV_2D": 1}
     assert census(lce_file).operators["LceBconv2d"] == 1
+
+
+def test_inputs_may_lack_what_a_file_need_not_say(paths, tmp_path):
+    content = flatbuffer.read(paths["int8"])
+    tensor = content.subgraphs[0].tensors[int(content.subgraphs[0].inputs[0])]
+    tensor.quantization.scale = tensor.quantization.zeroPoint = None
+    tensor.shape = tensor.shapeSignature = None
+    (tmp_path / "changed.tflite").write_bytes(flatbuffer.packed(content))
+    (found,) = census(tmp_path / "changed.tflite").inputs
+    assert (found.shape, found.scale, found.zero_point) == ((), None, None)
 
 
 def test_another_graph_is_not_compared(model, paths, tmp_path):
