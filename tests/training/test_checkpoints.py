@@ -1,5 +1,6 @@
 """Checkpoints on a small Keras model: where training goes on, and what is kept."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -170,20 +171,24 @@ def test_signals_are_the_main_threads(tmp_path):
     assert done
 
 
-@pytest.fixture
-def full_disk():
-    """Limits files to a kilobyte, as a full disk does."""
+@contextlib.contextmanager
+def small_disk():
+    """Yields what limits files to 200 kB, as a full disk does, until the block ends."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, ignored)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    finally:
+        # At once: what the tests print may go to a longer file.
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, full_disk):
-    model = network(units=1000)
-    with pytest.raises(CheckpointFailed, match=r"epoch 1, step 4 cannot .* that of epoch 1, st"):
-        fit(tmp_path, At(1, 2, full_disk), every=2, model=model)
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    model = network(units=50_000)
+    kept = r"epoch 1, step 4 cannot .* that of epoch 1, step 2 is kept"
+    with small_disk() as fill, pytest.raises(CheckpointFailed, match=kept):
+        fit(tmp_path, At(1, 2, fill), every=2, model=model)
     assert position(tmp_path, STEPS) == Position(1, 2)
 
 
