@@ -60,7 +60,9 @@ def test_the_variable_that_chooses_keras(monkeypatch, value, problem):
 def test_imports_that_fail_and_that_end_python(monkeypatch, tmp_path):
     (tmp_path / "dlqat_tf.py").write_text("raise ValueError('of two\\nlines')")
     (tmp_path / "larq.py").write_text("import os; os._exit(3)")
-    (tmp_path / "larq_compute_engine.py").write_text("print('a note of its own')")
+    keras_2 = "import os; assert os.environ['TF_USE_LEGACY_KERAS'] == '1'; print('a note')"
+    (tmp_path / "larq_compute_engine.py").write_text(keras_2)
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
     (tmp_path / "tensorflow_model_optimization.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
     assert found(environment.imports()) == {

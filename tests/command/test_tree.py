@@ -34,7 +34,7 @@ def prepared(arguments):
 
 
 PARTS = Group("Take a part.", {"third": function(third)}, default=function(half))
-TREE = Group("Compute.", {"add-up": function(add), "part": PARTS, "count": prepared})
+TREE = Group("Compute.", {"add-up": function(add), "part": PARTS, "count-up": prepared})
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,18 @@ TREE = Group("Compute.", {"add-up": function(add), "part": PARTS, "count": prepa
         ("add_up --first 3 --second 4", 7),
         ("part --number 6", 3),
         ("part third --number 6", 2),
-        ("count", 0),
-        ("count --length 7", 7),
+        ("count-up", 0),
+        ("count-up --length 7", 7),
     ],
 )
 def test_the_named_command_runs(arguments, result):
     assert run(TREE, arguments.split(), program="x") == result
 
 
-def test_defaults_may_depend_on_the_rest_of_the_line(capsys):
+@pytest.mark.parametrize("name", ["count-up", "count_up"])
+def test_defaults_may_depend_on_the_rest_of_the_line(name, capsys):
     with pytest.raises(SystemExit):
-        run(TREE, ["count", "--help", "--help"], program="x")
+        run(TREE, [name, "--help", "--help"], program="x")
     assert "(default: 2)" in capsys.readouterr().out
 
 
