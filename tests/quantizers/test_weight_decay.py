@@ -109,8 +109,9 @@ def test_a_quantizer_inside_a_tfmot_wrapper(tmp_path):
     custom = {"no_loss": no_loss}
     for each in (model, tf.keras.models.load_model(tmp_path / "model.keras", custom)):
         decayed = changes(each)
-        (alpha,) = (factor for name, factor in decayed.items() if name.endswith("alpha"))
-        assert (alpha, decayed["kernel"]) == (1.0, pytest.approx(0.9))
+        alphas = [factor for name, factor in decayed.items() if name.endswith("alpha")]
+        assert alphas == [1.0, 1.0]  # of the input and of the ReLU
+        assert decayed["kernel"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved_model"])
