@@ -6,10 +6,18 @@ from dlqat_tf.quantizers.base import (
     WeightGrid,
     WeightQuantizer,
 )
+from dlqat_tf.quantizers.bwn import BWNWeights, CentredAndClamped
+from dlqat_tf.quantizers.dorefa import DoReFaActivations, DoReFaWeights
+from dlqat_tf.quantizers.hawq import HAWQActivations, HAWQWeights
 from dlqat_tf.quantizers.input import InputQuantizer
+from dlqat_tf.quantizers.inq import INQWeights
+from dlqat_tf.quantizers.irnet import IRNetWeights
+from dlqat_tf.quantizers.lsq import LSQActivations, LSQWeights
 from dlqat_tf.quantizers.pact import CGPACT, PACT
+from dlqat_tf.quantizers.progress import QuantizerProgress
 from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
+from dlqat_tf.quantizers.syq import SYQWeights
 from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
 
 __all__ = [
@@ -17,8 +25,20 @@ __all__ = [
     "PACT",
     "ActivationGrid",
     "ActivationQuantizer",
+    "BWNWeights",
+    "CentredAndClamped",
+    "DoReFaActivations",
+    "DoReFaWeights",
+    "HAWQActivations",
+    "HAWQWeights",
+    "INQWeights",
+    "IRNetWeights",
     "InputQuantizer",
+    "LSQActivations",
+    "LSQWeights",
+    "QuantizerProgress",
     "SATWeights",
+    "SYQWeights",
     "SymmetricWeights",
     "Unwrapped",
     "WeightGrid",

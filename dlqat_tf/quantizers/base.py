@@ -67,6 +67,27 @@ def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
     return int(bits)
 
 
+def check_widths(method: str, bits: int, widths: tuple[int, ...]) -> int:
+    """Return ``bits`` as an int when the method defines that width, or when it is 32.
+
+    Args:
+        method: Name for the message.
+        bits: Bit width.
+        widths: The widths below 32 that the method's paper gives a meaning to.
+
+    Raises:
+        ValueError: For any other value; the message names the widths.
+    """
+    valid = isinstance(bits, Integral) and not isinstance(bits, bool)
+    if not valid or bits not in (*widths, 32):
+        named = ", ".join(map(str, widths))
+        raise ValueError(
+            f"{method} defines {named} bit{'s' if widths != (1,) else ''}, and 32 for no rounding. "
+            f"Received: bits={bits!r}."
+        )
+    return int(bits)
+
+
 class _Quantizer(lq.quantizers.Quantizer):
     """Float32 inside, whatever the global policy; the output has the input's dtype.
 
@@ -123,7 +144,8 @@ class _Quantizer(lq.quantizers.Quantizer):
     def quantize(self, values: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return the quantized float32 ``values``, with the method's gradient.
 
-        ``training`` may choose faster operations; the values and gradients must not depend on it.
+        ``training`` may choose faster operations and move the quantizer's own variables; for given
+        variables, the values and gradients must not depend on it.
         """
         raise NotImplementedError
 
@@ -159,8 +181,8 @@ class WeightQuantizer(_Quantizer):
 
         Returns:
             ``[(sign, scale), ...]``, least significant plane first; ``sign`` is an int8 array of
-            -1 and +1 of the kernel's shape, ``scale`` the plane's float32 factor, a scalar or one
-            per output channel.
+            -1 and +1 of the kernel's shape, ``scale`` the plane's float32 factor: a scalar, one per
+            output channel, or one per kernel position, in a shape that broadcasts to the kernel's.
 
         Raises:
             ValueError: The kernel has a code that is even or beyond 2^b - 1, which no sum of planes
@@ -205,6 +227,14 @@ class ActivationQuantizer(_Quantizer):
             ValueError: The quantizer does not round (32 bits) or was never built.
         """
         raise ValueError(f"{type(self).__name__} has no equidistant levels.")
+
+    def _rounds(self, has_started: bool = True) -> None:
+        """Raise where there is no grid: not rounded, or a number that starts from data did not."""
+        if self.bits == 32 or not has_started:
+            raise ValueError(
+                f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
+                + ("32 bits are not rounded." if self.bits == 32 else "train it for a step first.")
+            )
 
 
 class _NoStarvation(logging.Filter):

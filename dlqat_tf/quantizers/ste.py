@@ -42,6 +42,39 @@ def ste_round(x: tf.Tensor) -> tf.Tensor:
     return tf.round(values), lambda upstream: upstream
 
 
+def straight_through(x: tf.Tensor, values: tf.Tensor, slope: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """Return ``values`` as they are, with the derivative ``slope`` by ``x`` and none by anything.
+
+    Args:
+        x: Float tensor that the gradient goes to.
+        values: Tensor of the same shape, the outputs.
+        slope: Derivative, a number or a tensor that broadcasts to ``x``.
+    """
+    values, slope = tf.stop_gradient(values), tf.stop_gradient(slope)
+
+    @tf.custom_gradient
+    def replace(x):
+        return tf.identity(values), lambda upstream: upstream * slope
+
+    return replace(x)
+
+
+def signs(x: tf.Tensor) -> tf.Tensor:
+    """Return +1 where ``x`` is zero or above and -1 below, without a gradient; NaN stays NaN."""
+    return tf.stop_gradient(2.0 * tf.math.floor(0.5 * tf.sign(x)) + 1.0)
+
+
+def power_of_two(exponent: tf.Tensor) -> tf.Tensor:
+    """Return 2^exponent exactly, for float32 integers from -126 to 127."""
+    return tf.bitcast((tf.cast(exponent, tf.int32) + 127) * 2**23, tf.float32)
+
+
+def per_filter(kernel: tf.Tensor) -> tuple[list[int], int]:
+    """Return the axes of one output channel's weights, and how many weights that are."""
+    axes = list(range(kernel.shape.rank - 1))
+    return axes, int(kernel.shape[:-1].num_elements() or 1)
+
+
 def highest_code(bits: int, signed: bool) -> int:
     """Return the highest code of a grid of ``bits`` bits that has a zero at its end or middle."""
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1

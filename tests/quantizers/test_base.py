@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import CGPACT, PACT, SATWeights, SymmetricWeights
+from dlqat_tf import (
+    CGPACT,
+    PACT,
+    BWNWeights,
+    DoReFaWeights,
+    HAWQWeights,
+    INQWeights,
+    IRNetWeights,
+    LSQWeights,
+    SATWeights,
+    SymmetricWeights,
+    SYQWeights,
+)
 from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
 from dlqat_tf.quantizers.base import check_bits
 
@@ -51,7 +63,14 @@ def test_check_bits_can_refuse_float():
         check_bits(32, allow_float=False)
 
 
-@pytest.mark.parametrize("quantizer", [SATWeights(2), SATWeights(8), SymmetricWeights(8)])
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        *(SATWeights(2), SATWeights(8), SymmetricWeights(8), DoReFaWeights(1), BWNWeights()),
+        *(LSQWeights(2), HAWQWeights(4), IRNetWeights(), SYQWeights(1), INQWeights(2)),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
 def test_nan_is_not_hidden(quantizer):
     kernel = np.float32([[1.0, np.nan], [0.5, -0.25]])
     assert np.isnan(quantizer(kernel)[0, 1])

@@ -1,0 +1,111 @@
+"""DoReFa-Net: weights by tanh, activations on [0, 1].
+
+Zhou et al., "DoReFa-Net: Training low bitwidth convolutional neural networks with low bitwidth
+gradients" (arXiv 1606.06160). The gradients' own quantization (eq. 12) is not part of this.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from larq.utils import register_alias
+
+from dlqat_tf.quantizers.base import (
+    ActivationGrid,
+    ActivationQuantizer,
+    WeightGrid,
+    WeightQuantizer,
+    check_bits,
+)
+from dlqat_tf.quantizers.sat import SATWeights, sat_weights
+from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, signs, straight_through
+
+
+def _mean(kernel: tf.Tensor) -> tf.Tensor:
+    # A kernel of zeros keeps a step above zero, which codes need.
+    return tf.maximum(tf.reduce_mean(tf.abs(kernel)), 1e-20)
+
+
+def dorefa_weights(kernel: tf.Tensor, bits: int) -> tf.Tensor:
+    r"""Quantize a kernel to ``bits`` bits as DoReFa-Net does (eqs. 7 and 9).
+
+    .. math::
+        b = 1: \quad & Q = \operatorname{sign}(W) \operatorname{mean}|W|,
+            \qquad \partial Q / \partial W = 1 \\
+        b > 1: \quad & Q = 2 \operatorname{rne}((\tanh(W) / M + 1) R / 2) / R - 1,
+            \qquad \partial Q / \partial W = \operatorname{sech}^2(W) / M
+
+    with :math:`M = \max|\tanh W|` and :math:`R = 2^b - 1`; the mean, over the whole tensor, and M
+    are constants in the backward pass, and sign(0) = 1. More than one bit is SAT without its
+    rescaling: see :func:`dlqat_tf.quantizers.sat.sat_weights`, also for the int8 grid of 8 bits.
+
+    Args:
+        kernel: float32 tensor of any shape.
+        bits: 1 to 8, or 32 for the identity.
+
+    Returns:
+        float32 tensor of the kernel's shape.
+    """
+    if bits == 32:
+        return kernel
+    if bits > 1:
+        return sat_weights(kernel, bits)
+    return straight_through(kernel, signs(kernel) * _mean(kernel))
+
+
+@register_alias("dorefa_weights")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class DoReFaWeights(WeightQuantizer):
+    """DoReFa-Net's weight quantizer; see :func:`dorefa_weights` for the formulas.
+
+    Args:
+        bits: 1 to 8, or 32 for weights that are not rounded.
+
+    Raises:
+        ValueError: ``bits`` is anything else.
+    """
+
+    def __init__(self, bits: int = 1, **kwargs):
+        super().__init__(check_bits(bits), **kwargs)
+
+    def quantize(self, values, training=None):
+        return dorefa_weights(values, self.bits)
+
+    def grid(self, kernel) -> WeightGrid:
+        kernel = self._checked(kernel)
+        if self.bits > 1:
+            return SATWeights(self.bits).grid(kernel)
+        return WeightGrid(signs(kernel).numpy().astype(np.int16), _mean(kernel).numpy())
+
+
+@register_alias("dorefa_activations")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class DoReFaActivations(ActivationQuantizer):
+    r"""DoReFa-Net's activation quantizer (eq. 11), on the fixed range from 0 to 1.
+
+    .. math::
+        y = \operatorname{rne}(\operatorname{clip}(x, 0, 1) R) / R, \quad R = 2^b - 1, \qquad
+        \partial y / \partial x = 1 \text{ if } 0 < x \le 1 \text{, else } 0
+
+    Batch norm before it has to keep the activations there. 32 bits are a ReLU.
+
+    Args:
+        bits: 1 to 8, or 32.
+
+    Raises:
+        ValueError: ``bits`` is anything else.
+    """
+
+    def __init__(self, bits: int = 2, **kwargs):
+        super().__init__(check_bits(bits), **kwargs)
+
+    def quantize(self, values, training=None):
+        if self.bits == 32:
+            return tf.nn.relu(values)
+        fused = not tf.is_tensor(training) and bool(training)
+        return clip_and_round(values, tf.ones(()), self.bits, fused=fused)
+
+    def grid(self) -> ActivationGrid:
+        self._rounds()
+        highest = 2**self.bits - 1
+        return ActivationGrid(0, highest, divide_exactly(tf.ones(()), highest).numpy())

@@ -1,0 +1,61 @@
+"""Tells quantizers how far training is."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import tensorflow as tf
+
+from dlqat_tf.quantizers.wrapped import unwrapped
+
+
+class QuantizerProgress(tf.keras.callbacks.Callback):
+    """Tells the quantizers that depend on it what share of training is done, step by step.
+
+    The share follows the optimizer's step counter, so a run that is resumed from a checkpoint
+    continues where it was. Where a quantizer changes weights by it, it does so before a step, from
+    the weights of that moment.
+
+    >>> model.fit(images, labels, epochs=30, callbacks=[dlqat_tf.QuantizerProgress(epochs=30)])
+
+    Args:
+        epochs: Length of the training in epochs, above zero, may be a fraction.
+        steps_per_epoch: Optimizer steps an epoch; taken from ``fit`` where it knows the number.
+
+    Raises:
+        ValueError: ``epochs`` or ``steps_per_epoch`` is not above zero; at the start of training,
+            no quantizer of the model depends on it, or the number of steps is not known.
+    """
+
+    def __init__(self, epochs: float, steps_per_epoch: int | None = None):
+        super().__init__()
+        for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
+            if name == "steps_per_epoch" and value is None:
+                continue
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < 1e18:
+                raise ValueError(f"Expected {name} to be a number above zero. Received: {value!r}.")
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self._followers = []
+
+    def on_train_begin(self, logs=None):
+        self._followers = [
+            (each.kernel_quantizer, each.kernel)
+            for each in map(unwrapped, self.model._flatten_layers())
+            if hasattr(each.kernel_quantizer, "advance")
+        ]
+        if not self._followers:
+            raise ValueError(
+                "QuantizerProgress expected a model with a quantizer that depends on the progress "
+                "of training, such as IRNetWeights or INQWeights. Received: a model without one."
+            )
+        if not (self.steps_per_epoch or self.params.get("steps")):
+            raise ValueError(
+                "QuantizerProgress cannot tell how many steps an epoch has: pass steps_per_epoch."
+            )
+
+    def on_train_batch_begin(self, batch, logs=None):
+        steps = self.epochs * (self.steps_per_epoch or self.params["steps"])
+        share = min(float(self.model.optimizer.iterations.numpy()) / steps, 1.0)
+        for quantizer, kernel in self._followers:
+            quantizer.advance(share, kernel)

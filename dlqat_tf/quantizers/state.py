@@ -1,0 +1,80 @@
+"""Numbers of a quantizer that start from the first batch, and where the model file keeps them.
+
+A number and a flag that says whether it has started are variables of the quantizer. So a model that
+is saved, or a run that is killed, goes on with the number and does not start it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dlqat_tf.quantizers.pact import AtLeast
+
+SMALLEST = 1e-6  # of steps and scales: they divide
+
+
+def add_number(quantizer, name: str, shape: tuple = (), *, trainable: bool) -> tuple:
+    """Add a number above zero that starts from data, and its flag, to a quantizer in ``build``.
+
+    Under a distribution strategy the replicas start from the mean of what each would start from.
+
+    Returns:
+        The float32 variable of ``shape``, and the scalar variable that is 1 once it has started.
+    """
+    shared = dict(dtype=tf.float32, experimental_autocast=False)
+    number = quantizer.add_weight(
+        name,
+        shape=shape,
+        trainable=trainable,
+        initializer="ones",
+        constraint=AtLeast(SMALLEST) if trainable else None,
+        aggregation=tf.VariableAggregation.MEAN,
+        **shared,
+    )
+    started = quantizer.add_weight(
+        f"{name}_started",
+        shape=(),
+        trainable=False,
+        initializer="zeros",
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        **shared,
+    )
+    return number, started
+
+
+def start_once(
+    number: tf.Variable, started: tf.Variable, initial: Callable[[], tf.Tensor], training
+) -> tf.Tensor:
+    """Return the number; in the first training step, set it to ``initial()`` before.
+
+    Before that step, what the number would start from stands in for it.
+    """
+    if training is not None and (tf.is_tensor(training) or training):
+        # Assigned in every step and computed in the first: replicas assign together, which they
+        # cannot do inside of a condition.
+        first = tf.logical_and(tf.cast(training, tf.bool), started < 0.5)
+        number.assign(
+            tf.stop_gradient(
+                tf.cond(first, lambda: positive(initial()), lambda: number.read_value())
+            )
+        )
+        started.assign(tf.maximum(started, tf.cast(training, tf.float32)))
+        if not tf.is_tensor(training):
+            return tf.convert_to_tensor(number)
+    return tf.cond(
+        started > 0.5,
+        lambda: tf.convert_to_tensor(number),
+        lambda: tf.stop_gradient(positive(initial())),
+    )
+
+
+def has_started(started: tf.Variable | None) -> bool:
+    """Return whether a number has started, given its flag, or None before ``build``."""
+    return started is not None and bool(started.numpy())
+
+
+def positive(value: tf.Tensor) -> tf.Tensor:
+    """Return ``value``, at least the smallest number that may divide."""
+    return tf.maximum(value, SMALLEST)

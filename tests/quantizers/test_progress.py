@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import INQWeights, IRNetWeights, QuantizerProgress, SATWeights
+from tests.quantizers.methods import fit, small_model
+
+
+@pytest.mark.parametrize("arguments", [(0,), (-1,), ("2",), (True,), (1, 0), (1, "2")])
+def test_bad_lengths(arguments):
+    name = "epochs" if len(arguments) == 1 else "steps_per_epoch"
+    with pytest.raises(ValueError, match=f"Expected {name} to be a number above zero"):
+        QuantizerProgress(*arguments)
+
+
+def test_a_model_without_such_a_quantizer():
+    with pytest.raises(ValueError, match="Received: a model without one"):
+        fit(small_model(SATWeights(1)), callbacks=[QuantizerProgress(1)])
+
+
+def test_an_unknown_number_of_steps():
+    model = small_model(IRNetWeights())
+    endless = tf.data.Dataset.from_generator(
+        lambda: iter([(np.ones((1, 2, 2, 2)), np.ones((1, 3)))]),
+        output_types=("float32", "float32"),
+        output_shapes=((1, 2, 2, 2), (1, 3)),
+    )
+    with pytest.raises(ValueError, match="pass steps_per_epoch"):
+        model.fit(endless, callbacks=[QuantizerProgress(1)], verbose=0)
+    model.fit(endless, callbacks=[QuantizerProgress(1, steps_per_epoch=4)], verbose=0)
+
+
+def test_steps_per_epoch_is_used():
+    model = fit(small_model(IRNetWeights()), 1, [QuantizerProgress(2, steps_per_epoch=4)])
+    assert float(model.layers[1].kernel_quantizer.progress) == 1 / 8
+
+
+@pytest.mark.parametrize("quantizer", [IRNetWeights, INQWeights])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, quantizer):
+    def callbacks(folder):
+        backup = tf.keras.callbacks.BackupAndRestore(tmp_path / folder, delete_checkpoint=False)
+        return [QuantizerProgress(5), backup]
+
+    class Killed(Exception):
+        pass
+
+    def kill(epoch, logs):
+        if epoch == 2:
+            raise Killed
+
+    tf.keras.utils.set_random_seed(0)
+    whole = small_model(quantizer())
+    start = whole.get_weights()
+    fit(whole, 5, callbacks("whole"))
+    killed = small_model(quantizer())
+    killed.set_weights(start)
+    stop = tf.keras.callbacks.LambdaCallback(on_epoch_begin=kill)
+    with pytest.raises(Killed):
+        fit(killed, 5, [*callbacks("killed"), stop])
+    resumed = small_model(quantizer())
+    fit(resumed, 5, callbacks("killed"))
+    for a, b in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
