@@ -41,6 +41,8 @@ class Recipe:
 
     head: Literal["linear", "cosine", "gml"] = "gml"
     """Classifier and its loss: linear with cross-entropy, cosine with AMS, gml with GML."""
+    method: Annotated[str, arg(metavar="NAME")] = "sat"
+    """What rounds weights and activations, a name in dlqat_tf.methods: sat, lsq, bwn and so on."""
     weight_bits: Annotated[int | None, BITS] = 1
     """Bits of the hidden weights, 1 to 8; 32 is clamped float, None plain float."""
     activation_bits: Annotated[int | None, BITS] = 2

@@ -13,8 +13,9 @@ from numbers import Integral
 import larq as lq
 import tensorflow as tf
 
+from dlqat_tf import methods
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
-from dlqat_tf.quantizers import CGPACT, SATWeights
+from dlqat_tf.quantizers import CGPACT
 from dlqat_tf.quantizers.base import check_bits
 
 HEADS = {"linear": LinearHead, "cosine": CosineHead, "gml": GaussianMixtureHead}
@@ -41,6 +42,7 @@ def resnet18(
     last_alpha_init: float = 10.0,
     final_gain: float = 1.0,
     kernel_regularizer=None,
+    method: str = "sat",
 ) -> tf.keras.Model:
     """Build ResNet-18: 20 convolutions, 17 activations, global average pooling and a head.
 
@@ -64,6 +66,9 @@ def resnet18(
         final_gain: Initial batch-norm gain of the last stage's branch ends, 1 as usual. Smaller
             values start the features at the scale of the Gaussian mixture's means.
         kernel_regularizer: Keras regularizer of every convolution and of the head's kernel.
+        method: Name in :mod:`dlqat_tf.methods` of what rounds kernels and activations. The head,
+            the first convolution of a method without 8 bits, and ``residual_bits`` are SAT's and
+            CG-PACT's for all.
 
     Returns:
         A functional model from images (batch, height, width, channels) to logits
@@ -72,8 +77,15 @@ def resnet18(
     Raises:
         ValueError: An argument is outside the values above.
     """
-    check_settings(weight_bits, activation_bits, head, stem, width, residual_bits)
-    net = _Builder(weight_bits, activation_bits, residual_bits, alpha_init, kernel_regularizer)
+    check_settings(weight_bits, activation_bits, head, stem, width, residual_bits, method)
+    net = _Builder(
+        weight_bits,
+        activation_bits,
+        residual_bits,
+        alpha_init,
+        kernel_regularizer,
+        methods.get(method),
+    )
 
     inputs = tf.keras.Input(input_shape, name="images")
     kernel_size, strides = (3, 1) if stem == "cifar" else (7, 2)
@@ -117,6 +129,7 @@ def check_settings(
     stem: str,
     width: int,
     residual_bits: int | None,
+    method: str = "sat",
 ) -> None:
     """Refuse what :func:`resnet18` cannot build, before there are images to build it for.
 
@@ -139,21 +152,31 @@ def check_settings(
                 check_bits(bits, lowest=lowest)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    found = methods.get(method)
+    if weight_bits is not None:
+        try:
+            found.weights(weight_bits)
+        except ValueError as error:
+            raise ValueError(f"weight_bits with method={method!r}: {error}") from None
 
 
 class _Builder:
     """The three kinds of node that ResNet-18 consists of, with the widths filled in."""
 
-    def __init__(self, weight_bits, activation_bits, residual_bits, alpha_init, regularizer):
+    def __init__(
+        self, weight_bits, activation_bits, residual_bits, alpha_init, regularizer, method
+    ):
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
         self.residual_bits = residual_bits
         self.alpha_init = alpha_init
         self.regularizer = regularizer
+        self.method = method
 
     def convolution(self, x, filters, size, strides, name, *, bits="hidden", gain=1.0):
         """Apply convolution and batch norm."""
-        bits = self.weight_bits if bits == "hidden" else bits
+        is_hidden = bits == "hidden"
+        bits = self.weight_bits if is_hidden else bits
         settings = dict(
             strides=strides,
             padding="same",
@@ -168,7 +191,9 @@ class _Builder:
         if bits is None:
             x = tf.keras.layers.Conv2D(filters, size, **settings)(x)
         else:
-            quantizer = SATWeights(bits)
+            quantizer = (self.method.weights if is_hidden else self.method.end_weights)(bits)
+            if is_hidden and bits != 32 and self.method.kernel_constraint is not None:
+                settings["kernel_constraint"] = self.method.kernel_constraint()
             x = lq.layers.QuantConv2D(filters, size, kernel_quantizer=quantizer, **settings)(x)
         return tf.keras.layers.BatchNormalization(
             momentum=0.9,
@@ -183,7 +208,10 @@ class _Builder:
         if bits is None:
             return tf.keras.layers.ReLU(name=f"{name}_act")(x)
         alpha_init = self.alpha_init if alpha_init is None else alpha_init
-        return CGPACT(bits, alpha_init, name=f"{name}_act")(x)
+        quantizer = self.method.activations(
+            bits, alpha_init=alpha_init, regularizer=self.regularizer, name=f"{name}_act"
+        )
+        return quantizer(x)
 
     def branch_end(self, x, name):
         """Round an input of a residual add, where asked for."""

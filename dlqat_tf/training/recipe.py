@@ -40,6 +40,7 @@ def check(recipe: Recipe) -> None:
         recipe.stem,
         recipe.width,
         recipe.residual_bits,
+        recipe.method,
     )
     check_size(recipe.dataset, recipe.image_size)
     _check_numbers(recipe)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
+from dlqat_tf import methods
 from dlqat_tf._host import replacing, write_whole
 from dlqat_tf.distillation import distill
 from dlqat_tf.loading import ModelFileError, load_model, load_weights
@@ -149,6 +150,7 @@ def build_model(recipe: Recipe, images: datasets.ImageData, stage: _Stage) -> tf
         final_gain=recipe.final_gain,
         # Keras adds the penalty to the loss: half of the coefficient gives decay * w.
         kernel_regularizer=tf.keras.regularizers.L2(decay / 2) if decay else None,
+        method=recipe.method,
     )
 
 
@@ -246,7 +248,11 @@ def _start_from(trained: tf.keras.Model, model: tf.keras.Model) -> None:
     except ValueError as error:
         raise ValueError(f"{expected}. {error}") from None
     for name, reason in kept.items():
-        if not isinstance(model.get_layer(name.split("/")[0]), ActivationQuantizer):
+        layer, variable = model.get_layer(name.split("/")[0]), name.split("/")[-1]
+        own = {each.name for each in layer._trainable_weights + layer._non_trainable_weights}
+        own = {each.rpartition("/")[-1].partition(":")[0] for each in own}
+        # What a quantizer learns is not in the float stage.
+        if variable in own and not isinstance(layer, ActivationQuantizer):
             raise ValueError(f"{expected}. {name} is kept, since {reason}.")
 
 
@@ -267,9 +273,8 @@ def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     )
     count = math.ceil(_CALIBRATION_IMAGES / min(recipe.batch_size, _CALIBRATION_IMAGES))
     sample = np.concatenate([batch.numpy() for batch, _ in batches.take(count)])
-    calibrate(model, reference, sample, trained=trained is not None)
-    ranges = sum(isinstance(layer, ActivationQuantizer) for layer in model.layers)
-    _console.print(f"{ranges} activation ranges start from {len(sample)} training images")
+    ranges = calibrate(model, reference, sample, trained=trained is not None)
+    _console.print(f"{len(ranges)} activation ranges start from {len(sample)} training images")
 
 
 def _steps(recipe: Recipe, images: datasets.ImageData) -> int:
@@ -343,6 +348,8 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
     if recipe.head != "linear":
         ramp = recipe.margin_warmup_epochs if stage.starts_random else 0.0
         callbacks.insert(0, MarginWarmup(ramp, steps))
+    if stage.weight_bits not in (None, 32):
+        callbacks[:0] = methods.get(recipe.method).callbacks(stage.epochs, steps)
     _console.print(
         f"[bold]{stage.name} stage[/bold]: {stage.epochs} epochs of {steps} steps, batch "
         f"{recipe.batch_size}, peak learning rate "

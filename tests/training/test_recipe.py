@@ -58,6 +58,8 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"augment": ("crop", "zoom")}, "Expected augment to be a tuple, each one of crop"),
         ({"weight_bits": 0}, "weight_bits: Expected bits to be an integer from 1 to 8"),
         ({"activation_bits": 9}, "activation_bits: Expected bits"),
+        ({"method": "ls"}, "Received: method='ls'. Did you mean lsq"),
+        ({"method": "lsq"}, "weight_bits with method='lsq': LSQ of weights defines 2, 3"),
         ({"residual_bits": 1}, "residual_bits: Expected bits to be an integer from 2 to 8"),
         ({"width": 0}, "Expected width to be a positive integer"),
         ({"epochs": 1.5}, "Expected epochs to be int. Received: 1.5"),

@@ -179,6 +179,22 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (recipe.output / "model.keras").exists()
 
 
+@pytest.mark.parametrize(("method", "bits"), [("lsq", 2), ("inq", 2)])
+def test_methods_start_from_a_float_stage_and_continue(tmp_path, method, bits):
+    recipe = dataclasses.replace(
+        TINY, method=method, weight_bits=bits, epochs=1, float_epochs=1, output=tmp_path / "run"
+    )
+    result = run(recipe)
+    assert result.accuracy > 0.1
+    model = tf.keras.models.load_model(tmp_path / "run" / "model.keras")
+    quantizer = model.get_layer("stage1_block1_1_conv").kernel_quantizer
+    assert quantizer.bits == bits
+    if method == "inq":  # the callback came to the last of ten phases
+        assert float(tf.reduce_mean(quantizer.frozen)) == 1
+    with pytest.raises(ValueError, match="method"):
+        run(dataclasses.replace(recipe, method="sat", weight_bits=1))
+
+
 @pytest.mark.parametrize("kind", ["after an epoch", "inside an epoch", "distilled"])
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_path, kind):
     options = "stages=1, batch_size=8"

@@ -1,0 +1,222 @@
+"""The registry of methods: which quantizers, callbacks and training a name stands for.
+
+Everything that takes a ``method`` reads it here. A method of one's own is a file with its
+quantizers and one call of :func:`register`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import tensorflow as tf
+
+from dlqat_tf.quantizers import (
+    CGPACT,
+    PACT,
+    ActivationQuantizer,
+    BWNWeights,
+    CentredAndClamped,
+    DoReFaActivations,
+    DoReFaWeights,
+    HAWQActivations,
+    HAWQWeights,
+    INQWeights,
+    IRNetWeights,
+    LSQActivations,
+    LSQWeights,
+    QuantizerProgress,
+    SATWeights,
+    SYQWeights,
+    WeightQuantizer,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the DL-QAT paper's tables: ResNet-18 on ImageNet.
+
+    Attributes:
+        table: 2 (low-bit weights) or 3 (binary weights).
+        weight_bits: Bits of the hidden weights.
+        activation_bits: Bits of the hidden activations; 32 is float.
+        accuracy: Top-1 in percent, as the table has it.
+    """
+
+    table: int
+    weight_bits: int
+    activation_bits: int
+    accuracy: float
+
+
+def _cg_pact(bits: int, *, alpha_init: float, regularizer, name: str) -> ActivationQuantizer:
+    return CGPACT(bits, alpha_init, name=name)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a name stands for.
+
+    Attributes:
+        name: What ``method=`` and ``--method`` take.
+        source: Paper, with the equations in the docstrings of the quantizers.
+        weights: Makes the quantizer of a hidden kernel from its bits, 32 included; raises a
+            ``ValueError`` that names the widths for one that the method does not define.
+        activations: Makes the quantizer in place of a hidden ReLU from its bits and the keywords
+            ``alpha_init`` (where a trained range starts), ``regularizer`` (that of the kernels) and
+            ``name``. CG-PACT where the method's paper leaves activations in float.
+        end_weights: As ``weights``, for the first convolution of 8 bits; SAT's where the method
+            defines no 8 bits.
+        kernel_constraint: Makes the Keras constraint of a hidden kernel that is rounded, or None.
+        callbacks: Makes what training needs from its epochs and its steps an epoch.
+        network: The ResNet-18 of the paper's rows in words, as the tables' footnotes name it; ""
+            where they do not.
+        recipe: The settings of :class:`dlqat_tf.training.Recipe` that its paper or its authors'
+            code gives, where known.
+        rows: The DL-QAT paper's rows of it.
+    """
+
+    name: str
+    source: str
+    weights: Callable[[int], WeightQuantizer]
+    activations: Callable[..., ActivationQuantizer] = _cg_pact
+    end_weights: Callable[[int], WeightQuantizer] = SATWeights
+    kernel_constraint: Callable[[], tf.keras.constraints.Constraint] | None = None
+    callbacks: Callable[[float, int], list] = lambda epochs, steps: []
+    network: str = ""
+    recipe: dict = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+
+
+_methods: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Add a method.
+
+    Raises:
+        ValueError: There is one of that name.
+    """
+    if method.name in _methods:
+        raise ValueError(f"Expected a new name. Received: {method.name!r}, which is registered.")
+    _methods[method.name] = method
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all methods."""
+    return tuple(_methods)
+
+
+def get(name: str) -> Method:
+    """Return a method by its name.
+
+    Raises:
+        ValueError: There is none; the message has close names.
+    """
+    if name in _methods:
+        return _methods[name]
+    close = difflib.get_close_matches(str(name).lower(), _methods, n=3, cutoff=0.4)
+    raise ValueError(
+        f"Expected method to be one of {', '.join(_methods)}. Received: method={name!r}."
+        + (f" Did you mean {' or '.join(close)}?" if close else "")
+    )
+
+
+for _method in (
+    Method(
+        "sat",
+        "Jin et al., BMVC 2020 (arXiv 1912.10207)",
+        SATWeights,
+        network="original (post-activation) ResNet-18",
+        rows=(
+            Row(2, 4, 4, 70.0),
+            Row(2, 2, 8, 67.4),
+            Row(2, 2, 2, 63.1),
+            Row(3, 1, 8, 67.5),
+            Row(3, 1, 4, 66.9),
+            Row(3, 1, 2, 63.1),
+        ),
+    ),
+    Method(
+        "dorefa",
+        "Zhou et al. 2016 (arXiv 1606.06160)",
+        DoReFaWeights,
+        lambda bits, *, name, **_: DoReFaActivations(bits, name=name),
+        DoReFaWeights,
+    ),
+    Method(
+        "pact",
+        "Choi et al. 2018 (arXiv 1805.06085), with DoReFa's weights",
+        DoReFaWeights,
+        lambda bits, *, alpha_init, regularizer, name: PACT(
+            bits, alpha_init, alpha_regularizer=regularizer, name=name
+        ),
+        DoReFaWeights,
+        network="full pre-activation ResNet-18",
+        rows=(Row(3, 1, 2, 62.9),),
+    ),
+    Method(
+        "lsq",
+        "Esser et al., ICLR 2020 (arXiv 1902.08153)",
+        LSQWeights,
+        lambda bits, *, name, **_: LSQActivations(bits, name=name),
+        LSQWeights,
+        network="full pre-activation ResNet-18, residual connections in float",
+        recipe={
+            "stages": 2,
+            "epochs": 90,
+            "quantized_learning_rate": 0.01,
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+        },
+        rows=(Row(2, 4, 4, 71.1), Row(2, 2, 2, 67.6)),
+    ),
+    Method(
+        "bwn",
+        "Rastegari et al., ECCV 2016 (arXiv 1603.05279)",
+        BWNWeights,
+        kernel_constraint=CentredAndClamped,
+        network="ResNet-18 with type-B shortcuts",
+        rows=(Row(3, 1, 32, 60.8),),
+    ),
+    Method(
+        "irnet",
+        "Qin et al., CVPR 2020 (arXiv 1909.10788)",
+        IRNetWeights,
+        callbacks=lambda epochs, steps: [QuantizerProgress(epochs, steps)],
+        recipe={  # of its code for CIFAR
+            "stages": 1,
+            "epochs": 400,
+            "batch_size": 128,
+            "learning_rate": 0.1,
+            "reference_batch": 128,
+            "weight_decay": 1e-4,
+        },
+        rows=(Row(3, 1, 32, 66.5),),
+    ),
+    Method(
+        "inq",
+        "Zhou et al., ICLR 2017 (arXiv 1702.03044)",
+        INQWeights,
+        callbacks=lambda epochs, steps: [QuantizerProgress(epochs, steps)],
+        recipe={"stages": 2},
+        rows=(Row(2, 2, 32, 66.0),),
+    ),
+    Method(
+        "hawq",
+        "Yao et al., HAWQ-V3, ICML 2021 (arXiv 2011.10680)",
+        HAWQWeights,
+        lambda bits, *, name, **_: HAWQActivations(bits, name=name),
+        HAWQWeights,
+        rows=(Row(2, 4, 4, 68.5),),
+    ),
+    Method(
+        "syq",
+        "Faraone et al., CVPR 2018 (arXiv 1807.00301)",
+        SYQWeights,
+        recipe={"stages": 2},
+        rows=(Row(3, 1, 8, 62.9),),
+    ),
+):
+    register(_method)

@@ -1,0 +1,160 @@
+"""Every method of the registry builds, trains, comes back from a file and is exported.
+
+A method joins these tests by its entry.
+"""
+
+import dataclasses
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dlqat_tf
+from dlqat_tf import SATWeights, methods, resnet18
+from dlqat_tf.export import ExportError, parity, to_tflite
+from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
+from dlqat_tf.training.recipe import Recipe
+
+layers = tf.keras.layers
+BITS = {"sat": 1, "lsq": 2, "hawq": 4, "inq": 2}  # where 1 bit is not defined, or not of its rows
+EVERY = pytest.mark.parametrize("name", methods.names())
+
+
+def bits_of(name):
+    return BITS.get(name, 1)
+
+
+def network(method, bits):
+    """Two convolutions of a method, and a head."""
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = inputs
+    for number in (1, 2):
+        conv = lq.layers.QuantConv2D(
+            8,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_quantizer=SATWeights(8) if number == 1 else method.weights(bits),
+            kernel_constraint=method.kernel_constraint and method.kernel_constraint(),
+        )
+        x = layers.BatchNormalization()(conv(x))
+        x = method.activations(2, alpha_init=2.0, regularizer=None, name=f"act_{number}")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(x))
+
+
+def images(count=32):
+    return np.random.default_rng(0).random((count, 6, 6, 3), np.float32)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    models = {}
+    for name in methods.names():
+        tf.keras.utils.set_random_seed(0)
+        method = methods.get(name)
+        model = models[name] = network(method, bits_of(name))
+        before = [variable.numpy() for variable in model.trainable_variables]
+        model.compile(
+            tf.keras.optimizers.SGD(0.02, 0.9),
+            tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        labels = np.arange(32) % 5
+        history = model.fit(
+            images(), labels, 8, 10, callbacks=method.callbacks(10, 4), verbose=0
+        ).history
+        assert history["loss"][-1] < history["loss"][0]
+        for variable, value in zip(model.trainable_variables, before, strict=True):
+            assert np.any(variable.numpy() != value), variable.name
+    return models
+
+
+@EVERY
+def test_it_comes_back_from_a_file(trained, tmp_path, name):
+    trained[name].save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(images(), verbose=0), trained[name].predict(images(), verbose=0)
+    )
+
+
+@EVERY
+def test_its_file_computes_what_was_trained(trained, tmp_path, name):
+    if name == "syq":  # its levels are no grid
+        with pytest.raises(ExportError, match="9 scales, one for each kernel position"):
+            to_tflite(trained[name], tmp_path / "model.tflite")
+        return
+    to_tflite(trained[name], tmp_path / "model.tflite", preprocessing=None)
+    result = parity(trained[name], tmp_path / "model.tflite", np.uint8(255 * images()))
+    assert result.agreement["simulation_file"] == 100.0
+
+
+@EVERY
+def test_resnet18_takes_it(name):
+    bits = bits_of(name)
+    model = resnet18(5, (8, 8, 3), bits, 2, width=4, method=name)
+    method = methods.get(name)
+    convolutions = [layer for layer in model.layers if isinstance(layer, lq.layers.QuantConv2D)]
+    for layer in convolutions:
+        is_stem = layer.name == "stem_conv"
+        expected = method.end_weights(8) if is_stem else method.weights(bits)
+        assert type(layer.kernel_quantizer) is type(expected)
+        assert layer.kernel.precision == (8 if is_stem else bits)
+        constraint = None if is_stem else method.kernel_constraint
+        assert type(layer.kernel_constraint) is (constraint or type(None))
+    expected = method.activations(2, alpha_init=1.0, regularizer=None, name="a")
+    acts = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
+    assert {type(layer) for layer in acts} == {type(expected)}
+    assert [layer.bits for layer in acts] == [2] * 16 + [8]
+
+
+def test_what_activations_are_given():
+    decay = tf.keras.regularizers.L2(0.1)
+    model = resnet18(5, (8, 8, 3), alpha_init=3.0, method="pact", kernel_regularizer=decay)
+    layer = model.get_layer("stem_act")
+    assert layer.alpha_init == 3.0
+    assert layer.alpha_regularizer is decay
+    assert resnet18(5, (8, 8, 3), kernel_regularizer=decay).layers[3].alpha_regularizer is None
+
+
+@EVERY
+def test_entries_are_complete(name):
+    method = methods.get(name)
+    assert method.name == name
+    assert "arXiv" in method.source
+    fields = {each.name for each in dataclasses.fields(Recipe)}
+    assert method.recipe.keys() <= fields
+    for row in method.rows:
+        assert row.table == (3 if row.weight_bits == 1 else 2)
+        assert method.weights(row.weight_bits).bits == row.weight_bits
+        assert 60 < row.accuracy < 72
+    assert isinstance(method.weights(32), WeightQuantizer)
+
+
+def test_the_float_stage_of_a_method_without_constraint():
+    model = resnet18(5, (8, 8, 3), 32, 32, width=4, method="bwn")
+    assert model.get_layer("stage1_block1_1_conv").kernel_constraint is None
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"Received: method='LSQQ'. Did you mean lsq"):
+        methods.get("LSQQ")
+    with pytest.raises(ValueError, match=r"one of sat, dorefa, .* Received: method='zzz'.$"):
+        resnet18(5, method="zzz")
+
+
+def test_a_width_that_the_method_does_not_define():
+    message = r"weight_bits with method='bwn': BWN defines 1 bit, and 32 .* Received: bits=4"
+    with pytest.raises(ValueError, match=message):
+        resnet18(5, weight_bits=4, method="bwn")
+
+
+def test_a_method_of_ones_own(monkeypatch):
+    monkeypatch.setattr(methods, "_methods", dict(methods._methods))
+    methods.register(methods.Method("mine", "nowhere", dlqat_tf.SymmetricWeights))
+    model = resnet18(5, (8, 8, 3), 3, 2, width=4, method="mine")
+    layer = model.get_layer("stage1_block1_1_conv")
+    assert isinstance(layer.kernel_quantizer, dlqat_tf.SymmetricWeights)
+    with pytest.raises(ValueError, match="'mine', which is registered"):
+        methods.register(methods.get("mine"))
