@@ -1,7 +1,7 @@
 """HAWQ-V3's uniform quantizers.
 
-Yao et al., "HAWQ-V3: Dyadic neural network quantization", ICML 2021 (arXiv 2011.10680), section
-3.1, and the authors' code for what the paper leaves open.
+Yao et al., "HAWQ-V3: Dyadic neural network quantization", ICML 2021 (arXiv 2011.10680), and
+the authors' code for what the paper leaves open.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _FEWER = (0.5, 0.75, 0.875, 1.0)
 
 
 def highest_exponent(kernel: np.ndarray) -> int:
-    r"""Return :math:`n_1 = \lfloor \log_2(4 \max|W| / 3) \rfloor` (eq. 2); 0 for all zeros."""
+    r"""Return :math:`n_1 = \lfloor \log_2(4 \max|W| / 3) \rfloor`, and 0 for all zeros."""
     largest = float(np.abs(kernel).max(initial=0.0))
     return int(np.frexp(largest * 4 / 3)[1]) - 1 if largest else 0
 
@@ -27,7 +27,7 @@ def power_codes(kernel: np.ndarray, top: int, bits: int) -> tuple[np.ndarray, in
 
     The levels are 0 and :math:`\pm 2^{n_2}` to :math:`\pm 2^{n_1}` with :math:`n_2 = n_1 + 1 -
     2^{b-1} / 2` (section 2.1). Of two neighbours :math:`\alpha < \beta` the magnitude becomes
-    :math:`\beta` where :math:`(\alpha + \beta) / 2 \le |W| < 3 \beta / 2` (eq. 4), and the highest
+    :math:`\beta` where :math:`(\alpha + \beta) / 2 \le |W| < 3 \beta / 2`, and the highest
     level above that.
 
     Args:

@@ -34,7 +34,7 @@ def _scale(standardised: tf.Tensor) -> tf.Tensor:
 def irnet_weights(kernel: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     r"""Binarize by Libra parameter binarization, with the error decay estimator's gradient.
 
-    For each output channel (eqs. 4 to 6):
+    For each output channel:
 
     .. math::
         \tilde W = (W - \operatorname{mean} W) / \operatorname{std} W, \qquad
@@ -42,7 +42,7 @@ def irnet_weights(kernel: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
         s = \operatorname{rne}(\log_2 \operatorname{mean}|\tilde W|)
 
     The standard deviation is Bessel corrected as in the authors' code, sign(0) = 1, and s is a
-    constant in the backward pass. The gradient of sign at progress p from 0 to 1 (eqs. 9 and 10) is
+    constant in the backward pass. The gradient of sign at progress p from 0 to 1 is
 
     .. math:: k t (1 - \tanh^2(t \tilde W)), \qquad t = 10^{2 p - 1}, \quad k = \max(1 / t, 1)
 
