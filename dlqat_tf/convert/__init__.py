@@ -10,12 +10,12 @@ from __future__ import annotations
 import tensorflow as tf
 
 from dlqat_tf.convert.builder import Builder
+from dlqat_tf.convert.ends import kinds_of
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
 from dlqat_tf.graph import check_graph
-from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.quantizers.base import check_bits
 
 __all__ = ["Conversion", "ConversionError", "ConversionReport", "quantize"]
@@ -25,7 +25,7 @@ def quantize(
     model: tf.keras.Model,
     weight_bits: int = 1,
     activation_bits: int = 2,
-    head: str | None = "gml",
+    head: str | dict[str, str | None] | None = "gml",
     overrides: dict[str, dict[str, int] | str] | None = None,
     residual_bits: int | None = 8,
     *,
@@ -70,7 +70,8 @@ def quantize(
         activation_bits: 1 to 8 for hidden activations, 32 for none. What feeds the last layer has
             8.
         head: "linear" (cross-entropy), "cosine" (AMSLoss) or "gml" (GMLoss). None keeps the last
-            layer's form, outputs and scale, with 8-bit weights.
+            layer's form, outputs and scale, with 8-bit weights. For several outputs a dict of these
+            by output name; those that it leaves out, boxes or features say, are as with None.
         overrides: By layer name or pattern (``fnmatch``): ``"float"`` keeps the layer as it is;
             a dict sets its ``weight_bits``, the ``activation_bits`` of the ReLU that it is or has,
             the ``residual_bits`` of the quantizer after it. Of several that match, later ones win,
@@ -82,7 +83,8 @@ def quantize(
             ranges, the statistics of batch norms, and the head. The outputs of a layer are held for
             all of them at once. Averages of batch norms that are far from what they get on these
             images are replaced by it, as in training, and the report says so.
-        labels: Classes of the images, integers (images,). For "gml" and "cosine".
+        labels: Classes of the images, integers (images,). For "gml" and "cosine". For several
+            outputs a list of such arrays, None for those without, or a dict by output name.
         batch_size: Images that are run at once.
         preprocessing: How the images were prepared outside of the model, where that is not
             pixels / 255: "tf", "caffe" or "torch" as in ``tf.keras.applications``, or a
@@ -94,9 +96,10 @@ def quantize(
         outputs logits.
 
     Raises:
-        ConversionError: A layer has no quantized form (the message names all of them, the reasons
-            and the overrides that keep them float), the model is quantized already, an override
-            fits nothing, or an argument is not as above.
+        ConversionError: A layer has neither a quantized form nor one in float that files can hold
+            (the message names all of them, the reasons and the overrides that train with them
+            nevertheless), the model is quantized already, an override fits nothing, or an argument
+            is not as above.
         ValueError: A width is out of range.
     """
     widths = dict(
@@ -105,11 +108,8 @@ def quantize(
     for name, bits in widths.items():
         if name != "residual_bits" or bits is not None:
             check_bits(bits, lowest=WIDTHS[name])
-    if head is not None and head not in HEADS:
-        raise ConversionError(
-            f"Expected head to be one of {', '.join(HEADS)}, or None. Received: head={head!r}."
-        )
     check_graph(model, ConversionError)
+    kinds_of(head, model.output_names)
     data = None if images is None else Data(model, images, labels, batch_size)
     if data is None and labels is not None:
         raise ConversionError("Expected images along with labels. Received: labels only.")
@@ -126,6 +126,6 @@ def quantize(
     builder = Builder(model, network)
     builder.carry_weights()
     measured = None if data is None else builder.measure(data)
-    if network.head is not None:
-        builder.fill_head(measured, None if data is None else data.labels)
+    for call, end in network.heads.items():
+        builder.fill_head(call, measured, None if data is None else data.labels[end.output])
     return builder.model, builder.report(data, measured)

@@ -69,7 +69,7 @@ class Builder:
     def _steps(self, call: Call) -> list[tf.keras.layers.Layer]:
         """Return the layers that stand for a call, one after the other."""
         network, steps = self._network, []
-        if call is network.head:
+        if call in network.heads:
             steps.append(self._once(call.layer, lambda: self._head(call)))
         elif call.role == "weighted":
             steps.append(self._once(call.layer, lambda: self._weighted(call)))
@@ -110,7 +110,7 @@ class Builder:
             ) from error
 
     def _head(self, call: Call):
-        return HEADS[self._network.head_kind](
+        return HEADS[self._network.heads[call].kind](
             call.layer.units,
             self._network.weight_bits(call),
             kernel_regularizer=call.layer.kernel_regularizer,
@@ -143,7 +143,7 @@ class Builder:
         """Give every layer but the head the source's weights."""
         for layer, (call, *_) in self._network.of.items():
             made = self._made.get(layer)
-            if made is None or layer in self._absorbing or call is self._network.head:
+            if made is None or layer in self._absorbing or call in self._network.heads:
                 continue
             if call.affine is not None:
                 continue
@@ -209,12 +209,17 @@ class Builder:
         self.carry_weights()
         after = self._run_source(data, {}).predictions
         predictions = ""
-        if after and data.labels is None:
-            share = np.mean(np.equal(before, after))
-            predictions = f"Its classes are those of training mode for {share:.1%} of the images. "
-        elif after:
-            rates = [np.mean(np.equal(each, data.labels)) for each in (before, after)]
+        labels = {call: data.labels[end.output] for call, end in self._network.heads.items()}
+        labels = {call: each for call, each in labels.items() if each is not None}
+        if labels:
+            rates = [
+                np.mean([np.equal(each[call], right) for call, right in labels.items()])
+                for each in (before, after)
+            ]
             predictions = f"It is right on {rates[0]:.1%} of the images, there on {rates[1]:.1%}. "
+        elif after:
+            share = np.mean([np.equal(before[call], after[call]) for call in after])
+            predictions = f"Its classes are those of training mode for {share:.1%} of the images. "
         name = self._network.of[furthest][0].name
         return (
             f"In inference mode the source computes other values than in training mode: on these "
@@ -264,8 +269,8 @@ class Builder:
                     measured.samples[place] += [
                         subsample(x.numpy(), share, generator) for x in outputs
                     ]
-                if call is network.head:
-                    measured.predictions += list(np.argmax(outputs[0], axis=-1))
+                if call in network.heads:
+                    measured.predictions[call] += list(np.argmax(outputs[0], axis=-1))
                 if call is not network.of[call.layer][0]:
                     continue
                 if call.role == "norm":
@@ -286,15 +291,18 @@ class Builder:
 
         return self._once((layer, "linear"), make)(inputs[0])
 
-    def _run_result(self, data: Data, moments: dict) -> np.ndarray | None:
-        """Run the new model layer by layer, correct its batch norms, and return the features."""
-        network = self._network
+    def _run_result(self, data: Data, moments: dict) -> dict[Call, np.ndarray]:
+        """Run the new model layer by layer, correct its batch norms, and return heads' features."""
+        network, features = self._network, {}
         batches = list(zip(*data, strict=True))  # by input of the model
         values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
         for call in network.calls:
+            if call in network.dropped:  # after heads, which have no weights yet
+                continue
             inputs = [values[call, 0]] if call.role == "input" else _take(values, call)
-            if call is network.head:
-                return np.concatenate(inputs[0])
+            if call in network.heads:
+                features[call] = np.concatenate(inputs[0])
+                continue
             batches = list(zip(*inputs, strict=True))
             for layer in self._steps(call):
                 if call.layer in moments and isinstance(layer, _layers.BatchNormalization):
@@ -302,7 +310,7 @@ class Builder:
                 batches = [self._step(call, layer, list(tensors)) for tensors in batches]
             outputs = zip(*batches, strict=True)
             values |= {(call, i): list(each) for i, each in enumerate(outputs)}
-        return None
+        return features
 
     def _correct(self, call: Call, norm, source: Moments, batches: list) -> None:
         """Move a norm's statistics by what quantization moved those of its inputs."""
@@ -322,22 +330,22 @@ class Builder:
         ratio = np.where(alive, result.variance / np.where(alive, variance, 1.0), 1.0)
         norm.moving_variance.assign(np.asarray(norm.moving_variance, np.float64) * ratio)
 
-    def fill_head(self, measured: _Measured | None, labels: np.ndarray | None) -> None:
-        """Give the head its weights, from the classifier and from features of the images."""
-        network = self._network
-        source, made = network.head.layer, self._made[network.head.layer]
+    def fill_head(self, call: Call, measured: _Measured | None, labels: np.ndarray | None) -> None:
+        """Give a head its weights, from the classifier and from features of the images."""
+        kind = self._network.heads[call].kind
+        source, made = call.layer, self._made[call.layer]
         kernel = np.asarray(source.kernel, np.float64)
         bias = np.asarray(source.bias, np.float64) if source.use_bias else np.zeros(source.units)
-        if network.head_kind == "linear":
+        if kind == "linear":
             made.kernel.assign(latents(kernel, (0, 1)))
             quantized = np.asarray(made.kernel_quantizer(made.kernel), np.float64)
             made.bias.assign(bias / projection(kernel, quantized, (0, 1)))
             return
-        is_cosine = network.head_kind == "cosine"
+        is_cosine = kind == "cosine"
         columns = kernel if is_cosine else mixture_means(kernel, bias)
         if measured is not None and (labels is not None or is_cosine):
-            features = np.float64(measured.features)
-            labels = np.asarray(measured.predictions if labels is None else labels)
+            features = np.float64(measured.features[call])
+            labels = np.asarray(measured.predictions[call] if labels is None else labels)
             if is_cosine:
                 features = unit(features, axis=1)
             for label in np.unique(labels):
@@ -394,7 +402,7 @@ class Builder:
                 notes.append("reads an input")
             if layer in network.ends:
                 notes.append("last layer")
-            if call is network.head:
+            if call in network.heads:
                 if is_softmax(layer.activation):
                     notes.append("its softmax is dropped: losses take logits")
             elif (layer, "norm") in self._made:
@@ -443,9 +451,9 @@ class _Measured:
     Attributes:
         samples: Values of the source where each quantizer will stand.
         moments: Of the inputs of the source's batch norms, and where one is inserted.
-        predictions: Classes by the source's classifier.
+        predictions: Classes by each classifier of the source that becomes a head.
         ranges: By quantizer.
-        features: What the new head reads.
+        features: What each new head reads.
         notes: What the user should know of the source.
     """
 
@@ -453,9 +461,9 @@ class _Measured:
     moments: dict[tf.keras.layers.Layer, Moments] = field(
         default_factory=lambda: defaultdict(Moments)
     )
-    predictions: list[int] = field(default_factory=list)
+    predictions: dict[Call, list[int]] = field(default_factory=lambda: defaultdict(list))
     ranges: dict[str, float] = field(default_factory=dict)
-    features: np.ndarray | None = None
+    features: dict[Call, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.convert.ends import classes_of, labels_by_output
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.datasets import first_images
@@ -17,7 +18,7 @@ class Data:
 
     Attributes:
         arrays: The images, an array for each input of the model.
-        labels: Classes of the images, or None.
+        labels: Classes of the images by output, None for those without.
         notes: What a report should say about them.
     """
 
@@ -66,15 +67,7 @@ class Data:
                     f"{tensor.node.layer.name!r}."
                 )
         count = received[0][0]
-        self.labels = None if labels is None else np.asarray(labels)
-        if labels is not None:
-            is_integer = np.issubdtype(self.labels.dtype, np.integer)
-            if self.labels.shape not in ((count,), (count, 1)) or not is_integer:
-                raise ConversionError(
-                    f"Expected one integer class per image, shape ({count},). Received: "
-                    f"{self.labels.dtype} of shape {self.labels.shape}."
-                )
-            self.labels = self.labels.ravel()
+        self.labels = labels_by_output(labels, model.output_names, count)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ConversionError(
                 f"Expected batch_size to be a positive integer. Received: {batch_size!r}."
@@ -83,12 +76,11 @@ class Data:
 
     def check(self, network: Network) -> None:
         """Raise for labels that are none of the classes."""
-        if network.head is not None and self.labels is not None:
-            classes, lowest, highest = (
-                network.head.layer.units,
-                self.labels.min(),
-                self.labels.max(),
-            )
+        for call, end in network.heads.items():
+            if self.labels[end.output] is None:
+                continue
+            labels = self.labels[end.output] = classes_of(self.labels[end.output], len(self))
+            classes, lowest, highest = call.layer.units, labels.min(), labels.max()
             if lowest < 0 or highest >= classes:
                 raise ConversionError(
                     f"Expected labels from 0 to {classes - 1}. Received: {lowest} to {highest}."

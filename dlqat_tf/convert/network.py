@@ -12,13 +12,12 @@ import tensorflow as tf
 
 from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers
 from dlqat_tf.convert import inputs as taking
+from dlqat_tf.convert.ends import End, find_end, kinds_of
 from dlqat_tf.convert.kinds import (
     QUANTIZED,
-    activation_name,
     ceiling_of,
     is_linear,
     is_quantized,
-    is_softmax,
     is_weighted,
     role_of,
 )
@@ -129,8 +128,7 @@ class Network:
     Attributes:
         calls: In the order of computation, nested models flattened.
         outputs: What the model returns.
-        head: The call that becomes the head, or None.
-        head_kind: Its name in ``HEADS``.
+        heads: The calls that become heads.
         dropped: Calls that are left out.
         in_float: Calls that stay float without an override, and why.
         places: The quantizer after each call that has one.
@@ -140,7 +138,7 @@ class Network:
     Args:
         model: The source.
         overrides: The user's exceptions.
-        head: Name of the head that the last layer becomes, or None.
+        head: As in ``quantize``.
         widths: Of hidden layers, as in ``quantize``.
         preprocessing: As in ``quantize``.
         images: An array for each input, or None.
@@ -152,7 +150,7 @@ class Network:
         self,
         model,
         overrides: Overrides,
-        head: str | None,
+        head: str | dict[str, str | None] | None,
         widths: dict[str, int | None],
         *,
         preprocessing=None,
@@ -186,9 +184,13 @@ class Network:
         if not partial:
             self._check_float()
         self.in_float: dict[Call, Problem] = {}
-        self.head, self.head_kind, self.dropped = None, head, set()
-        if head is not None:
-            self._find_head()
+        self.heads: dict[Call, End] = {}
+        self.dropped: set[Call] = set()
+        for i, kind in enumerate(kinds_of(head, model.output_names)):
+            call, dropped = (None, set()) if kind is None else find_end(self, i, kind)
+            if call is not None:
+                self.heads[call] = End(kind, i)
+                self.dropped |= dropped
         if not partial:
             self._settle_roles()
         names = [call.name for call in self.inputs]
@@ -426,43 +428,6 @@ class Network:
             overrides,
         )
 
-    def _find_head(self) -> None:
-        if len(self.outputs) != 1:
-            raise ConversionError(
-                f"Expected a model with one output, the class scores. Received: "
-                f"{len(self.outputs)}. Pass head=None to keep them as they are."
-            )
-        call, dropped = self.outputs[0][0], set()
-        while call.role == "softmax" or (
-            call.role == "moving" and type(call.layer) is _layers.Activation
-        ):
-            dropped.add(call)
-            call = call.inputs[0][0]
-        if self.overrides.of(call.name) == "float":
-            return
-        layer = call.layer
-        if (
-            type(layer) is not _layers.Dense
-            or len(self.of[layer]) > 1
-            or len(call.node.outputs.shape) != 2
-            or not (is_linear(layer.activation) or is_softmax(layer.activation))
-        ):
-            activation = getattr(layer, "activation", None)
-            ending = "" if is_linear(activation) else f", {activation_name(activation)}"
-            raise ConversionError(
-                "Expected a model that ends in a Dense layer of class scores, with or without a "
-                f"softmax, for head={self.head_kind!r} to replace. Received: a model that ends in "
-                f"{call.name!r} ({type(layer).__name__}{ending}). Pass head=None to keep its "
-                "output."
-            )
-        if layer.units == 1:
-            raise ConversionError(
-                f"Expected at least two class scores for head={self.head_kind!r}. Received: "
-                f"{call.name!r} (Dense) of one unit. Pass head=None to keep its one score, or end "
-                "the float model in a Dense of two classes."
-            )
-        self.head, self.dropped = call, dropped
-
     def _settle_roles(self) -> None:
         """Give what stays float the role "kept", or say what cannot be converted."""
         lasting: dict[str, tuple] = {}
@@ -493,7 +458,7 @@ class Network:
     def _find_places(self) -> None:
         groups: dict[tuple, list[Call]] = defaultdict(list)
         for call in self.calls:
-            if call is self.head or call in self.dropped:
+            if call in self.heads or call in self.dropped:
                 continue
             if call.role == "relu":
                 # One per place, and the same where the same shared layer comes before.
