@@ -22,6 +22,7 @@ def tflite(
     data_dir: Annotated[Path | None, FOLDER] = None,
     preprocessing: Literal["tf", "caffe", "torch"] | None = None,
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None,
+    outputs: Literal["logits", "probabilities"] | None = None,
     snap: bool = True,
     trust: bool = False,
     force: bool = False,
@@ -47,6 +48,7 @@ def tflite(
         data_dir: Where the data sets lie.
         preprocessing: How images are prepared outside of the model, where it does not know.
         size: Height and width of the file's images, where the model takes any.
+        outputs: Without a softmax or sigmoid at the end, or with one; by default as the model.
         snap: Save <output>.snapped.keras, the model with the file's biases.
         trust: Load a model that holds code, such as a Lambda layer, and so run it.
         force: Overwrite existing files.
@@ -65,6 +67,7 @@ def tflite(
         weights=weights,
         preprocessing=preprocessing,
         size=size,
+        outputs=outputs,
         snap=snap,
         trust=trust,
         force=force,
@@ -83,6 +86,7 @@ def lce(
     data_dir: Annotated[Path | None, FOLDER] = None,
     preprocessing: Literal["tf", "caffe", "torch"] | None = None,
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None,
+    outputs: Literal["logits", "probabilities"] | None = None,
     snap: bool = True,
     trust: bool = False,
     force: bool = False,
@@ -108,6 +112,7 @@ def lce(
         data_dir: Where the data sets lie.
         preprocessing: How images are prepared outside of the model, where it does not know.
         size: Height and width of the file's images, where the model takes any.
+        outputs: Without a softmax or sigmoid at the end, or with one; by default as the model.
         snap: Save <output>.snapped.keras, the model with the file's biases.
         trust: Load a model that holds code, such as a Lambda layer, and so run it.
         force: Overwrite existing files.
@@ -126,6 +131,7 @@ def lce(
         plane_limit=plane_limit,
         preprocessing=preprocessing,
         size=size,
+        outputs=outputs,
         snap=snap,
         trust=trust,
         force=force,

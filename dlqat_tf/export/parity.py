@@ -15,6 +15,7 @@ from dlqat_tf.export.files import flatbuffer, lce, tflite
 from dlqat_tf.export.files.census import read_record
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
 from dlqat_tf.export.integer.adapted import adapted
+from dlqat_tf.export.integer.endings import with_endings
 from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
@@ -203,6 +204,7 @@ def parity(
     batch_size = min(batch_size, count)  # the rest of a batch would be filled with zeros
     names = list(model.output_names)
     of_outputs = labels_of(labels, names)
+    borders = [0.5 if node.ending == "sigmoid" else 0.0 for node in network.outputs]
     planned, other_constants = _plan_of(content, record, network, path)
     models = {"keras": model}
     if trained is not None:
@@ -229,8 +231,8 @@ def parity(
     pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
     layers = _layers(content, simulation, next(batches(images, layer_images)), feed, path)
     outputs = [
-        compared(name, {form: each[i] for form, each in values.items()}, pairs, of_output, 0.0)
-        for i, (name, of_output) in enumerate(zip(names, of_outputs, strict=True))
+        compared(name, {form: each[i] for form, each in values.items()}, pairs, of_output, border)
+        for i, (name, of_output, border) in enumerate(zip(names, of_outputs, borders, strict=True))
     ]
     return ParityReport(
         path=str(path),
@@ -297,7 +299,7 @@ def _record(content, path) -> dict:
     record = read_record(content, path)
     if record is None:
         raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
-    if not record.keys() >= {"inputs", "int4", "plane_limit", "ranges", "layers"}:
+    if not record.keys() >= {"inputs", "int4", "plane_limit", "ranges", "layers", "endings"}:
         raise ExportError(f"{path} is of another version of this package: export it again.")
     return record
 
@@ -317,6 +319,12 @@ def _as_recorded(model: tf.keras.Model, record: dict, path) -> tf.keras.Model:
             sizes[layer.name] = [size for free, size in pairs if free is None]
         if preprocessing_before(layer, shape) is None and each["preprocessing"]:
             preprocessing[layer.name] = each["preprocessing"]
+    if len(record["endings"]) != len(model.outputs):
+        raise ExportError(
+            f"{path} was exported from another model: it has {len(record['endings'])} outputs, the "
+            f"model {len(model.outputs)}."
+        )
+    model = with_endings(model, record["endings"])
     return adapted(model, size=sizes or None, preprocessing=preprocessing or None)
 
 

@@ -204,8 +204,11 @@ class FileBuilder:
     def _buffer(self, data: bytes) -> int:
         return self._buffers.setdefault(data, len(self._buffers))
 
-    def finish(self, inputs: list[int], outputs: list[int], metadata: dict[str, bytes]) -> bytes:
-        """Return the file's content."""
+    def finish(
+        self, inputs: list[int], named: list[tuple[str, int]], metadata: dict[str, bytes]
+    ) -> bytes:
+        """Return the file's content; ``named`` is its outputs with their names."""
+        outputs = [index for _, index in named]
         model = schema.ModelT()
         model.version = 3
         model.description = "dlqat_tf"
@@ -222,7 +225,7 @@ class FileBuilder:
         graph.inputs, graph.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
         graph.name = "main"
         model.subgraphs = [graph]
-        model.signatureDefs = [self._signature(inputs, outputs)]
+        model.signatureDefs = [self._signature(inputs, named)]
         model.metadata = []
         for name, data in metadata.items():
             entry = schema.MetadataT()
@@ -236,14 +239,12 @@ class FileBuilder:
             model.buffers.append(buffer)
         return packed(model)
 
-    def _signature(self, inputs: list[int], outputs: list[int]) -> schema.SignatureDefT:
+    def _signature(self, inputs: list[int], outputs: list[tuple[str, int]]) -> schema.SignatureDefT:
         """Return what ``get_signature_runner`` and Android's ``runSignature`` look names up in."""
         signature = schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = "serving_default", 0
-        signature.inputs, signature.outputs = (
-            [_tensor_map(self.tensors[i].name.removesuffix("/float"), i) for i in each]
-            for each in (inputs, outputs)
-        )
+        signature.inputs = [_tensor_map(self.tensors[i].name, i) for i in inputs]
+        signature.outputs = [_tensor_map(*each) for each in outputs]
         return signature
 
 

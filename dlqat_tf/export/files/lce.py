@@ -22,6 +22,7 @@ from dlqat_tf.export.files.tflite import (
 )
 from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
+from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import (
@@ -51,6 +52,7 @@ def to_lce(
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
     size: Size = None,
+    outputs: Outputs = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -77,6 +79,7 @@ def to_lce(
             follows; without them these layers run in float32.
         preprocessing: As for ``to_tflite``.
         size: As for ``to_tflite``.
+        outputs: As for ``to_tflite``.
         snap: Move biases away from rounding ties (:func:`dlqat_tf.export.integer.snap.snap`) and
             save ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else
             they are the trained ones, to the nearest that int8 layers can hold.
@@ -92,7 +95,7 @@ def to_lce(
             f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
         )
     targets = targets_of(path, snap, force)
-    model = adapted(model, preprocessing=preprocessing, size=size)
+    model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
     built = build(
         network,

@@ -27,6 +27,7 @@ from dlqat_tf.export.files.inputs import (
 )
 from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
+from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.integer.plan import plan
@@ -82,6 +83,7 @@ def to_tflite(
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
     size: Size = None,
+    outputs: Outputs = None,
     snap: bool = True,
     force: bool = False,
 ) -> ExportReport:
@@ -114,6 +116,9 @@ def to_tflite(
             snapped model remember.
         size: (height, width) of the file's images, where the model takes any; a dictionary by input
             name for several inputs.
+        outputs: "logits", without a softmax or sigmoid at the end of the model; "probabilities",
+            with one, put there where the model has none (a softmax of several scores, a sigmoid of
+            one); or a dictionary of these by output name. None for what the model returns.
         snap: Move biases away from rounding ties (:func:`dlqat_tf.export.integer.snap.snap`) and
             save ``<stem>.snapped.keras`` beside the file: the model with the file's biases. Else
             they are the trained ones, to the nearest that the kernels can hold.
@@ -125,7 +130,7 @@ def to_tflite(
     path = Path(path)
     check_choice("weights", weights, ("int8", "int4"))
     targets = targets_of(path, snap, force)
-    model = adapted(model, preprocessing=preprocessing, size=size)
+    model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
     built = build(
         network,

@@ -10,6 +10,7 @@ from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.inputs import codes_of, zero_point
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
+    OUTPUT,
     Activation,
     Add,
     Affine,
@@ -76,10 +77,15 @@ class Writer:
             dict(name=name, bits=self.network[name].bits, tensors=tensors)
             for name, tensors in self.weights.items()
         ]
-        encoded = encode_record({**metadata, "layers": layers, "islands": self.islands})
+        endings = [getattr(node, "ending", "") for node in self.network.outputs]
+        encoded = encode_record(
+            {**metadata, "layers": layers, "islands": self.islands, "endings": endings}
+        )
         if any(isinstance(node, Island) and node.part.batch for node in self.network):
             self.file.fix_batch()
-        return self.file.finish(self.inputs, outputs, {METADATA: encoded})
+        names = [node.name.removesuffix(OUTPUT) for node in self.network.outputs]
+        named = list(zip(names, outputs, strict=True))
+        return self.file.finish(self.inputs, named, {METADATA: encoded})
 
     def node(self, node: Node) -> None:
         """Add one node, unless the activation that follows it will."""

@@ -1,4 +1,4 @@
-"""A copy of a model that takes one size of images, and knows how they were prepared."""
+"""A copy of a model that takes one size of images, knows their preparation, and ends as asked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dlqat_tf.export.integer.endings import Outputs, wanted, with_endings
 from dlqat_tf.export.integer.inputs import input_quantizers, preprocessing_before
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.graph import check_graph, copied
@@ -14,7 +15,9 @@ from dlqat_tf.preprocessing import Preprocessing, preprocessing_of
 Size = Sequence[int] | dict[str, Sequence[int]] | None
 
 
-def adapted(model: tf.keras.Model, *, preprocessing=None, size: Size = None) -> tf.keras.Model:
+def adapted(
+    model: tf.keras.Model, *, preprocessing=None, size: Size = None, outputs: Outputs = None
+) -> tf.keras.Model:
     """Return a model, or a copy of it where anything changes.
 
     Args:
@@ -24,11 +27,15 @@ def adapted(model: tf.keras.Model, *, preprocessing=None, size: Size = None) -> 
             None: what the model says.
         size: What takes the place of the dimensions that are free, such as (height, width), or a
             dictionary of this by input name. None: the model has none.
+        outputs: "logits" without a softmax or sigmoid at the end, "probabilities" with one, or a
+            dictionary of these by output name. None: what the model returns.
 
     Raises:
         ExportError: An argument is not as above or does not fit the model.
     """
     check_graph(model, ExportError)
+    if outputs is not None:
+        model = with_endings(model, wanted(model, outputs))
     shapes = _shapes(model, size)
     known = _known(model, preprocessing)
     if not shapes and not known:

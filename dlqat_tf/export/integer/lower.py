@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.canonical import IN_TRAINING, StandardLayers
+from dlqat_tf.export.integer.endings import ending_of
 from dlqat_tf.export.integer.inputs import (
     Prepared,
     input_node,
@@ -21,6 +22,7 @@ from dlqat_tf.export.integer.inputs import (
 )
 from dlqat_tf.export.integer.islands import check_float_call, gathered
 from dlqat_tf.export.integer.network import (
+    OUTPUT,
     Activation,
     Add,
     Affine,
@@ -109,8 +111,9 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     lowering = _Lowering()
     sources = [lowering.add(input_node(tensor)) for tensor in model.inputs]
     outputs = lowering.model(model, sources, "")
-    for name, source in zip(model.output_names, outputs, strict=True):
-        lowering.add(Output(name=f"{name}/output", inputs=(source,)))
+    for name, tensor, source in zip(model.output_names, model.outputs, outputs, strict=True):
+        ending = ending_of(tensor)
+        lowering.add(Output(name=f"{name}{OUTPUT}", inputs=(source,), ending=ending))
     return IntegerNetwork(tuple(gathered(_simplified(_folded(resolved(lowering.nodes))))))
 
 
@@ -197,7 +200,8 @@ class _Lowering:
         """Add arithmetic on each channel, such as what prepares an input."""
         around, node = dict(name=name, inputs=(source,)), self.node(source)
         affine = arithmetic(call)
-        if affine is None or isinstance(node, FromIsland):  # which it goes on with
+        # On other values it has no kernel on integers.
+        if affine is None or not isinstance(node, (Input, Prepared, Reshape, Weighted)):
             raise _NoIntegerForm(name)
         if isinstance(node, Prepared) or (isinstance(node, Input) and node.preprocessing):
             return self.add(prepared(call, node, around))

@@ -18,6 +18,8 @@ from dlqat_tf.float_part import FloatPart
 from dlqat_tf.preprocessing import UNIT, Preprocessing
 from dlqat_tf.quantizers import ActivationGrid
 
+OUTPUT = "/output"  # the end of an Output's name, after that of the Keras model's output
+
 
 class ExportError(ValueError):
     """The model or the file cannot be exported or read as asked; the message says what to do."""
@@ -254,7 +256,13 @@ class FromIsland(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Node):
-    """What the Keras model returns, or one of the things: float values of the node it reads."""
+    """What the Keras model returns, or one of the things: float values of the node it reads.
+
+    Attributes:
+        ending: "softmax" or "sigmoid" where they come from one, else "".
+    """
+
+    ending: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
