@@ -81,7 +81,10 @@ def apply(call, layer, tensors: list, **keywords) -> list:
 def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Model:
     """Return a copy of a functional or Sequential model, its configuration changed on the way."""
     kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
-    copy = kind.from_config(change(model.get_config()))
+    layers = (each for each in model.submodules if isinstance(each, tf.keras.layers.Layer))
+    # Keras finds classes by name, and users need not have registered theirs.
+    with tf.keras.utils.custom_object_scope({type(each).__name__: type(each) for each in layers}):
+        copy = kind.from_config(change(model.get_config()))
     copy.set_weights(model.get_weights())
     refresh(copy)
     return copy

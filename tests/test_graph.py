@@ -88,3 +88,14 @@ def test_copies_compute_with_what_normalization_layers_adapted_to():
     copy = copied(model, lambda config: {**config, "name": "copy"})
     assert copy.name == "copy"
     assert copy(np.float32([[3.0]])).numpy().item() == pytest.approx(1.0)
+
+
+class Unregistered(tf.keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def test_copies_find_the_classes_of_the_model():
+    inputs = tf.keras.Input((2,))
+    model = tf.keras.Model(inputs, Unregistered()(inputs))
+    assert copied(model, dict)(tf.ones((1, 2))).numpy().tolist() == [[2, 2]]
