@@ -23,7 +23,7 @@ class OutputParity:
     Attributes:
         output: Its name.
         top1: Percentage of decisions that are the labels, by form; empty without labels.
-        agreement: Percentage of images on which all decisions are equal, by pair of forms.
+        agreement: Percentage of equal decisions, by pair of forms.
         difference: Largest absolute difference of values between simulation and file, and between
             Keras models and file after several scores are centred and scaled to unit length per
             image (files drop the factor and offset that do not change the arg-max).
@@ -76,10 +76,7 @@ def compared(
     return OutputParity(
         output=name,
         top1=top1,
-        agreement={
-            f"{a}_{b}": 100.0 * float(np.mean(np.all(best[a] == best[b], axis=-1)))
-            for a, b in pairs
-        },
+        agreement={f"{a}_{b}": 100.0 * float(np.mean(best[a] == best[b])) for a, b in pairs},
         difference=difference,
     )
 

@@ -58,8 +58,8 @@ class ParityReport(Report):
         top1: Accuracy in percent of "trained" (where it was given), "keras" (the model with the
             file's biases), "simulation" and "file"; empty without labels, and of several outputs
             the mean.
-        agreement: Percentage of images with equal arg-maxes, of each pair, such as "trained_file";
-            of several outputs that of the one that agrees least.
+        agreement: Percentage of equal arg-maxes, of each pair, such as "trained_file"; of several
+            outputs that of the one that agrees least.
         logit_difference: Largest absolute difference, see :class:`OutputParity`.
         layers: Each layer given the same input, on the first images.
         other_constants: Constants of the file that are not those of the model: weights, scales or

@@ -40,7 +40,7 @@ def test_a_decision_at_each_position():
     file[1, 0, 1, 2] = 1
     found = compared("map", forms(keras, file), PAIRS[:1], np.array([[[1, 1]], [[0, 0]]]), 0.0)
     assert found.top1 == {"keras": 100.0, "file": 75.0}
-    assert found.agreement == {"keras_file": 50.0}
+    assert found.agreement == {"keras_file": 75.0}
     with pytest.raises(ExportError, match=r"Expected 4 labels for 2 images.*'map'.*Received: 2"):
         compared("map", forms(keras, file), PAIRS[:1], np.array([0, 1]), 0.0)
 

@@ -86,6 +86,7 @@ class IslandCost:
         operators: How many operations it has.
         macs: Multiply-accumulates for one image.
         share: Of all those of the file, from 0 to 1.
+        values: How many values its operations compute for one image, none of them on int8.
         bytes: Size of its constants.
     """
 
@@ -94,6 +95,7 @@ class IslandCost:
     operators: int
     macs: int
     share: float
+    values: int
     bytes: int
 
 
@@ -161,10 +163,11 @@ class Census(Report):
     def _islands(self) -> Table:
         table = Table(title="In float, for want of an integer form", title_justify="left")
         table.add_column("layers", overflow="fold")
-        for column in ("operations", "MACs", "share", "bytes"):
+        for column in ("operations", "MACs", "share", "values", "bytes"):
             table.add_column(column, justify="right")
         for each in self.islands:
             numbers = (f"{each.operators}", f"{each.macs:,}", f"{each.share:.1%}")
+            numbers += (f"{each.values:,}",)
             table.add_row(", ".join(each.layers), *numbers, f"{each.bytes:,}")
         return table
 
@@ -247,6 +250,11 @@ def _islands(model: schema.ModelT, recorded: list[dict], sizes: dict[int, int]) 
                 operators=end - first,
                 macs=number,
                 share=number / max(sum(every), 1),
+                values=sum(
+                    elements(graph.tensors[int(i)])
+                    for operator in graph.operators[first:end]
+                    for i in operator.outputs
+                ),
                 bytes=sum(sizes.get(i, 0) for i in read),
             )
         )
