@@ -147,9 +147,10 @@ def draw_network(draw, binary=False):
     shape = (draw(st.integers(7, 10)), draw(st.integers(7, 10)), draw(st.integers(1, 4)))
     inputs = tf.keras.Input(shape)
     x = inputs
-    if draw(st.integers(0, 3)) == 3:  # pixels that were prepared
+    if draw(st.integers(0, 3)) == 3:  # pixels that were prepared, or values that are none
         mean, reverse = draw(st.sampled_from([0.0, 0.5, 0.447])), draw(st.booleans())
         prepared = dlqat_tf.Preprocessing(mean, draw(alphas), reverse_channels=reverse)
+        prepared = draw(st.sampled_from([prepared, prepared, None]))
         x = dlqat_tf.InputQuantizer(8, draw(alphas), mean > 0, prepared)(x)
     x = activation(convolution(x, draw(st.integers(1, 9)), 3, weight_bits=8))
     if draw(st.integers(0, 3)) == 3:  # the same layers on a second image
