@@ -93,6 +93,50 @@ class StandardLayers:
 
 _BACK = "back"
 
+_NAMES = (
+    "elu",
+    "exponential",
+    "gelu",
+    "hard_sigmoid",
+    "leaky_relu",
+    "mish",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "swish",
+    "tanh",
+)
+# Functions of single values that are no ReLU, and their names.
+_FUNCTIONS = {
+    getattr(module, name): {"silu": "swish"}.get(name, name)
+    for module in (tf.nn, tf.keras.activations)
+    for name in _NAMES
+    if hasattr(module, name)
+}
+
+
+def function_of(layer) -> str | None:
+    """Return the name of the function that a layer computes of each value; None for ReLUs too.
+
+    Args:
+        layer: Or an activation.
+    """
+    kind = type(layer)
+    if kind is _layers.Activation:
+        return function_of(layer.activation)
+    if kind is _layers.ReLU:
+        return "leaky_relu" if layer.negative_slope or layer.threshold else None
+    names = {
+        _layers.ELU: "elu",
+        _layers.LeakyReLU: "leaky_relu",
+        _layers.PReLU: "prelu",
+        _layers.ThresholdedReLU: "thresholded_relu",
+    }
+    name = names.get(kind) or (_FUNCTIONS.get(layer) if callable(layer) else None)
+    return "scaled_elu" if kind is _layers.ELU and layer.alpha != 1 else name
+
 
 class _Part:
     """The model that a call becomes, while it is made.
@@ -143,6 +187,13 @@ class _Part:
         config = self.layer.get_config()
         around = ("name", "trainable", "dtype", "batch_input_shape")
         return {name: config[name] for name in names if name not in around}
+
+    def weighted(self, kind, tensors, weights, activation=None, **config):
+        """Call a layer with weights, and then its activation where that is no ReLU."""
+        if function_of(activation) is None:
+            return self.add(kind, tensors, "", weights, activation=activation, **config)
+        output = self.add(kind, tensors, "", weights, **config)
+        return self.add(_layers.Activation, output, activation.__name__, activation=activation)
 
     def rows(self) -> list:
         """Return the sequences that come in as images of one row."""
@@ -279,8 +330,18 @@ _OPERATORS: dict[str, Callable] = {
 
 _SPATIAL = ("depth_multiplier", "padding")
 _DEPTHWISE = ("depthwise_initializer", "depthwise_regularizer", "depthwise_constraint")
-_OUTER = ("activation", "use_bias", "bias_initializer", "bias_regularizer", "bias_constraint")
+_OUTER = ("use_bias", "bias_initializer", "bias_regularizer", "bias_constraint")
 _OUTER += ("activity_regularizer",)
+
+
+def _activated_apart(part: _Part):
+    """A layer with weights, and the function that is its activation, where something reads it."""
+    layer, output = part.layer, part._node.outputs
+    is_read = any(output is x for node in layer.outbound_nodes for x in tensors_of(node))
+    if function_of(layer.activation) is None or not is_read:
+        return None
+    config = part.config(*layer.get_config()) | {"activation": layer.activation}
+    return part.weighted(type(layer), *part.inputs, layer.get_weights(), **config)
 
 
 def _separable(part: _Part):
@@ -314,11 +375,11 @@ def _depthwise_and_pointwise(part: _Part, x, pair: Callable):
         f"kernel_{kind}": part.config(f"pointwise_{kind}")[f"pointwise_{kind}"]
         for kind in ("initializer", "regularizer", "constraint")
     }
-    return part.add(
+    return part.weighted(
         _layers.Conv2D,
         x,
-        "",
         [pointwise, *bias],
+        layer.activation,
         filters=layer.filters,
         kernel_size=1,
         **kernels,
@@ -344,7 +405,7 @@ def _convolved_1d(part: _Part):
     layer, pair, depthwise = part.layer, _pair(part.layer), hasattr(part.layer, "depth_multiplier")
     (x,) = part.rows()
     kernel, *bias = layer.get_weights()
-    config = part.config(*layer.get_config())
+    config = part.config(*layer.get_config()) | {"activation": layer.activation}
     config |= {name: pair(name) for name in ("kernel_size", "strides", "dilation_rate")}
     if layer.padding == "causal":
         missing = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
@@ -352,7 +413,7 @@ def _convolved_1d(part: _Part):
         x = part.add(_layers.ZeroPadding2D, x, "pad", padding=amounts)
         config["padding"] = "valid"
     kind = _layers.DepthwiseConv2D if depthwise else _layers.Conv2D
-    return part.back(part.add(kind, x, "", [kernel[None], *bias], **config))
+    return part.back(part.weighted(kind, x, [kernel[None], *bias], **config))
 
 
 def _pooled_1d(kind) -> Callable:
@@ -400,6 +461,9 @@ def _by_value(part: _Part):
 
 
 _LAYERS: dict[type, Callable] = {
+    _layers.Conv2D: _activated_apart,
+    _layers.DepthwiseConv2D: _activated_apart,
+    _layers.Dense: _activated_apart,
     _layers.SeparableConv2D: _separable,
     _layers.SeparableConv1D: _separable_1d,
     _layers.Conv1D: _convolved_1d,

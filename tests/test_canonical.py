@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.canonical import StandardLayers
+from dlqat_tf.canonical import StandardLayers, function_of
 
 layers = tf.keras.layers
 
@@ -116,7 +116,7 @@ def test_separable_convolutions_are_two():
 
 
 SEQUENCES = {
-    "conv": (layers.Conv1D(4, 3, 2, activation="tanh"), "Conv2D"),
+    "conv": (layers.Conv1D(4, 3, 2, activation="relu"), "Conv2D"),
     "dilated": (layers.Conv1D(4, 3, padding="same", dilation_rate=2, use_bias=False), "Conv2D"),
     "depthwise": (layers.DepthwiseConv1D(3, padding="same", depth_multiplier=2), "DepthwiseConv2D"),
     "max": (layers.MaxPool1D(2, padding="same"), "MaxPooling2D"),
@@ -131,6 +131,45 @@ SEQUENCES = {
 def test_sequences_are_images_of_one_row(name):
     layer, kind = SEQUENCES[name]
     check(layer, (9, 3), kinds=["Reshape", kind, "Reshape"])
+
+
+def test_functions_inside_of_layers_stand_apart_where_something_reads_them():
+    kinds = ["DepthwiseConv2D", "Conv2D", "Activation"]
+    check(layers.SeparableConv2D(5, 2, activation="swish"), IMAGE, kinds=kinds)
+    for layer in (
+        layers.Conv2D(5, 2, activation="tanh", name="c"),
+        layers.DepthwiseConv2D(2, activation=tf.nn.leaky_relu, name="c"),
+        layers.Dense(5, activation="sigmoid", name="c"),
+    ):
+        node, values = last_call(layer, IMAGE)
+        assert StandardLayers().of(node) is None  # the end of a model keeps its form
+        layers.Flatten()(node.outputs)
+        part = StandardLayers().of(node)
+        assert [each.name for each in part.layers[1:]] == ["c", f"c_{layer.activation.__name__}"]
+        np.testing.assert_allclose(part(*values), layer(*values), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (layers.LeakyReLU(), "leaky_relu"),
+        (layers.ReLU(negative_slope=0.1), "leaky_relu"),
+        (layers.ReLU(threshold=0.1), "leaky_relu"),
+        (layers.PReLU(), "prelu"),
+        (layers.ELU(), "elu"),
+        (layers.ELU(0.5), "scaled_elu"),  # TFLite's has no scale
+        (layers.Activation("swish"), "swish"),
+        (layers.Activation(tf.nn.silu), "swish"),
+        (tf.keras.activations.tanh, "tanh"),
+        (layers.ReLU(6.0), None),
+        (layers.Activation("relu"), None),
+        (layers.Activation("softmax"), None),
+        (layers.Dense(2), None),
+        (None, None),
+    ],
+)
+def test_functions_of_single_values(layer, name):
+    assert function_of(layer) == name
 
 
 def test_more_of_sequences():

@@ -7,7 +7,7 @@ import math
 import larq as lq
 import tensorflow as tf
 
-from dlqat_tf.canonical import IN_TRAINING
+from dlqat_tf.canonical import IN_TRAINING, function_of
 from dlqat_tf.heads import Head
 
 _layers = tf.keras.layers
@@ -30,6 +30,13 @@ MOVING = (
     _layers.Reshape,
     _layers.ZeroPadding2D,
 )
+
+
+# Functions whose outputs scale other values, which few levels would do coarsely.
+GATES = ("hard_sigmoid", "sigmoid")
+NEVER_NEGATIVE = (*GATES, "exponential", "softplus", "thresholded_relu")
+# What int8 kernels hold of a function's outputs: the highest of codes of a fixed step.
+FIXED_RANGES = {"sigmoid": 255 / 256, "tanh": 127 / 128}
 
 
 def ceiling_of(activation) -> float | None:
@@ -87,8 +94,10 @@ def role_of(layer) -> str:
         return "moving"
     if kind is _layers.UpSampling2D and layer.interpolation == "nearest":
         return "moving"
-    if kind is _layers.ReLU or ceiling_of(layer) is not None:
+    if ceiling_of(layer) is not None:
         return "relu"
+    if function_of(layer) is not None:
+        return "function"
     if kind is _layers.Softmax or (kind is _layers.Activation and is_softmax(layer.activation)):
         return "softmax"
     names = {

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers
+from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers, function_of
 from dlqat_tf.convert import inputs as taking
 from dlqat_tf.convert.ends import End, find_end, kinds_of
 from dlqat_tf.convert.kinds import (
+    FIXED_RANGES,
+    GATES,
+    NEVER_NEGATIVE,
     QUANTIZED,
     ceiling_of,
     is_linear,
@@ -109,8 +112,9 @@ class Place:
             )
         if self.bits == 32 and self.ceiling < math.inf:
             return _layers.ReLU(self.ceiling, name=self.name)
-        alpha = min(8.0, self.ceiling)
-        return CGPACT(self.bits, alpha, self.signed, trainable=self.trainable, name=self.name)
+        alpha = self.range or min(8.0, self.ceiling)
+        trainable = self.trainable and self.range is None
+        return CGPACT(self.bits, alpha, self.signed, trainable=trainable, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,8 @@ class Network:
 
     def width_of(self, call: Call) -> str:
         """Return the name of the width that the quantizer of a call's output has."""
+        if call.role == "function":
+            return "residual_bits" if function_of(call.layer) in GATES else "activation_bits"
         is_relu = call.role == "relu" or self.fused(call) is not None
         return "activation_bits" if is_relu else "residual_bits"
 
@@ -392,6 +398,8 @@ class Network:
             return examples is not None and not taking.prepared(call, examples).min() < 0
         # As the source computes it, also where it stays float and at the end of the model.
         role, layer = role_of(call.layer), call.layer
+        if role == "function":
+            return function_of(layer) in NEVER_NEGATIVE
         of = getattr(layer, "activation", None) if role == "weighted" else layer
         return role in ("weighted", "relu") and ceiling_of(of) is not None
 
@@ -440,7 +448,9 @@ class Network:
             problem = no_form(self, call)
             is_kept = self.overrides.of(call.name) == "float" and call not in self.dropped
             is_output = call.role == "relu" and not call.readers
-            if is_output or (is_kept and (problem or call.role in ("weighted", "relu", "add"))):
+            if is_output or (
+                is_kept and (problem or call.role in ("weighted", "relu", "function", "add"))
+            ):
                 call.role = "kept"
             elif problem and problem.is_lasting:
                 lasting[call.name] = call.layer, problem
@@ -465,6 +475,8 @@ class Network:
                 groups["activation_bits", call.layer, call.inputs[0][0].layer].append(call)
             elif self.fused(call) is not None:
                 groups["activation_bits", call.layer].append(call)
+            elif call.role == "function" and self._wanted(call):
+                groups[self.width_of(call), self._meeting(call.layer)].append(call)
             elif call.role in ("weighted", "norm", "add", "pool", "kept") and self._wanted(call):
                 groups["residual_bits", self._meeting(call.layer)].append(call)
             elif self.is_rounded(call) and self._wanted(call):
@@ -486,6 +498,8 @@ class Network:
             name = call.name
             if images:
                 name, ceiling = f"{images[0].name}_codes", math.inf
+            elif call.role == "function":
+                name, ceiling = f"{name}_act", math.inf
             elif width == "residual_bits":
                 name, ceiling = f"{name}_residual", math.inf
             elif call.role == "relu":
@@ -495,7 +509,10 @@ class Network:
             is_new = call.role == "relu" and not any(name == p.name for p in self.places.values())
             name = name if is_new else unique(name, taken)
             taken.add(name)
-            signed = width == "residual_bits" and not all(map(self._never_negative, calls))
+            is_signed = width == "residual_bits" or call.role == "function"
+            signed = is_signed and not all(map(self._never_negative, calls))
+            if call.role == "function":
+                bits = max(bits, 2) if signed else bits  # there are no signed codes of one bit
             trainable = any(call.trainable for call in calls)
             is_input = bool(images) or any(map(self._measurement, calls))
             place = Place(name, bits, signed, ceiling, trainable, is_input)
@@ -503,6 +520,9 @@ class Network:
                 taken_by = self.taken[images[0]]
                 place.preprocessing = taken_by.preprocessing
                 place.range, _ = range_of(taking.prepared(call, taken_by.examples))
+            functions = {function_of(each.layer) for each in calls if each.role == "function"}
+            if bits == 8 and len(functions) == 1:
+                place.range = FIXED_RANGES.get(*functions)
             self.places.update(dict.fromkeys(calls, place))
 
     def _meeting(self, layer) -> tf.keras.layers.Layer:
@@ -528,6 +548,8 @@ class Network:
         image = self.image_of(origin)
         if reader.role == "norm" and image and not self.taken[image].is_known:
             return False  # measurements are brought to one scale before they are rounded
+        if reader.role == "function":
+            return self._wanted(reader)  # a table of codes, between two grids
         if reader.role == "kept":
             # It takes float values; kernels on integers end on a grid wherever one follows, and
             # pixels that are prepared are looked up.
@@ -540,7 +562,7 @@ class Network:
 
     def _rounded_after(self, call: Call) -> bool:
         """Return whether a quantizer may come after a call."""
-        rounding = ("weighted", "relu", "add", "pool", "norm")
+        rounding = ("weighted", "relu", "function", "add", "pool", "norm")
         return any(after.role in rounding for after in self._reached(call))
 
     def _width(self, call: Call, width: str, default: int | None) -> int | None:

@@ -10,7 +10,6 @@ import tensorflow as tf
 from dlqat_tf.canonical import IN_TRAINING
 from dlqat_tf.convert.kinds import (
     activation_name,
-    ceiling_of,
     is_linear,
     is_quantized,
 )
@@ -27,10 +26,6 @@ _PREPARE = (
     "images otherwise outside of the model"
 )
 _ADVICE = {
-    _layers.LeakyReLU: _RELU,
-    _layers.PReLU: _RELU,
-    _layers.ELU: _RELU,
-    _layers.ThresholdedReLU: _RELU,
     _layers.LayerNormalization: "BatchNormalization has",
     _layers.GroupNormalization: "BatchNormalization has",
 }
@@ -75,8 +70,6 @@ def no_form(network, call) -> Problem | None:
     is_hidden = call.role == "weighted" and layer not in network.ends
     if is_hidden and network.fused(call) is None and not is_linear(activation):
         return _no_form_of_activation(activation)
-    if call.role == "relu" and ceiling_of(layer) is None:
-        return Problem("a ReLU with a slope or a threshold has no quantized form", _RELU)
     if call.role == "softmax" and call.readers and call not in network.dropped:
         return Problem("a softmax that is not the end of the model has no quantized form")
     if call.role == "rescaling" and call.affine is None:

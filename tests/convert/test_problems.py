@@ -34,23 +34,23 @@ def message_of(source, **options):
 
 
 def test_what_stays_float_is_grouped_by_reason_with_those_that_have_advice_first():
-    many = [layers.Conv2D(4, 1, activation="swish", name=f"swish{i}") for i in range(15)]
-    gate = layers.Activation("sigmoid", name="gate")
-    source = network(
-        gate, *many, layers.Activation("swish", name="last"), layers.LeakyReLU(name="a")
-    )
+    many = [layers.LayerNormalization(name=f"norm{i}") for i in range(16)]
+    gate = layers.Activation("softmax", name="gate")
+    source = network(gate, *many, layers.GroupNormalization(2, name="a"))
     model, report = quantize(source, 4, 4)
     (note,) = (note for note in report.notes if "stay float" in note)
     lines = note.splitlines()
     assert lines[0].startswith("18 of 22 layers stay float, for want of a quantized form")
-    assert lines[1].startswith("- 'swish0', 'swish1', 'swish2' and 13 more: 'swish' has no quant")
-    assert "put one there and train the float model on" in lines[1]
-    assert lines[2].startswith("- 'a': 'LeakyReLU' has no quantized form. ReLU and")
-    assert lines[3] == "- 'gate': 'sigmoid' has no quantized form."
+    assert lines[1] == (
+        "- 'norm0', 'norm1', 'norm2' and 13 more: 'LayerNormalization' has no quantized form. "
+        "BatchNormalization has."
+    )
+    assert lines[2].startswith("- 'a': 'GroupNormalization' has no quantized form. Batch")
+    assert lines[3].startswith("- 'gate': A softmax that is not the end of the model has no")
     assert len(note) < 1000
     rows = {row.layer: row for row in report.conversions}
-    assert rows["gate"].note.startswith("stays float: 'sigmoid' has no quantized form")
-    assert rows["last"].became == "Activation"
+    assert rows["gate"].note.startswith("stays float: A softmax that is not the end")
+    assert rows["norm3"].became == "LayerNormalization"
     assert lower(model)
 
 

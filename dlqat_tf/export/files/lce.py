@@ -171,8 +171,15 @@ class _BinaryWriter(Writer):
 
     def __init__(self, network, input_types):
         super().__init__(network, input_types)
+        self._run_part = PartRunner()
         self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
         self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
+
+    def run_part(self, part: FloatPart, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return self._run_part(part, arrays)
+
+    def run_file(self, data: bytes, codes: np.ndarray) -> np.ndarray:
+        return open_interpreter(data).predict([codes])[0]
 
     def node(self, node: Node) -> None:
         if isinstance(node, Sign):

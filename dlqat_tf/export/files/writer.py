@@ -7,6 +7,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.census import METADATA, encode_record
 from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
+from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
 from dlqat_tf.export.files.inputs import codes_of, zero_point
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
@@ -39,6 +40,7 @@ from dlqat_tf.export.integer.network import (
     same_padding,
 )
 from dlqat_tf.export.integer.plan import code_of, grids, integer_add
+from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
 _NONE = schema.ActivationFunctionType.NONE
@@ -65,6 +67,7 @@ class Writer:
         self._pixels: dict[str, int] = {}  # the same tensors, by input
         self.islands: list[dict] = []  # names, layers and operations of the parts that stay float
         self._parts: dict[str, list[int]] = {}  # their outputs
+        self._functions: set[str] = set()  # those that are one int8 operation
         self._floats: dict[str, int] = {}
         self._fusible: dict[int, object] = {}  # float outputs -> options with a fused activation
 
@@ -115,8 +118,31 @@ class Writer:
             case _:
                 self.tensors[node.name] = self._on_floats(node)
 
+    def run_part(self, part: FloatPart, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Run a part that stays float on the kernels that run the file."""
+        return part.run(arrays)
+
+    def run_file(self, data: bytes, codes: np.ndarray) -> np.ndarray:
+        """Run a file of one input and output on the kernels that run this one."""
+        return run_on_tflite(data, codes)
+
+    def _has_integer_form(self, node: Island) -> bool:
+        """Return whether one int8 operation computes a part between two grids."""
+        outputs = self.readers[node.name]
+        reading = self.readers[outputs[0].name] if len(outputs) == 1 else []
+        if len(node.inputs) != 1 or len(reading) != 1 or not isinstance(reading[0], Activation):
+            return False
+        source, target = self.grids[node.inputs[0]], reading[0].grid
+        fills = zero_point(target) + target.lowest == -128 or target.lowest < 0
+        return bool(source and fills) and has_integer_form(
+            node, source, target, self.run_part, self.run_file
+        )
+
     def _island(self, node: Island) -> None:
-        """Add the operations of a part that stays float."""
+        """Add the operations of a part that stays float, or leave them to what rounds it."""
+        if self._has_integer_form(node):
+            self._functions.add(node.name)
+            return
         inputs = [self.float(name) for name in node.inputs]
         first = len(self.file.operators)
         self._parts[node.name] = self.file.splice(
@@ -132,6 +158,8 @@ class Writer:
 
     def _from_island(self, node: FromIsland) -> int:
         """Return an output of a part, which is called like the node unless it is an input too."""
+        if node.inputs[0] in self._functions:
+            return -1  # of no tensor: its only reader computes it
         output, island = self._parts[node.inputs[0]][node.index], self.network[node.inputs[0]]
         if output not in [self.float(name) for name in island.inputs]:
             self.file.tensors[output].name = node.name
@@ -264,6 +292,10 @@ class Writer:
             self.file.operator(
                 "ADD", [self.tensors[each] for each in source.inputs], output, options
             )
+        elif isinstance(source, FromIsland) and source.inputs[0] in self._functions:
+            island = self.network[source.inputs[0]]
+            inputs = [self.tensors[name] for name in island.inputs]
+            self.file.operator(island.operator, inputs, output, options_of(island.operator))
         else:
             self._quantize(source, output, fused)
         if not explicit:

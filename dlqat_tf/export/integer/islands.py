@@ -93,6 +93,7 @@ def _with_one(nodes: list[Node], islands: list[Island], shapes: dict) -> list[No
             [module for each in islands for module in each.part.submodules],
         ),
         layers=tuple(dict.fromkeys(layer for island in islands for layer in island.layers)),
+        operator=islands[0].operator if len(islands) == 1 else "",
     )
     _check_stored(one, islands)
     taken = [replace(each, inputs=(one.name,), index=i) for i, each in enumerate(kept)]

@@ -10,7 +10,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.canonical import IN_TRAINING, StandardLayers
+from dlqat_tf.canonical import IN_TRAINING, StandardLayers, function_of
 from dlqat_tf.export.integer.endings import ending_of
 from dlqat_tf.export.integer.inputs import (
     Prepared,
@@ -75,6 +75,8 @@ _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
 # Larq quantizers that compute the sign; they differ in the gradient only.
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
+# TFLite's operations that are a table of int8 codes.
+_OPERATORS = {"elu": "ELU", "gelu": "GELU", "sigmoid": "LOGISTIC", "tanh": "TANH"}
 # What moves values and changes none, so that it may be rounded before.
 _MOVING = (Concatenate, Crop, MaxPool, Reshape, Transpose, Upsample)
 # The activations that are a ReLU, and where they end.
@@ -149,7 +151,10 @@ class _Lowering:
             raise _unsupported(name, layer, "it is called with training=True")
         if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer, inputs, name + "/", training)
-        part = self.standard.of(call)
+        # What computes with an operator on a part that stays float, goes on with that part.
+        is_operator = hasattr(layer, "symbol")
+        from_island = any(isinstance(self.node(each), FromIsland) for each in inputs)
+        part = None if is_operator and from_island else self.standard.of(call)
         if part is not None:
             return self.model(part, inputs, prefix, training)
         before = len(self.nodes)
@@ -162,15 +167,23 @@ class _Lowering:
         check_float_call(call, name, training)
         return self.float_call(name, inputs, computation_of(call), layer)
 
-    def float_call(self, name: str, inputs: list[str], function: Callable, layer) -> list[str]:
-        """Add a computation of a layer that stays float and return the names of its outputs."""
+    def float_call(
+        self, name: str, inputs: list[str], function: Callable, layer, activation=None
+    ) -> list[str]:
+        """Add a computation of a layer, or its activation, that stays float; return its outputs."""
         part = FloatPart(function, [self.shapes[each] for each in inputs], [layer])
         try:
             shapes = part.output_shapes()
         except NoFloatForm as error:
             raise ExportError(f"Layer {name!r} cannot be exported: {error}.") from error
         island = self.add(
-            Island(name=f"{name}/island", inputs=tuple(inputs), part=part, layers=(name,))
+            Island(
+                name=f"{name}/island",
+                inputs=tuple(inputs),
+                part=part,
+                layers=(name,),
+                operator=_OPERATORS.get(function_of(activation or layer), ""),
+            )
         )
         return [
             self.add(FromIsland(name=name, inputs=(island,), index=index, shape=shape))
@@ -329,7 +342,7 @@ class _Lowering:
         def function(tensors):
             return [activation(*tensors)]
 
-        return self.float_call(around["name"], [output], function, layer)[0]
+        return self.float_call(around["name"], [output], function, layer, activation)[0]
 
 
 _WEIGHTED = (

@@ -240,10 +240,12 @@ class Island(Node):
     Attributes:
         part: What it computes.
         layers: Names of the Keras layers in it.
+        operator: Of one function of single values, TFLite's name where it has an int8 kernel.
     """
 
     part: FloatPart
     layers: tuple[str, ...]
+    operator: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
