@@ -46,8 +46,7 @@ def irnet_weights(kernel: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
 
     .. math:: k t (1 - \tanh^2(t \tilde W)), \qquad t = 10^{2 p - 1}, \quad k = \max(1 / t, 1)
 
-    and that of the standardisation is its derivative. The paper's backward pass does not multiply
-    by :math:`2^s` other than through the chain rule, and neither does this.
+    times :math:`2^s` by the chain rule, and that of the standardisation is its derivative.
 
     Args:
         kernel: float32 tensor, last axis the output channels.
