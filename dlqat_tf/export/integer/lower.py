@@ -384,6 +384,11 @@ def _codes(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | Non
         return kernel, None, 32
     if isinstance(quantizer, _SIGNS):
         return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
+    if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
+        scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
+        step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
+        codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
+        return codes, np.where(step > 0, step, 1).astype(np.float32), 1
     if not isinstance(quantizer, WeightQuantizer):
         raise _unsupported(
             name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"

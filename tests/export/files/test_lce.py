@@ -88,8 +88,9 @@ def test_convolutions_beyond_the_limit_stay_on_other_kernels(tmp_path):
     assert parity(model, report.path, images_for(model)).first_diverging is None
 
 
+@pytest.mark.parametrize("kernel_quantizer", ["ste_sign", "magnitude_aware_sign"])
 @pytest.mark.parametrize("pad_values", [0.0, 1.0])
-def test_plain_binary_network(tmp_path, pad_values):
+def test_plain_binary_network(tmp_path, pad_values, kernel_quantizer):
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.BatchNormalization()(layers.Conv2D(32, 3, padding="same")(inputs))
     for name in ("first", "second"):
@@ -99,7 +100,7 @@ def test_plain_binary_network(tmp_path, pad_values):
             padding="same",
             pad_values=pad_values,
             input_quantizer="ste_sign",
-            kernel_quantizer="ste_sign",
+            kernel_quantizer=kernel_quantizer,
             kernel_constraint="weight_clip",
             use_bias=False,
             name=name,

@@ -140,6 +140,19 @@ def test_model_under_a_distribution_strategy_lowers_the_same():
     assert len(lower(model).nodes) == len(lower(small_network()).nodes)
 
 
+def test_signs_times_a_magnitude():
+    inputs = tf.keras.Input((1, 1, 2))
+    layer = lq.layers.QuantConv2D(
+        3, 1, kernel_quantizer="magnitude_aware_sign", use_bias=False, name="conv"
+    )
+    model = tf.keras.Model(inputs, layer(inputs))
+    layer.kernel.assign([[[[0.5, -0.2, 0.0], [-1.0, -0.6, 0.0]]]])
+    node = lower(model)["conv"]
+    assert node.weights[0, 0].tolist() == [[1, -1, 0], [-1, -1, 0]]
+    np.testing.assert_allclose(node.step, [0.75, 0.4, 1.0])  # means of the magnitudes
+    assert node.bits == 1
+
+
 def test_depthwise_padding_rescaling_and_signs():
     inputs = tf.keras.Input((5, 5, 3))
     x = layers.Rescaling(1 / 255)(inputs)
