@@ -192,7 +192,7 @@ def trained():
     model = resnet18(
         3, (8, 8, 3), weight_bits=2, head="gml", width=4, residual_bits=8, alpha_init=2.0
     )
-    model.compile(tf.keras.optimizers.SGD(0.02, 0.9), dlqat_tf.GMLoss())
+    model.compile(tf.keras.optimizers.SGD(0.02, 0.9), dlqat_tf.GMLoss(fit_power=4))
     history = model.fit(training_images(), np.arange(12) % 3, epochs=12, verbose=0)
     return model, history.history["loss"]
 
@@ -203,7 +203,7 @@ def training_images():
 
 def test_it_trains(trained):
     model, losses = trained
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < losses[0] / 2
     assert all(float(layer.alpha) != layer.alpha_init for layer in layers(model, CGPACT))
 
 

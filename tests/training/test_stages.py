@@ -240,7 +240,9 @@ def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(finished, tmp_
         [row["loss"] for row in read_history(tmp_path / name / "quantized/history.csv")]
         for name in ("killed", "whole")
     ]
-    assert histories[0] == pytest.approx(histories[1], rel=1e-6)
+    # Inside an epoch the sum behind the mean is put together from two parts.
+    rel = 1e-6 if kind == "inside an epoch" else 0
+    assert histories[0] == pytest.approx(histories[1], rel=rel, abs=0)
 
 
 def test_deterministic_operations_are_asked_for(tmp_path):
