@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from dlqat_tf.training import data
+from dlqat_tf.training import sources
 from dlqat_tf.training.data import DataError, load
 
 SIZE = 16  # of the images that the folder fixtures are decoded to
@@ -379,7 +379,7 @@ def truncate(path):
 @pytest.mark.parametrize("augment", [(), ("crop", "flip")])
 @pytest.mark.parametrize("name", ["cat/0.png", "dog/2.jpg"])
 def test_large_folder_names_a_corrupt_file_at_run_time(folder, monkeypatch, name, augment):
-    monkeypatch.setattr(data, "_VERIFY_LIMIT", 0)
+    monkeypatch.setattr(sources, "_VERIFY_LIMIT", 0)
     path = folder / "train" / name
     path.write_bytes(path.read_bytes()[:40])
     images = load("folder", data_dir=folder, image_size=SIZE)
@@ -388,7 +388,7 @@ def test_large_folder_names_a_corrupt_file_at_run_time(folder, monkeypatch, name
 
 
 def test_last_test_file_corrupt_at_run_time(folder, monkeypatch):
-    monkeypatch.setattr(data, "_VERIFY_LIMIT", 0)
+    monkeypatch.setattr(sources, "_VERIFY_LIMIT", 0)
     path = folder / "val" / "dog" / "0.png"
     truncate(path)
     images = load("folder", data_dir=folder, image_size=SIZE)
@@ -397,7 +397,7 @@ def test_last_test_file_corrupt_at_run_time(folder, monkeypatch):
 
 
 def test_a_corrupt_file_at_run_time_is_one_sentence(folder, monkeypatch):
-    monkeypatch.setattr(data, "_VERIFY_LIMIT", 0)
+    monkeypatch.setattr(sources, "_VERIFY_LIMIT", 0)
     path = folder / "train" / "cat" / "0.png"
     truncate(path)
     images = load("folder", data_dir=folder, image_size=SIZE)
