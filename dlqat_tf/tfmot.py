@@ -19,8 +19,9 @@ import larq as lq
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
+from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.kinds import MOVING, POOLS
-from dlqat_tf.convert.network import Call, Network
+from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.graph import apply, follow, refresh
 from dlqat_tf.heads import Head

@@ -15,6 +15,7 @@ from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
+from dlqat_tf.convert.reporting import report_of
 from dlqat_tf.graph import check_graph
 from dlqat_tf.quantizers.base import check_bits
 
@@ -128,4 +129,4 @@ def quantize(
     measured = None if data is None else builder.measure(data)
     for call, end in network.heads.items():
         builder.fill_head(call, measured, None if data is None else data.labels[end.output])
-    return builder.model, builder.report(data, measured)
+    return builder.model, report_of(network, builder.made, data, measured)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
-
 import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.canonical import AUGMENTATIONS
+from dlqat_tf.convert.calls import Call, Value
 from dlqat_tf.convert.images import Data
-from dlqat_tf.convert.kinds import QUANTIZED, is_softmax
+from dlqat_tf.convert.kinds import QUANTIZED
+from dlqat_tf.convert.measured import Measured
 from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
-from dlqat_tf.convert.network import Call, Network, Place, Value
-from dlqat_tf.convert.problems import in_float, some, unexportable
-from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
+from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
@@ -30,13 +28,14 @@ class Builder:
 
     Attributes:
         model: The result.
+        made: What stands for the source's layers and for the quantizers, by these.
     """
 
     def __init__(self, model, network: Network):
         self._factors: dict[tf.keras.layers.Layer, tuple[np.ndarray, np.ndarray]] = {}
         self._network = network
         self._settled: dict[tf.keras.layers.Layer, tf.keras.layers.Layer] = {}
-        self._made: dict[object, tf.keras.layers.Layer] = {}
+        self.made: dict[object, tf.keras.layers.Layer] = {}
         self._taken = {call.name for call in network.calls}
         self._taken |= {place.name for place in network.places.values()}
         self._absorbing = {norm for norms in network.norms.values() for norm in norms}
@@ -61,7 +60,7 @@ class Builder:
 
     def _step(self, call: Call, layer, tensors: list) -> list:
         """Apply one of the layers that stand for a call, in a graph or eagerly."""
-        if layer is self._made.get(call.layer) and type(layer) is not ChannelAffine:
+        if layer is self.made.get(call.layer) and type(layer) is not ChannelAffine:
             return call.apply(layer, tensors)
         mode = call.mode if isinstance(layer, _layers.BatchNormalization) else {}
         return [layer(tensor, **mode) for tensor in tensors]
@@ -85,9 +84,9 @@ class Builder:
 
     def _once(self, key, make):
         """Return the layer that stands for ``key``, made when first asked for."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def _copy(self, call: Call):
         layer = call.layer
@@ -142,7 +141,7 @@ class Builder:
     def carry_weights(self) -> None:
         """Give every layer but the head the source's weights."""
         for layer, (call, *_) in self._network.of.items():
-            made = self._made.get(layer)
+            made = self.made.get(layer)
             if made is None or layer in self._absorbing or call in self._network.heads:
                 continue
             if call.affine is not None:
@@ -161,14 +160,14 @@ class Builder:
             bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
             for norm in self._network.norms[layer]:
-                set_norm(self._made[norm], self._settled.get(norm, norm), scale, bias)
+                set_norm(self.made[norm], self._settled.get(norm, norm), scale, bias)
             if not self._network.norms[layer]:
                 # Whatever the statistics, this norm computes scale * x + bias.
-                norm = self._made[layer, "norm"]
+                norm = self.made[layer, "norm"]
                 norm.gamma.assign(scale * np.sqrt(1 + norm.epsilon))
                 norm.beta.assign(bias)
 
-    def measure(self, data: Data) -> _Measured:
+    def measure(self, data: Data) -> Measured:
         """Set ranges and the statistics of batch norms on images.
 
         Ranges start where they lose least on what the source computes. Statistics move by what
@@ -182,7 +181,7 @@ class Builder:
         note = self._settle(data)
         rounding = {
             place: made
-            for place, made in self._made.items()
+            for place, made in self.made.items()
             if isinstance(made, CGPACT) and made.bits != 32 and place.range is None
         }
         measured = self._run_source(data, rounding)
@@ -249,10 +248,10 @@ class Builder:
             values |= {(call, i): list(each) for i, each in enumerate(outputs)}
         return copies
 
-    def _run_source(self, data: Data, rounding) -> _Measured:
+    def _run_source(self, data: Data, rounding) -> Measured:
         """Run the source on the images, batch by batch."""
         network = self._network
-        measured = _Measured({place: [] for place in rounding})
+        measured = Measured({place: [] for place in rounding})
         generator = np.random.default_rng(0)
         for batch in data:
             share = -(-SAMPLE * len(batch[0]) // len(data))
@@ -275,7 +274,7 @@ class Builder:
                     continue
                 if call.role == "norm":
                     measured.moments[call.layer].add(inputs[0])
-                elif (call.layer, "norm") in self._made:
+                elif (call.layer, "norm") in self.made:
                     measured.moments[call.layer].add(self._linear_output(call, inputs))
         return measured
 
@@ -330,10 +329,10 @@ class Builder:
         ratio = np.where(alive, result.variance / np.where(alive, variance, 1.0), 1.0)
         norm.moving_variance.assign(np.asarray(norm.moving_variance, np.float64) * ratio)
 
-    def fill_head(self, call: Call, measured: _Measured | None, labels: np.ndarray | None) -> None:
+    def fill_head(self, call: Call, measured: Measured | None, labels: np.ndarray | None) -> None:
         """Give a head its weights, from the classifier and from features of the images."""
         kind = self._network.heads[call].kind
-        source, made = call.layer, self._made[call.layer]
+        source, made = call.layer, self.made[call.layer]
         kernel = np.asarray(source.kernel, np.float64)
         bias = np.asarray(source.bias, np.float64) if source.use_bias else np.zeros(source.units)
         if kind == "linear":
@@ -353,118 +352,11 @@ class Builder:
         # Cosines do not see the length of a class vector, but the clamp of all of them does.
         made.kernel.assign(latents(unit(columns, axis=0), (0, 1)) if is_cosine else columns)
 
-    def report(self, data: Data | None, measured: _Measured | None) -> ConversionReport:
-        """Return what became of each layer."""
-        network = self._network
-        notes = [] if data is None else [*data.notes, *measured.notes]
-        notes += network.notes
-        if measured is None:
-            notes.append(
-                "Without images: activation ranges are initial guesses, inserted batch norms have "
-                "mean 0 and variance 1. Pass images, or expect the first steps to find both."
-            )
-        frozen = [
-            self._made[layer].name
-            for layer in network.of
-            if layer in self._made and layer.weights and not network.trainable(layer)
-        ]
-        if frozen:
-            notes.append(
-                f"Frozen, as in the source: {some(frozen)}. Their weights, ranges and batch norms "
-                "stay as converted; set trainable = True on the model to train them too."
-            )
-        kept = in_float(network)
-        if kept:
-            notes.append(kept)
-        lost = unexportable(network)
-        if lost:
-            names = defaultdict(list)
-            for name, reason in lost.items():
-                names[reason].append(name)
-            reasons = "; ".join(f"{some(each)}: {reason}" for reason, each in names.items())
-            notes.append(f"The model trains, but export will refuse it. {reasons}.")
-        conversions = [
-            self._conversion(layer, calls, lost)
-            for layer, calls in network.of.items()
-            if calls[0].role != "input" or calls[0] in network.places
-        ]
-        return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
-
-    def _conversion(self, layer, calls: list[Call], lost: dict[str, str]) -> Conversion:
-        network, call = self._network, calls[0]
-        places = list(dict.fromkeys(network.places[c] for c in calls if c in network.places))
-        made = self._made.get(layer)
-        notes = []
-        weight_bits = None
-        if call.role == "weighted":
-            weight_bits = network.weight_bits(call)
-            if network.first(call):
-                notes.append("reads an input")
-            if layer in network.ends:
-                notes.append("last layer")
-            if call in network.heads:
-                if is_softmax(layer.activation):
-                    notes.append("its softmax is dropped: losses take logits")
-            elif (layer, "norm") in self._made:
-                notes.append(f"{self._made[layer, 'norm'].name} inserted for its scale and bias")
-            elif not network.keeps_scale(call):
-                names = ", ".join(self._made[norm].name for norm in network.norms[layer])
-                notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
-        elif call.role == "kept":
-            problem = network.in_float.get(call)
-            is_override = network.overrides.of(call.name) == "float"
-            why = "override" if is_override else problem.text if problem else "it is the output"
-            notes.append(f"stays float: {why}")
-        if call in network.dropped:
-            notes.append("losses take logits")
-        if call.role == "relu":
-            made = self._made[places[0]]
-            notes += [f"also {place.name}" for place in places[1:]]
-        else:
-            notes += [f"outputs rounded by {place.name}" for place in places]
-        if call.training is not None and call.role == "norm":
-            notes.append("called with training=False: its averages stay")
-        if not network.trainable(layer):
-            notes.append("frozen")
-        if call.name in lost:
-            notes.append(f"cannot be exported: {lost[call.name]}")
-        return Conversion(
-            layer=call.name,
-            was=type(layer).__name__,
-            became="dropped" if call in network.dropped else type(made or layer).__name__,
-            weight_bits=weight_bits,
-            activation_bits=places[0].bits if places else None,
-            note="; ".join(notes),
-        )
-
 
 def _weight_names(layer) -> tuple[str, str]:
     """Return the names of a layer's kernel and of its quantizer."""
     part = "depthwise" if isinstance(layer, _layers.DepthwiseConv2D) else "kernel"
     return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
-
-
-@dataclass
-class _Measured:
-    """What was seen on images.
-
-    Attributes:
-        samples: Values of the source where each quantizer will stand.
-        moments: Of the inputs of the source's batch norms, and where one is inserted.
-        predictions: Classes by each classifier of the source that becomes a head.
-        ranges: By quantizer.
-        features: What each new head reads.
-        notes: What the user should know of the source.
-    """
-
-    samples: dict[Place, list[np.ndarray]]
-    moments: dict[tf.keras.layers.Layer, Moments] = field(
-        default_factory=lambda: defaultdict(Moments)
-    )
-    predictions: dict[Call, list[int]] = field(default_factory=lambda: defaultdict(list))
-    ranges: dict[str, float] = field(default_factory=dict)
-    features: dict[Call, np.ndarray] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def _take(values: dict[Value, object], call: Call) -> list:

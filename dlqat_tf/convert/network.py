@@ -1,17 +1,17 @@
-"""The source as a list of calls, and where its quantizers belong."""
+"""Where the quantizers of a model belong, whose layers are read as a list of calls."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers, function_of
+from dlqat_tf.canonical import function_of
 from dlqat_tf.convert import inputs as taking
+from dlqat_tf.convert.calls import Call, Calls, Value
 from dlqat_tf.convert.ends import End, find_end, kinds_of
 from dlqat_tf.convert.kinds import (
     FIXED_RANGES,
@@ -25,6 +25,7 @@ from dlqat_tf.convert.kinds import (
     role_of,
 )
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
+from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.problems import (
     Problem,
     no_form,
@@ -34,96 +35,11 @@ from dlqat_tf.convert.problems import (
     unstored,
 )
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.graph import apply, follow, training_of, unique
+from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import edge_bits
-from dlqat_tf.preprocessing import Affine, Preprocessing
-from dlqat_tf.quantizers import CGPACT, InputQuantizer
 from dlqat_tf.quantizers.input import range_of
 
 _layers = tf.keras.layers
-
-Value = tuple["Call", int]  # an output of a call
-
-
-@dataclass(eq=False, repr=False)
-class Call:
-    """One call of a source layer.
-
-    Attributes:
-        training: What it, or the call of a model around it, was told; None: what the whole model is
-            told.
-        trainable: Whether neither the layer nor a model around it is frozen.
-        affine: The arithmetic that it prepares an input by, of the role "rescaling"; or None.
-    """
-
-    layer: tf.keras.layers.Layer
-    name: str
-    role: str
-    node: object = None
-    inputs: list[Value] = field(default_factory=list)
-    training: bool | None = None
-    trainable: bool = True
-    readers: list[Call] = field(default_factory=list)
-    affine: Affine | None = None
-
-    @property
-    def mode(self) -> dict[str, bool]:
-        """Arguments that run a layer in this call's mode."""
-        return {} if self.training is None else {"training": self.training}
-
-    def apply(self, layer, tensors: list):
-        """Call ``layer`` as the source was called, on other tensors."""
-        told = layer._expects_training_arg and training_of(self.node) is None
-        mode = self.mode
-        if isinstance(layer, AUGMENTATIONS) and not tf.keras.backend.is_keras_tensor(tensors[0]):
-            mode = {"training": False, **mode}  # outside of a model they augment by default
-        return apply(self.node, layer, tensors, **(mode if told else {}))
-
-
-@dataclass(eq=False, repr=False)
-class Place:
-    """A quantizer of activations: where it stands for which calls, and what it is.
-
-    Attributes:
-        is_input: Whether it rounds what the model takes.
-        preprocessing: Of the pixels that an input stands for; None for other values.
-        range: Where all values that there may be are known.
-    """
-
-    name: str
-    bits: int
-    signed: bool
-    ceiling: float
-    trainable: bool
-    is_input: bool = False
-    preprocessing: Preprocessing | None = None
-    range: float | None = None
-
-    def make(self):
-        if self.is_input:
-            # A range that clips none of all values is not to be trained.
-            return InputQuantizer(
-                self.bits,
-                self.range or 8.0,
-                self.signed,
-                self.preprocessing,
-                trainable=self.trainable and self.range is None,
-                name=self.name,
-            )
-        if self.bits == 32 and self.ceiling < math.inf:
-            return _layers.ReLU(self.ceiling, name=self.name)
-        alpha = self.range or min(8.0, self.ceiling)
-        trainable = self.trainable and self.range is None
-        return CGPACT(self.bits, alpha, self.signed, trainable=trainable, name=self.name)
-
-
-@dataclass(frozen=True)
-class _Around:
-    """What the calls of a model pass on to the layers in it."""
-
-    name: str = ""
-    training: bool | None = None
-    trainable: bool = True
 
 
 class Network:
@@ -163,23 +79,9 @@ class Network:
     ):
         self.overrides = overrides
         self.widths = widths
-        self.calls: list[Call] = []
-        self._names: dict[tf.keras.layers.Layer, str] = {}
-        self._standard = None if partial else StandardLayers()
-        sources = []
-        for tensor in model.inputs:
-            layer = tensor.node.layer
-            self.calls.append(Call(layer, self._name(layer, _Around()), "input"))
-            sources.append((self.calls[-1], 0))
-        self.inputs = [call for call, _ in sources]
-        self.outputs = self._flatten(model, sources, _Around(trainable=model.trainable))
-        if self._standard is not None:
-            self._leave_out_detours()
-        self.of: dict[tf.keras.layers.Layer, list[Call]] = defaultdict(list)
-        for call in self.calls:
-            self.of[call.layer].append(call)
-            for source, _ in call.inputs:
-                source.readers.append(call)
+        source = Calls(model, overrides, partial)
+        self.calls, self.of, self._names = source.every, source.of, source.names
+        self.inputs, self.outputs = source.inputs, source.outputs
         self.ends = {
             call.layer
             for call in self.calls
@@ -287,63 +189,6 @@ class Network:
                 shared[place][image.name] = examples
         found += [taking.too_narrow(each) for each in shared.values()]
         return [note for note in found if note]
-
-    # Reading the model.
-
-    def _name(self, layer, around: _Around) -> str:
-        if layer not in self._names:
-            taken, parent = self._names.values(), around.name
-            name = f"{parent}_{layer.name}" if parent and layer.name in taken else layer.name
-            self._names[layer] = unique(name, taken)
-        return self._names[layer]
-
-    def _flatten(self, model, sources: list[Value], around: _Around) -> list[Value]:
-        return follow(model, sources, lambda node, inputs: self._read(node, inputs, around))
-
-    def _read(self, node, inputs: list[Value], around: _Around) -> list[Value]:
-        layer, name = node.layer, self._name(node.layer, around)
-        training = training_of(node, around.training)
-        trainable = layer.trainable and around.trainable
-        if hasattr(layer, "_nodes_by_depth") and self.overrides.of(name) != "float":
-            return self._flatten(layer, inputs, _Around(name, training, trainable))
-        call = Call(layer, name, role_of(layer), node, inputs, training, trainable)
-        call.affine = taking.arithmetic_of(call)
-        part = self._in_standard_layers(call)
-        if part is not None:
-            return self._flatten(part, inputs, replace(around, training=training))
-        if call.affine is not None:
-            call.role = "rescaling"
-        self.calls.append(call)
-        return [(call, i) for i in range(len(tf.nest.flatten(node.outputs)))]
-
-    def _in_standard_layers(self, call: Call):
-        """Return the standard layers that compute what a call does, as a model, or None."""
-        is_kept = call.affine is not None or self.overrides.of(call.name) == "float"
-        if self._standard is None or is_kept:
-            return None
-        in_rows = all(self._standard.makes_sequence(source.layer) for source, _ in call.inputs)
-        part = self._standard.of(call.node, in_rows)
-        if part is not None:
-            self._names[self._standard.made[call.layer, ""]] = call.name
-        return part
-
-    def _leave_out_detours(self) -> None:
-        """Leave out sequences made of images of one row, where only such images are made of them.
-
-        What computes on sequences then reads the image that it would make again.
-        """
-        standard = self._standard
-        for call in self.calls:
-            for i, (source, _) in enumerate(call.inputs):
-                if standard.makes_row(source.layer):
-                    (before, _) = source.inputs[0]
-                    if standard.makes_sequence(before.layer):
-                        call.inputs[i] = before.inputs[0]
-        made = (standard.makes_sequence, standard.makes_row)
-        for detour in made[::-1]:
-            used = {source for call in self.calls for source, _ in call.inputs}
-            used |= {source for source, _ in self.outputs}
-            self.calls = [each for each in self.calls if each in used or not detour(each.layer)]
 
     # Who reads whom.
 

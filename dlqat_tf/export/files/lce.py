@@ -12,6 +12,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import without_notes
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
+from dlqat_tf.export.files.moving import add_reshape
 from dlqat_tf.export.files.tflite import (
     Built,
     ExportReport,
@@ -290,7 +291,9 @@ class _BinaryWriter(Writer):
         (source,), image = node.inputs, f"{node.name}/image"
         self.grids[image] = self.grids[source]
         self.tensors[image] = self.coded("", self.grids[source], (1, 1, len(node.weights)))
-        self.reshape("", self.tensors[source], self.tensors[image], (1, 1, len(node.weights)))
+        add_reshape(
+            self.file, "", self.tensors[source], self.tensors[image], (1, 1, len(node.weights))
+        )
         rounded = target_of(node, self.readers).grid
         outputs = self.coded("", rounded, (1, 1, len(node.bias)))
         convolution = Convolution(
@@ -304,7 +307,7 @@ class _BinaryWriter(Writer):
             stretch=node.stretch,
         )
         super().integer_weighted(convolution, outputs, fused)
-        self.reshape("", outputs, output, (len(node.bias),))
+        add_reshape(self.file, "", outputs, output, (len(node.bias),))
 
     def _per_channel(self, values: np.ndarray) -> int:
         """Return a constant; where all values are equal, one for all layers of that width."""

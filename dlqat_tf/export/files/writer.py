@@ -9,16 +9,15 @@ from dlqat_tf.export.files.census import METADATA, encode_record
 from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
 from dlqat_tf.export.files.inputs import codes_of, zero_point
+from dlqat_tf.export.files.lookups import add_lookup
+from dlqat_tf.export.files.moving import add_moving
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     OUTPUT,
     Activation,
     Add,
     Affine,
-    AveragePool,
-    Concatenate,
     Convolution,
-    Crop,
     Dense,
     FromIsland,
     GlobalAveragePool,
@@ -26,15 +25,10 @@ from dlqat_tf.export.integer.network import (
     IntegerNetwork,
     Island,
     Lookup,
-    MaxPool,
     Node,
     Output,
     Pad,
-    Pool,
     ReLU,
-    Reshape,
-    Transpose,
-    Upsample,
     Weighted,
     missing_rows,
     same_padding,
@@ -226,51 +220,16 @@ class Writer:
         return output
 
     def _lookup(self, node: Lookup) -> int:
-        """Add what turns pixels into codes: a table of 256 for each channel.
-
-        A table holds whatever Keras computes, ties included. An integer convolution by gain and
-        offset would be faster (0.3 ms for 224x224x3 where this takes 0.7), and float arithmetic as
-        fast, but both round near ties otherwise; LCE's interpreter takes 8 ms for the latter.
-        """
         (name,) = node.inputs
-        value, shape = self._pixels[name], self.network.shapes[node.name]
-        if self.input_types[name] == "int8":
-            return value
+        kind = self.input_types[name]
+        if kind == "int8":
+            return self._pixels[name]
         output = self.coded(node.name, node.grid)
-        if self.input_types[name] == "float32":
-            self.file.operator("QUANTIZE", [value], output, schema.QuantizeOptionsT())
-            return output
-        if node.order != tuple(range(len(node.order))):
-            ordered = self.file.tensor(f"{node.name}/ordered", shape, np.uint8, scale=1.0)
-            order = self.file.constant(f"{node.name}/order", np.array(node.order, np.int32))
-            self._gather(value, order, ordered, axis=len(shape))
-            value = ordered
-        index = self.file.tensor(f"{node.name}/pixels", shape, np.int32)
-        options = schema.CastOptionsT()
-        options.inDataType, options.outDataType = schema.TensorType.UINT8, schema.TensorType.INT32
-        self.file.operator("CAST", [value], index, options)
-        codes = node.codes + zero_point(node.grid)
-        if np.all(codes == codes[:, :1]):
-            codes = codes[:, :1]
+        if kind == "float32":
+            self.file.operator("QUANTIZE", [self._pixels[name]], output, schema.QuantizeOptionsT())
         else:
-            start = np.arange(len(node.order), dtype=np.int32) * len(codes)
-            starts = self.file.constant(f"{node.name}/starts", start)
-            entry = self.file.tensor(f"{node.name}/entries", shape, np.int32)
-            self.file.operator("ADD", [index, starts], entry, schema.AddOptionsT())
-            index = entry
-        table = self.file.constant(
-            f"{node.name}/table",
-            codes.T.ravel().astype(np.int8),
-            scale=node.grid.step,
-            zero_point=zero_point(node.grid),
-        )
-        self._gather(table, index, output, axis=0)
+            add_lookup(self.file, node, self._pixels[name], output, self.network.shapes[node.name])
         return output
-
-    def _gather(self, values: int, indices: int, output: int, axis: int) -> None:
-        options = schema.GatherOptionsT()
-        options.axis = axis
-        self.file.operator("GATHER", [values, indices], output, options)
 
     def _activation(self, node: Activation) -> int:
         """Add what computes the codes: the integer kernel before it, or a QUANTIZE."""
@@ -436,7 +395,7 @@ class Writer:
             shape = self.network.shapes[node.name]
             return self._pad(node.name, inputs[0], node.amounts, value, grid, shape)
         output = self.coded(node.name, grid)
-        self._shape_operator(node, inputs, output)
+        add_moving(self.file, node, inputs, output, self.network.shapes[node.name])
         return output
 
     def _on_floats(self, node: Node) -> int:
@@ -457,7 +416,7 @@ class Writer:
             options.keepDims = node.keepdims
             self.file.operator("MEAN", [*inputs, axes], output, options)
         else:
-            self._shape_operator(node, inputs, output)
+            add_moving(self.file, node, inputs, output, self.network.shapes[node.name])
         return output
 
     def _affine(self, node: Affine, value: int) -> int:
@@ -469,53 +428,6 @@ class Writer:
         self.file.operator("ADD", [scaled, offset], output, options)
         self._fusible[output] = options
         return output
-
-    def _shape_operator(self, node: Node, inputs: list[int], output: int) -> None:
-        if isinstance(node, Pool):
-            options = schema.Pool2DOptionsT()
-            options.padding = getattr(schema.Padding, node.padding.upper())
-            options.filterHeight, options.filterWidth = node.size
-            options.strideH, options.strideW = node.strides
-            code = {MaxPool: "MAX_POOL_2D", AveragePool: "AVERAGE_POOL_2D"}[type(node)]
-            self.file.operator(code, inputs, output, options)
-        elif isinstance(node, Concatenate):
-            options = schema.ConcatenationOptionsT()
-            options.axis = len(self.network.shapes[node.name])
-            self.file.operator("CONCATENATION", inputs, output, options)
-        elif isinstance(node, Reshape):
-            self.reshape(f"{node.name}/shape", *inputs, output, self.network.shapes[node.name])
-        elif isinstance(node, Crop):
-            # Not SLICE, whose outputs LCE's interpreter takes for dynamic: it then runs nothing on
-            # XNNPACK, and rounds twice.
-            rows, columns, _ = self.network.shapes[node.name]
-            (top, _), (left, _) = node.amounts
-            corners = dict(begin=[0, top, left, 0], end=[0, top + rows, left + columns, 0])
-            inputs += [
-                self.file.constant(f"{node.name}/{name}", np.array(each, np.int32))
-                for name, each in (*corners.items(), ("strides", [1, 1, 1, 1]))
-            ]
-            options = schema.StridedSliceOptionsT()
-            options.beginMask = options.endMask = 0b1001  # all images and channels
-            self.file.operator("STRIDED_SLICE", inputs, output, options)
-        elif isinstance(node, Upsample):
-            size = np.array(self.network.shapes[node.name][:2], np.int32)
-            inputs.append(self.file.constant(f"{node.name}/size", size))
-            options = schema.ResizeNearestNeighborOptionsT()
-            self.file.operator("RESIZE_NEAREST_NEIGHBOR", inputs, output, options)
-        elif isinstance(node, Transpose):
-            order = np.array([0, *(axis + 1 for axis in node.order)], np.int32)
-            inputs.append(self.file.constant(f"{node.name}/order", order))
-            self.file.operator("TRANSPOSE", inputs, output, schema.TransposeOptionsT())
-        else:
-            raise TypeError(node)
-
-    def reshape(self, name: str, value: int, output: int, shape: tuple[int, ...]) -> None:
-        """Add what gives a tensor another shape, which ``name`` will hold."""
-        target = np.array([-1, *shape], np.int32)
-        options = schema.ReshapeOptionsT()
-        options.newShape = target
-        constant = self.file.constant(name, target)
-        self.file.operator("RESHAPE", [value, constant], output, options)
 
 
 def _file_layout(node: Weighted, weights: np.ndarray) -> tuple[np.ndarray, int]:

@@ -1,0 +1,68 @@
+"""Calls of layers in terms of fewer kinds: operators, separable and one-dimensional layers.
+
+Functional models compute with tensors too (``x + y``, ``tf.nn.relu(x)``), which Keras keeps as
+layers of a kind of its own. What has a standard layer that computes the same is read as that layer;
+so is a separable convolution, as its two, and a layer on sequences, as that on images of one row.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from dlqat_tf.canonical.functions import AUGMENTATIONS, IN_TRAINING, function_of
+from dlqat_tf.canonical.layers import BY_VALUE, LAYERS, by_value
+from dlqat_tf.canonical.operators import OPERATORS
+from dlqat_tf.canonical.part import BACK, Part
+from dlqat_tf.graph import tensors_of
+
+__all__ = ["AUGMENTATIONS", "IN_TRAINING", "StandardLayers", "function_of"]
+
+
+class StandardLayers:
+    """The standard layers that stand for others; one that is called twice becomes the same ones.
+
+    Attributes:
+        made: By source layer and part; the part that has the source's name is "".
+    """
+
+    def __init__(self):
+        self.made: dict[tuple, tf.keras.layers.Layer] = {}
+
+    def of(self, node, in_rows: bool = False) -> tf.keras.Model | None:
+        """Return a model of standard layers that computes what a call computes.
+
+        Args:
+            node: The Keras node of the call.
+            in_rows: Whether its inputs are sequences made of images of one row: what computes value
+                by value then goes on with those images.
+
+        Returns:
+            From the call's inputs to its output. None where the layer is a standard one already,
+            or no standard layers compute the same.
+        """
+        symbol = getattr(node.layer, "symbol", None)
+        rule = OPERATORS.get(str(symbol).rsplit(".", 1)[-1]) if symbol else None
+        if symbol is None:
+            rule = LAYERS.get(type(node.layer))
+            if rule is None and in_rows and type(node.layer) in BY_VALUE:
+                rule = by_value
+        if rule is None or getattr(node.layer, "data_format", "channels_last") != "channels_last":
+            return None
+        masks = (getattr(tensor, "_keras_mask", None) for tensor in tensors_of(node))
+        if node.layer._expects_mask_arg and any(mask is not None for mask in masks):
+            return None
+        if not isinstance(getattr(node.outputs, "shape", None), tf.TensorShape):
+            return None
+        part = Part(node, self.made)
+        output = rule(part)
+        if output is None or tuple(output.shape) != tuple(node.outputs.shape):
+            return None
+        return tf.keras.Model(part.inputs, output)
+
+    def makes_row(self, layer) -> bool:
+        """Return whether a layer was made to make an image of one row of a sequence."""
+        return any(layer is each for (_, part), each in self.made.items() if part[:3] == "row")
+
+    def makes_sequence(self, layer) -> bool:
+        """Return whether a layer was made to make a sequence of an image of one row."""
+        return any(layer is each for (_, part), each in self.made.items() if part == BACK)

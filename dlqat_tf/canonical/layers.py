@@ -1,0 +1,174 @@
+"""Separable layers, layers on sequences and activations apart, as standard layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dlqat_tf.canonical.functions import function_of
+from dlqat_tf.canonical.part import Part
+from dlqat_tf.graph import tensors_of
+
+_layers = tf.keras.layers
+
+_SPATIAL = ("depth_multiplier", "padding")
+_DEPTHWISE = ("depthwise_initializer", "depthwise_regularizer", "depthwise_constraint")
+_OUTER = ("use_bias", "bias_initializer", "bias_regularizer", "bias_constraint")
+_OUTER += ("activity_regularizer",)
+
+
+def _activated_apart(part: Part):
+    """A layer with weights, and the function that is its activation, where something reads it."""
+    layer, output = part.layer, part.node.outputs
+    is_read = any(output is x for node in layer.outbound_nodes for x in tensors_of(node))
+    if function_of(layer.activation) is None or not is_read:
+        return None
+    config = part.config(*layer.get_config()) | {"activation": layer.activation}
+    return part.weighted(type(layer), *part.inputs, layer.get_weights(), **config)
+
+
+def _separable(part: Part):
+    return _depthwise_and_pointwise(part, part.inputs[0], lambda name: getattr(part.layer, name))
+
+
+def _depthwise_and_pointwise(part: Part, x, pair: Callable):
+    """Return what the two convolutions make of images.
+
+    Args:
+        part: Of the call of a separable layer.
+        x: The images.
+        pair: Returns the numbers for rows and columns of an attribute.
+    """
+    layer = part.layer
+    depthwise, pointwise, *bias = layer.get_weights()
+    if depthwise.ndim == 3:
+        depthwise, pointwise = depthwise[None], pointwise[None]
+    x = part.add(
+        _layers.DepthwiseConv2D,
+        x,
+        "depthwise",
+        [depthwise],
+        kernel_size=pair("kernel_size"),
+        strides=pair("strides"),
+        dilation_rate=pair("dilation_rate"),
+        use_bias=False,
+        **part.config(*_SPATIAL, *_DEPTHWISE),
+    )
+    kernels = {
+        f"kernel_{kind}": part.config(f"pointwise_{kind}")[f"pointwise_{kind}"]
+        for kind in ("initializer", "regularizer", "constraint")
+    }
+    return part.weighted(
+        _layers.Conv2D,
+        x,
+        [pointwise, *bias],
+        layer.activation,
+        filters=layer.filters,
+        kernel_size=1,
+        **kernels,
+        **part.config(*_OUTER),
+    )
+
+
+def _pair(layer) -> Callable:
+    """Return what gives the numbers for rows and columns of a layer on sequences."""
+
+    def pair(name: str) -> tuple[int, int]:
+        value = getattr(layer, name)
+        return (1, value if isinstance(value, int) else value[0])
+
+    return pair
+
+
+def _separable_1d(part: Part):
+    return part.back(_depthwise_and_pointwise(part, *part.rows(), _pair(part.layer)))
+
+
+def _convolved_1d(part: Part):
+    layer, pair, depthwise = part.layer, _pair(part.layer), hasattr(part.layer, "depth_multiplier")
+    (x,) = part.rows()
+    kernel, *bias = layer.get_weights()
+    config = part.config(*layer.get_config()) | {"activation": layer.activation}
+    config |= {name: pair(name) for name in ("kernel_size", "strides", "dilation_rate")}
+    if layer.padding == "causal":
+        missing = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+        amounts = ((0, 0), (missing, 0))
+        x = part.add(_layers.ZeroPadding2D, x, "pad", padding=amounts)
+        config["padding"] = "valid"
+    kind = _layers.DepthwiseConv2D if depthwise else _layers.Conv2D
+    return part.back(part.weighted(kind, x, [kernel[None], *bias], **config))
+
+
+def _pooled_1d(kind) -> Callable:
+    def rule(part: Part):
+        pair = _pair(part.layer)
+        (x,) = part.rows()
+        sizes = dict(pool_size=pair("pool_size"), strides=pair("strides"))
+        return part.back(part.add(kind, x, **sizes, **part.config("padding")))
+
+    return rule
+
+
+def _pooled_whole_1d(kind) -> Callable:
+    def rule(part: Part):
+        pooled = part.add(kind, *part.rows())
+        if not part.layer.keepdims:
+            return pooled
+        return part.add(_layers.Reshape, pooled, "shape", target_shape=part.shape)
+
+    return rule
+
+
+def _moved_1d(kind, name: str) -> Callable:
+    """Of padding, cropping and upsampling."""
+
+    def rule(part: Part):
+        amount = getattr(part.layer, name)
+        pair = (1, amount) if name == "size" else ((0, 0), tuple(amount))
+        return part.back(part.add(kind, *part.rows(), **{name: pair}))
+
+    return rule
+
+
+def by_value(part: Part):
+    """A layer that computes value by value, on the images of one row."""
+    layer = part.layer
+    config = part.config(*layer.get_config())
+    if "axis" in config:
+        axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
+        if axis not in (-1, 2):
+            return None
+        config["axis"] = -1
+    rows = part.rows()
+    x = rows if len(rows) > 1 else rows[0]
+    return part.back(part.add(type(layer), x, "", layer.get_weights(), **config))
+
+
+LAYERS: dict[type, Callable] = {
+    _layers.Conv2D: _activated_apart,
+    _layers.DepthwiseConv2D: _activated_apart,
+    _layers.Dense: _activated_apart,
+    _layers.SeparableConv2D: _separable,
+    _layers.SeparableConv1D: _separable_1d,
+    _layers.Conv1D: _convolved_1d,
+    _layers.DepthwiseConv1D: _convolved_1d,
+    _layers.MaxPool1D: _pooled_1d(_layers.MaxPool2D),
+    _layers.AveragePooling1D: _pooled_1d(_layers.AveragePooling2D),
+    _layers.GlobalAveragePooling1D: _pooled_whole_1d(_layers.GlobalAveragePooling2D),
+    _layers.GlobalMaxPooling1D: _pooled_whole_1d(_layers.GlobalMaxPooling2D),
+    _layers.ZeroPadding1D: _moved_1d(_layers.ZeroPadding2D, "padding"),
+    _layers.Cropping1D: _moved_1d(_layers.Cropping2D, "cropping"),
+    _layers.UpSampling1D: _moved_1d(_layers.UpSampling2D, "size"),
+}
+BY_VALUE = (
+    _layers.Activation,
+    _layers.Add,
+    _layers.BatchNormalization,
+    _layers.Concatenate,
+    _layers.Dropout,
+    _layers.ELU,
+    _layers.LeakyReLU,
+    _layers.Multiply,
+    _layers.ReLU,
+)

@@ -1,0 +1,50 @@
+"""Where a quantizer of activations stands, and what it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from dlqat_tf.preprocessing import Preprocessing
+from dlqat_tf.quantizers import CGPACT, InputQuantizer
+
+_layers = tf.keras.layers
+
+
+@dataclass(eq=False, repr=False)
+class Place:
+    """A quantizer of activations: where it stands for which calls, and what it is.
+
+    Attributes:
+        is_input: Whether it rounds what the model takes.
+        preprocessing: Of the pixels that an input stands for; None for other values.
+        range: Where all values that there may be are known.
+    """
+
+    name: str
+    bits: int
+    signed: bool
+    ceiling: float
+    trainable: bool
+    is_input: bool = False
+    preprocessing: Preprocessing | None = None
+    range: float | None = None
+
+    def make(self):
+        if self.is_input:
+            # A range that clips none of all values is not to be trained.
+            return InputQuantizer(
+                self.bits,
+                self.range or 8.0,
+                self.signed,
+                self.preprocessing,
+                trainable=self.trainable and self.range is None,
+                name=self.name,
+            )
+        if self.bits == 32 and self.ceiling < math.inf:
+            return _layers.ReLU(self.ceiling, name=self.name)
+        alpha = self.range or min(8.0, self.ceiling)
+        trainable = self.trainable and self.range is None
+        return CGPACT(self.bits, alpha, self.signed, trainable=trainable, name=self.name)

@@ -1,0 +1,109 @@
+"""Says what became of each layer of a source."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from dlqat_tf.convert.calls import Call
+from dlqat_tf.convert.images import Data
+from dlqat_tf.convert.kinds import is_softmax
+from dlqat_tf.convert.measured import Measured
+from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.problems import in_float, some, unexportable
+from dlqat_tf.convert.report import Conversion, ConversionReport
+
+
+def report_of(
+    network: Network, made: dict, data: Data | None, measured: Measured | None
+) -> ConversionReport:
+    """Return what became of each layer.
+
+    Args:
+        network: The source.
+        made: As in :class:`~dlqat_tf.convert.builder.Builder`.
+        data: The images, or None.
+        measured: What was seen on them.
+    """
+    notes = [] if data is None else [*data.notes, *measured.notes]
+    notes += network.notes
+    if measured is None:
+        notes.append(
+            "Without images: activation ranges are initial guesses, inserted batch norms have "
+            "mean 0 and variance 1. Pass images, or expect the first steps to find both."
+        )
+    frozen = [
+        made[layer].name
+        for layer in network.of
+        if layer in made and layer.weights and not network.trainable(layer)
+    ]
+    if frozen:
+        notes.append(
+            f"Frozen, as in the source: {some(frozen)}. Their weights, ranges and batch norms "
+            "stay as converted; set trainable = True on the model to train them too."
+        )
+    kept = in_float(network)
+    if kept:
+        notes.append(kept)
+    lost = unexportable(network)
+    if lost:
+        names = defaultdict(list)
+        for name, reason in lost.items():
+            names[reason].append(name)
+        reasons = "; ".join(f"{some(each)}: {reason}" for reason, each in names.items())
+        notes.append(f"The model trains, but export will refuse it. {reasons}.")
+    conversions = [
+        _conversion(network, made, layer, calls, lost)
+        for layer, calls in network.of.items()
+        if calls[0].role != "input" or calls[0] in network.places
+    ]
+    return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
+
+
+def _conversion(
+    network: Network, made_of: dict, layer, calls: list[Call], lost: dict[str, str]
+) -> Conversion:
+    call = calls[0]
+    places = list(dict.fromkeys(network.places[c] for c in calls if c in network.places))
+    made = made_of.get(layer)
+    notes = []
+    weight_bits = None
+    if call.role == "weighted":
+        weight_bits = network.weight_bits(call)
+        if network.first(call):
+            notes.append("reads an input")
+        if layer in network.ends:
+            notes.append("last layer")
+        if call in network.heads:
+            if is_softmax(layer.activation):
+                notes.append("its softmax is dropped: losses take logits")
+        elif (layer, "norm") in made_of:
+            notes.append(f"{made_of[layer, 'norm'].name} inserted for its scale and bias")
+        elif not network.keeps_scale(call):
+            names = ", ".join(made_of[norm].name for norm in network.norms[layer])
+            notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
+    elif call.role == "kept":
+        problem = network.in_float.get(call)
+        is_override = network.overrides.of(call.name) == "float"
+        why = "override" if is_override else problem.text if problem else "it is the output"
+        notes.append(f"stays float: {why}")
+    if call in network.dropped:
+        notes.append("losses take logits")
+    if call.role == "relu":
+        made = made_of[places[0]]
+        notes += [f"also {place.name}" for place in places[1:]]
+    else:
+        notes += [f"outputs rounded by {place.name}" for place in places]
+    if call.training is not None and call.role == "norm":
+        notes.append("called with training=False: its averages stay")
+    if not network.trainable(layer):
+        notes.append("frozen")
+    if call.name in lost:
+        notes.append(f"cannot be exported: {lost[call.name]}")
+    return Conversion(
+        layer=call.name,
+        was=type(layer).__name__,
+        became="dropped" if call in network.dropped else type(made or layer).__name__,
+        weight_bits=weight_bits,
+        activation_bits=places[0].bits if places else None,
+        note="; ".join(notes),
+    )
