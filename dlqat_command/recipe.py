@@ -102,6 +102,11 @@ class Recipe:
     """Coefficient of w in the gradient, for convolution and head kernels only."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Keras policy; quantizers, heads and losses stay in float32."""
+    strategy: Literal["none", "mirrored", "multiworker", "tpu"] = "none"
+    """Train on one device, on all GPUs of this machine, with all workers that the environment's
+    TF_CONFIG names, or on a TPU. A batch is what all replicas take together."""
+    sync_batch_norm: bool = False
+    """Let batch norm see the whole batch in training, and not each replica its own part."""
     seed: int = 0
     """Seed of initial weights, order, augmentation and subset."""
     deterministic: bool = False

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dlqat_tf.training import TrainingResult
 
 
-def train(recipe: Recipe, changes: dict[str, Any]) -> TrainingResult:
+def train(recipe: Recipe, changes: dict[str, Any]) -> TrainingResult | None:
     """Train a recipe, see :func:`dlqat_tf.training.command_line.train`."""
     from dlqat_tf.training import command_line
 

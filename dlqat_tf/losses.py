@@ -245,9 +245,10 @@ class GMLoss(_MarginLoss):
     The factor :math:`\bar p^\gamma` is ours. The margin adds :math:`\alpha (1 - p_y) (f - \mu_y)`
     to the gradient of the features. What all images have in common in it shrinks every feature, and
     so the differences between logits, long before there are clusters to make compact. So the margin
-    follows the fit: :math:`\bar p` is the mean probability that a batch gives to its true classes
-    without a margin, a constant in the gradient. A network that fits its training images has the
-    whole margin, one that does not has hardly any. ``model.compile(loss=dlqat_tf.GMLoss())``.
+    follows the fit: :math:`\bar p` is the mean probability that a batch (of all replicas together)
+    gives to its true classes without a margin, a constant in the gradient. A network that fits its
+    training images has the whole margin, one that does not has hardly any.
+    ``model.compile(loss=dlqat_tf.GMLoss())``.
 
     Args:
         alpha: Margin factor :math:`\alpha \ge 0`. The paper uses 0.7 on CIFAR and 0 on ImageNet.
@@ -309,7 +310,11 @@ class GMLoss(_MarginLoss):
             true = tf.gather(probabilities, labels, batch_dims=1)
         else:
             true = tf.reduce_sum(labels * probabilities, axis=1)
-        return tf.stop_gradient(tf.reduce_mean(true) ** self.fit_power)
+        mean = tf.stop_gradient(tf.reduce_mean(true))
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            mean = replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+        return mean**self.fit_power
 
     def penalty(self, labels, predictions):
         if not self.likelihood_weight:

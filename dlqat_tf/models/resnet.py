@@ -43,6 +43,7 @@ def resnet18(
     final_gain: float = 1.0,
     kernel_regularizer=None,
     method: str = "sat",
+    sync_batch_norm: bool = False,
 ) -> tf.keras.Model:
     """Build ResNet-18: 20 convolutions, 17 activations, global average pooling and a head.
 
@@ -69,6 +70,8 @@ def resnet18(
         method: Name in :mod:`dlqat_tf.methods` of what rounds kernels and activations. The head,
             the first convolution of a method without 8 bits, and ``residual_bits`` are SAT's and
             CG-PACT's for all.
+        sync_batch_norm: Let batch norms see the batch of all replicas of a ``tf.distribute``
+            strategy in training, and not each replica its own part.
 
     Returns:
         A functional model from images (batch, height, width, channels) to logits
@@ -85,6 +88,7 @@ def resnet18(
         alpha_init,
         kernel_regularizer,
         methods.get(method),
+        sync_batch_norm,
     )
 
     inputs = tf.keras.Input(input_shape, name="images")
@@ -164,7 +168,14 @@ class _Builder:
     """The three kinds of node that ResNet-18 consists of, with the widths filled in."""
 
     def __init__(
-        self, weight_bits, activation_bits, residual_bits, alpha_init, regularizer, method
+        self,
+        weight_bits,
+        activation_bits,
+        residual_bits,
+        alpha_init,
+        regularizer,
+        method,
+        sync_batch_norm,
     ):
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
@@ -172,6 +183,7 @@ class _Builder:
         self.alpha_init = alpha_init
         self.regularizer = regularizer
         self.method = method
+        self.sync_batch_norm = sync_batch_norm
 
     def convolution(self, x, filters, size, strides, name, *, bits="hidden", gain=1.0):
         """Apply convolution and batch norm."""
@@ -199,6 +211,7 @@ class _Builder:
             momentum=0.9,
             epsilon=1e-5,
             gamma_initializer=tf.keras.initializers.Constant(gain),
+            synchronized=self.sync_batch_norm,
             name=f"{name}_bn",
         )(x)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from dlqat_tf._host import write_whole
 from dlqat_tf._script import Stopped
+from dlqat_tf.training.distribution import LOST, current
 
 SECONDS = 600.0  # between checkpoints, where nothing else is asked for
 _PARTIAL_EPOCH = "partial_epoch.json"  # in the backup folder
@@ -41,8 +42,9 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     """Keras's own backup, also inside an epoch, every so many steps or seconds.
 
     A resumed epoch goes on at the step after the checkpoint, with the metrics and the time that it
-    had. The checkpoint of an epoch's last step is written when its validation is done: there is
-    no whole epoch without its row in the history.
+    had. Whenever one is written, replicas agree on their averages, so that a resumed run has the
+    same ones. The checkpoint of an epoch's last step is written when its validation is done: there
+    is no whole epoch without its row in the history.
 
     Ctrl-C or SIGTERM ends training after the step that runs, with a checkpoint; while validation
     runs, with the last one. A second signal ends the process as ever.
@@ -101,19 +103,24 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         if batch == self.steps_per_epoch - 1:  # on_epoch_end saves it
             return
         due = self._since >= self.every if self.every else self._elapsed() >= SECONDS
-        is_stopped = self._stopped_by is not None  # now: a signal may come while it saves
-        if due or is_stopped:
+        is_stopped = self._is_stopped()  # now: a signal may come while it saves
+        if is_stopped or current().any(due):
             self._save(Position(self._current_epoch, batch + 1))
         if is_stopped:
             self._stop_at(Position(self._current_epoch, batch + 1))
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._stopped_by:
+        # Several workers would have to agree; they stop after the epoch.
+        if self._stopped_by and not current().are_workers:
             self._stop_at(position(self.folder, self.steps_per_epoch))
 
     def on_epoch_end(self, epoch, logs=None):
         self._save(Position(epoch + 1, 0))
-        self._stop_at(Position(epoch + 1, 0))
+        if self._is_stopped():
+            self._stop_at(Position(epoch + 1, 0))
+
+    def _is_stopped(self) -> bool:
+        return current().any(self._stopped_by is not None)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._saved_at
@@ -121,6 +128,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     def _save(self, reached: Position) -> None:
         try:
             self._backup(epoch=reached.epochs)
+            current().agree(self.model)
             if reached.steps:
                 metrics = {
                     metric.name: [variable.numpy().tolist() for variable in metric.variables]
@@ -128,9 +136,12 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
                 }
                 seconds = self.seconds + time.perf_counter() - self._epoch_began
                 content = {"checkpoint": _latest(self.folder), "seconds": seconds}
-                write_whole(
-                    self.folder / _PARTIAL_EPOCH, json.dumps({**content, "metrics": metrics})
-                )
+                if current().is_chief:
+                    write_whole(
+                        self.folder / _PARTIAL_EPOCH, json.dumps({**content, "metrics": metrics})
+                    )
+        except LOST:  # all workers save together
+            raise
         except _UNWRITTEN as error:
             reason = str(error).strip().splitlines()[0]
             try:
@@ -144,13 +155,12 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         self._since, self._saved_at = 0, time.monotonic()
 
     def _stop_at(self, saved: Position) -> None:
-        """End training where a signal asked for it."""
-        number = self._stopped_by
-        if number is not None:
-            raise Stopped(
-                f"{signal.Signals(number).name}: {saved} is saved in {self.folder}",
-                status=128 + number,
-            )
+        """End training, here because another worker's signal asked for it, or an own one."""
+        number = self._stopped_by or signal.SIGTERM
+        raise Stopped(
+            f"{signal.Signals(number).name}: {saved} is saved in {self.folder}",
+            status=128 + number,
+        )
 
 
 def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
@@ -204,4 +214,5 @@ def _add_to_metrics(model: tf.keras.Model, values: dict[str, list]) -> None:
     """Add what metrics had before, which are means: each is a sum and a count."""
     for metric in model.metrics:
         for variable, value in zip(metric.variables, values.get(metric.name, ()), strict=False):
-            variable.assign_add(value)
+            # Not `assign_add`, which variables with a value on each replica do not have.
+            variable.assign(variable.read_value() + value)

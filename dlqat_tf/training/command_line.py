@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlqat_tf._script import ending
+from dlqat_tf.training.distribution import WorkerLost
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult
 from dlqat_tf.training.stages import TrainingDiverged, run
@@ -23,7 +24,7 @@ MENDABLE = (
 )
 
 
-def train(recipe: Recipe, changes: dict) -> TrainingResult:
+def train(recipe: Recipe, changes: dict) -> TrainingResult | None:
     """Train a recipe and print its result.
 
     Args:
@@ -31,9 +32,10 @@ def train(recipe: Recipe, changes: dict) -> TrainingResult:
         changes: What its budget changed of the paper's.
 
     Returns:
-        The result of the run. What a user can mend ends the process with one sentence and status 2,
-        a diverged training with status 1; Ctrl-C with status 130 and SIGTERM with 143, when where
-        training was is saved.
+        The result of the run; None in a worker that is not the first of its job. What a user can
+        mend ends the process with one sentence and status 2, a diverged training or a lost worker
+        with status 1; Ctrl-C with status 130 and SIGTERM with 143, when where training was is
+        saved.
     """
     print_shortening(recipe, changes)
     interrupted = (
@@ -42,10 +44,11 @@ def train(recipe: Recipe, changes: dict) -> TrainingResult:
     with ending(ValueError, *MENDABLE, interrupted=interrupted):
         try:
             result = run(recipe)
-        except TrainingDiverged as error:
+        except (TrainingDiverged, WorkerLost) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
-    _print(recipe, result)
+    if result is not None:
+        _print(recipe, result)
     return result
 
 

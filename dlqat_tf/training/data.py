@@ -24,12 +24,21 @@ from dlqat_tf.training.sources import (
     DataError,
     Files,
     Records,
-    key_of,
+    batch_key,
     readable,
     to_float,
 )
 
-__all__ = ["AUGMENTATIONS", "NAMES", "DataError", "ImageData", "check_size", "load"]
+__all__ = [
+    "AUGMENTATIONS",
+    "NAMES",
+    "WHOLE",
+    "DataError",
+    "ImageData",
+    "Shard",
+    "check_size",
+    "load",
+]
 
 NAMES = ("digits", "cifar10", "cifar100", "imagenet2012", "folder")
 AUGMENTATIONS = ("crop", "flip", "randaugment", "cutmix", "mixup")
@@ -37,6 +46,17 @@ AUGMENTATIONS = ("crop", "flip", "randaugment", "cutmix", "mixup")
 _DEFAULT_IMAGE_SIZE = 224
 _SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # of the sets that have one only
 _HELD_OUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A worker's part of every batch: part ``index`` of ``count`` as equal ones, in order."""
+
+    index: int
+    count: int
+
+
+WHOLE = Shard(0, 1)
 
 
 def load(
@@ -188,6 +208,7 @@ class ImageData:
         seed: int,
         first_epoch: int = 0,
         augment: Sequence[str] = ("crop", "flip"),
+        shard: Shard = WHOLE,
     ) -> tf.data.Dataset:
         """Endless shuffled, augmented training batches.
 
@@ -211,14 +232,17 @@ class ImageData:
             seed: Decides order, crops and flips.
             first_epoch: The epoch to begin with, counted from 0.
             augment: Names from the list above.
+            shard: Which part of each batch to give; images, order, crops and flips of all parts
+                together are those of the whole batch.
 
         Returns:
-            Dataset of (images, labels): images float32 (batch, height, width, channels) in [0, 1];
-            labels int32 (batch,), or float32 (batch, classes) with "cutmix" or "mixup".
+            Dataset of (images, labels): images float32 (batch / shard.count, height, width,
+            channels) in [0, 1]; labels int32 (batch / shard.count,), or float32 with one more axis
+            (classes) with "cutmix" or "mixup".
 
         Raises:
-            ValueError: ``batch_size`` or ``first_epoch`` is out of range, or an augmentation is
-                unknown or unfit for the images.
+            ValueError: ``batch_size`` or ``first_epoch`` is out of range or no multiple of
+                ``shard.count``, or an augmentation is unknown or unfit for the images.
         """
         steps = self.steps_per_epoch(batch_size)
         if first_epoch < 0:
@@ -229,12 +253,18 @@ class ImageData:
                 f"Expected augment as a tuple of names from {', '.join(AUGMENTATIONS)}; "
                 f"received {unknown[0]!r}."
             )
+        if batch_size % shard.count:
+            raise ValueError(
+                f"Expected batch_size as a multiple of {shard.count}, the parts of each batch, "
+                f"received {batch_size}."
+            )
         policy = _policy(augment, self.image_shape, self.num_classes)
 
         def finish(positions, images, labels):
             if "flip" in augment:
-                key = key_of(seed, FLIP, positions[0])
-                flips = tf.random.stateless_uniform([batch_size, 1, 1, 1], key) < 0.5
+                key, places = batch_key(seed, FLIP, positions, batch_size)
+                draws = tf.random.stateless_uniform([batch_size, 1, 1, 1], key)
+                flips = tf.gather(draws, places) < 0.5
                 images = tf.where(flips, tf.reverse(images, axis=[2]), images)
             return policy(to_float(images), labels)
 
@@ -246,15 +276,21 @@ class ImageData:
             .flat_map(lambda epoch: self._train.shuffled(seed, epoch).take(steps * batch_size))
             .enumerate(first)
         )
-        batches = self._train.batches(samples, batch_size, seed if "crop" in augment else None)
+        if shard.count > 1:
+            size = batch_size // shard.count
+            samples = samples.filter(lambda at, _: at % batch_size // size == shard.index)
+        crop_seed = seed if "crop" in augment else None
+        batches = self._train.batches(samples, batch_size, crop_seed, parts=shard.count)
         batches = batches.map(finish, num_parallel_calls=AUTOTUNE, deterministic=True)
         return _reproducible(batches)
 
-    def test_batches(self, batch_size: int) -> tf.data.Dataset:
+    def test_batches(self, batch_size: int, shard: Shard = WHOLE) -> tf.data.Dataset:
         """The whole test set once, in its own order, the last batch smaller where need be.
 
         Args:
             batch_size: Images per batch.
+            shard: Which part of each batch to give; of the last one, too, parts differ by one image
+                at most.
 
         Returns:
             Dataset of (images, labels): images float32 (None, height, width, channels) in [0, 1],
@@ -266,7 +302,17 @@ class ImageData:
         if batch_size < 1:
             raise ValueError(f"Expected batch_size of at least 1, received {batch_size}.")
         samples = self._test.in_order().enumerate()
-        batches = self._test.batches(samples, batch_size, None, drop_remainder=False)
+        if shard.count > 1:
+
+            def is_of_shard(at, _):
+                place = at % batch_size
+                size = tf.minimum(self.test_count - (at - place), batch_size)  # of the last one
+                return place * shard.count // size == shard.index
+
+            samples = samples.filter(is_of_shard)
+        batches = self._test.batches(
+            samples, batch_size, None, parts=shard.count, drop_remainder=False
+        )
         batches = batches.map(
             lambda _, images, labels: (to_float(images), labels),
             num_parallel_calls=AUTOTUNE,

@@ -2,7 +2,8 @@
 
 A source has: count, labels, image_shape; records, its TFRecord files; subset(indices); verify();
 shuffled(seed, epoch) and in_order(), which give a dataset of samples; and batches(samples
-enumerated), which gives (positions, uint8 images, int32 labels).
+enumerated), which gives (positions, uint8 images, int32 labels). Where the samples are one part of
+several of each batch, positions are those in whole batches, and so are the draws.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Arrays(_Indexed):
     def verify(self) -> None:
         """Nothing can be wrong: the images are decoded."""
 
-    def batches(self, samples, batch_size, crop_seed, *, drop_remainder=True) -> tf.data.Dataset:
+    def batches(
+        self, samples, batch_size, crop_seed, *, parts=1, drop_remainder=True
+    ) -> tf.data.Dataset:
         # Eager tensors are captured by reference; numpy arrays would become constants of the
         # graph, which may hold 2 GB at most.
         with tf.device("CPU"):
@@ -110,10 +113,11 @@ class Arrays(_Indexed):
         def gather(positions, indices):
             images = tf.gather(all_images, indices)
             if crop_seed is not None:
-                images = _random_shift(images, key_of(crop_seed, _CROP, positions[0]))
+                key, places = batch_key(crop_seed, _CROP, positions, batch_size)
+                images = _random_shift(images, key, places, batch_size)
             return positions, images, tf.gather(all_labels, indices)
 
-        samples = samples.batch(batch_size, drop_remainder=drop_remainder)
+        samples = samples.batch(batch_size // parts, drop_remainder=drop_remainder)
         return samples.map(gather, num_parallel_calls=AUTOTUNE, deterministic=True)
 
 
@@ -134,7 +138,9 @@ class Files(_Indexed):
                 for _ in pool.map(verify_image, self.paths):  # raises what a thread raised
                     pass
 
-    def batches(self, samples, batch_size, crop_seed, *, drop_remainder=True) -> tf.data.Dataset:
+    def batches(
+        self, samples, batch_size, crop_seed, *, parts=1, drop_remainder=True
+    ) -> tf.data.Dataset:
         with tf.device("CPU"):
             # As bytes: names of files need not be UTF-8.
             all_paths = tf.constant([os.fsencode(path) for path in self.paths])
@@ -164,7 +170,7 @@ class Files(_Indexed):
         )
         decoded = decoded.ignore_errors(log_warning=True).concatenate(end)
         checked = tf.data.Dataset.zip((samples, decoded)).map(check)
-        return checked.batch(batch_size, drop_remainder=drop_remainder)
+        return checked.batch(batch_size // parts, drop_remainder=drop_remainder)
 
 
 class Records:
@@ -238,13 +244,15 @@ class Records:
         )
         return example["image"], tf.cast(example["label"], tf.int32)
 
-    def batches(self, samples, batch_size, crop_seed, *, drop_remainder=True) -> tf.data.Dataset:
+    def batches(
+        self, samples, batch_size, crop_seed, *, parts=1, drop_remainder=True
+    ) -> tf.data.Dataset:
         def decode(position, record):
             encoded, label = self._parse(record)
             return position, _decode(encoded, self.size, crop_seed, position), label
 
         return samples.map(decode, num_parallel_calls=AUTOTUNE, deterministic=True).batch(
-            batch_size, drop_remainder=drop_remainder
+            batch_size // parts, drop_remainder=drop_remainder
         )
 
 
@@ -261,18 +269,24 @@ def key_of(seed, stream: int, counter) -> tf.Tensor:
     return tf.random.fold_in(tf.constant([seed, stream], tf.int64), tf.cast(counter, tf.int64))
 
 
+def batch_key(seed, stream: int, positions, batch_size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the stateless seed of a whole batch, and the places in it of the samples given."""
+    places = positions % batch_size
+    return key_of(seed, stream, positions[0] - places[0]), places
+
+
 def to_float(images) -> tf.Tensor:
     """Return bytes as float32 in [0, 1]."""
     return tf.cast(images, tf.float32) / 255.0
 
 
-def _random_shift(images, key) -> tf.Tensor:
-    """Zero-pad uint8 (batch, h, w, c) by h // 8 and crop each image at random."""
+def _random_shift(images, key, places, batch_size: int) -> tf.Tensor:
+    """Zero-pad uint8 images (n, h, w, c) by h // 8 and crop each as its place in the batch says."""
     height, width = images.shape[1:3]
     pad = height // 8
     padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    shape = [2, tf.shape(images)[0], 1]
-    top, left = tf.unstack(tf.random.stateless_uniform(shape, key, 0, 2 * pad + 1, tf.int32))
+    draws = tf.random.stateless_uniform([2, batch_size, 1], key, 0, 2 * pad + 1, tf.int32)
+    top, left = tf.unstack(tf.gather(draws, places, axis=1))
     rows = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
     return tf.gather(rows, left + tf.range(width), axis=2, batch_dims=1)
 

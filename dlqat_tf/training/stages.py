@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -26,6 +27,7 @@ from dlqat_tf.quantizers.calibration import calibrate
 from dlqat_tf.training import data as datasets
 from dlqat_tf.training.batch_norm import reestimate
 from dlqat_tf.training.checkpoints import Backup, Position, position
+from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.folder import check_output, claim_output
 from dlqat_tf.training.history import mend_history, read_history
 from dlqat_tf.training.lock import locked
@@ -41,7 +43,7 @@ class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite; the message names the last good checkpoint."""
 
 
-def run(recipe: Recipe) -> TrainingResult:
+def run(recipe: Recipe) -> TrainingResult | None:
     """Train a recipe, or continue it where it was interrupted.
 
     The output folder receives ``model.keras`` (last epoch), ``best.keras``, ``curves.png``,
@@ -53,42 +55,48 @@ def run(recipe: Recipe) -> TrainingResult:
         recipe: The settings.
 
     Returns:
-        Accuracies, time and environment of the finished run.
+        Accuracies, time and environment of the finished run; None where another worker, the first
+        one, writes them.
 
     Raises:
-        ValueError: A setting is out of range, the output folder holds another run, or a file in it
-            is damaged.
+        ValueError: A setting is out of range or asks for devices that there are not, the output
+            folder holds another run, or a file in it is damaged.
         dlqat_tf.training.lock.FolderInUse: Another process trains in the output folder.
         dlqat_tf.training.data.DataError: The dataset cannot be read.
         TrainingDiverged: The loss became NaN; the last good checkpoint is kept.
         dlqat_tf.training.checkpoints.CheckpointFailed: The folder is full or gone; the last good
             checkpoint is kept.
+        dlqat_tf.training.distribution.WorkerLost: Another worker of the job ended.
         dlqat_tf._script.Stopped: After Ctrl-C or SIGTERM, when a checkpoint is written.
     """
-    recipe.validate()
-    if recipe.deterministic:
-        tf.config.experimental.enable_op_determinism()  # for the rest of the process
-    check_output(recipe)  # before the lock makes the folder
-    surroundings = environment()
     previous_policy = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(recipe.precision)
-    try:
-        with locked(recipe.output):
-            check_output(recipe)
-            images = datasets.load(
-                recipe.dataset,
-                data_dir=recipe.data_dir,
-                image_size=recipe.image_size,
-                train_size=recipe.train_size,
-                validation_size=recipe.validation_size,
-                seed=recipe.seed,
-            )
-            _rehearse(recipe, images)
-            claim_output(recipe)
-            with images.readable():
-                return _run_stages(recipe, images, surroundings)
-    finally:
-        tf.keras.mixed_precision.set_global_policy(previous_policy)
+    with replicas(recipe.strategy) as workers:  # first: workers cannot be joined any later
+        recipe.validate()
+        workers.check(recipe.batch_size)
+        if recipe.deterministic:
+            tf.config.experimental.enable_op_determinism()  # for the rest of the process
+        check_output(recipe)  # before the lock makes the folder
+        surroundings = environment()
+        tf.keras.mixed_precision.set_global_policy(recipe.precision)
+        try:
+            with locked(recipe.output) if workers.is_chief else contextlib.nullcontext():
+                check_output(recipe)
+                images = datasets.load(
+                    recipe.dataset,
+                    data_dir=recipe.data_dir,
+                    image_size=recipe.image_size,
+                    train_size=recipe.train_size,
+                    validation_size=recipe.validation_size,
+                    seed=recipe.seed,
+                )
+                _rehearse(recipe, images)
+                if workers.is_chief:
+                    claim_output(recipe)
+                workers.any(False)  # nobody reads the folder before it is claimed
+                with images.readable():
+                    return _run_stages(recipe, images, surroundings)
+        finally:
+            tf.keras.mixed_precision.set_global_policy(previous_policy)
 
 
 def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
@@ -151,10 +159,13 @@ def build_model(recipe: Recipe, images: datasets.ImageData, stage: _Stage) -> tf
         # Keras adds the penalty to the loss: half of the coefficient gives decay * w.
         kernel_regularizer=tf.keras.regularizers.L2(decay / 2) if decay else None,
         method=recipe.method,
+        sync_batch_norm=recipe.sync_batch_norm,
     )
 
 
-def _run_stages(recipe: Recipe, images: datasets.ImageData, surroundings: dict) -> TrainingResult:
+def _run_stages(
+    recipe: Recipe, images: datasets.ImageData, surroundings: dict
+) -> TrainingResult | None:
     stages = _stages(recipe)
     histories = {}
     model = None
@@ -186,6 +197,8 @@ def _run_stages(recipe: Recipe, images: datasets.ImageData, surroundings: dict) 
             rows[-1] |= moving | json.loads((folder / REESTIMATED).read_text())
         histories[stage.name] = rows
     _save(model, recipe.output / "model.keras")
+    if not current().is_chief:
+        return None
     best = recipe.output / stages[-1].name / "best.keras"
     if best.is_file():
         write_whole(recipe.output / "best.keras", best.read_bytes())
@@ -232,7 +245,7 @@ def _history(recipe, images, stage, model, folder: Path, epochs: int | None) -> 
         )
     if lost and lost[-1] == epochs - 1:
         _compile(recipe, stage, model, _steps(recipe, images))
-        loss, accuracy = model.evaluate(_test_batches(recipe, images), verbose=0)
+        loss, accuracy = _evaluate(recipe, images, model)
         rows.append(
             dict.fromkeys(("loss", "accuracy", "seconds"), math.nan)
             | {"epoch": epochs - 1.0, "val_loss": loss, "val_accuracy": accuracy}
@@ -287,20 +300,44 @@ def _soft_labels(recipe: Recipe) -> bool:
     return bool({"cutmix", "mixup"} & set(recipe.augment))
 
 
-def _train_batches(recipe: Recipe, images: datasets.ImageData, done: Position) -> tf.data.Dataset:
+def _train_batches(
+    recipe: Recipe,
+    images: datasets.ImageData,
+    done: Position,
+    shard: datasets.Shard = datasets.WHOLE,
+) -> tf.data.Dataset:
     # The order of images is a function of the step, so the stream can begin at any.
     first = done.epochs * _steps(recipe, images) + done.steps
     first_epoch, skipped = divmod(first, images.steps_per_epoch(recipe.batch_size))
     return images.train_batches(
-        recipe.batch_size, seed=recipe.seed, first_epoch=first_epoch, augment=recipe.augment
+        recipe.batch_size,
+        seed=recipe.seed,
+        first_epoch=first_epoch,
+        augment=recipe.augment,
+        shard=shard,
     ).skip(skipped)
 
 
-def _test_batches(recipe: Recipe, images: datasets.ImageData) -> tf.data.Dataset:
-    test = images.test_batches(recipe.batch_size)
-    if _soft_labels(recipe):
-        test = test.map(lambda image, label: (image, tf.one_hot(label, images.num_classes)))
-    return test
+def _test_data(recipe: Recipe, images: datasets.ImageData) -> tuple[tf.data.Dataset, int | None]:
+    """Return the test set once, and its steps where Keras has to be told."""
+    workers = current()
+    size = workers.test_batch_size(recipe.batch_size, images.test_count)
+
+    def batches(shard):
+        test = images.test_batches(size, shard)
+        if _soft_labels(recipe):
+            test = test.map(lambda image, label: (image, tf.one_hot(label, images.num_classes)))
+        # Of a distributed dataset Keras goes on with the iterator that it has.
+        return test if workers.count == 1 else test.repeat()
+
+    steps = None if workers.count == 1 else -(-images.test_count // size)
+    return workers.distribute(batches), steps
+
+
+def _evaluate(recipe: Recipe, images: datasets.ImageData, model) -> tuple[float, float]:
+    """Return the loss and the accuracy of a compiled model."""
+    test, steps = _test_data(recipe, images)
+    return model.evaluate(test, steps=steps, verbose=0)
 
 
 def _teacher(recipe: Recipe, trained: tf.keras.Model) -> tf.keras.Model:
@@ -326,17 +363,16 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
     model = student if teacher is None else _trainer(recipe, student, teacher)
     _compile(recipe, stage, model, steps)
     done = position(folder / "backup", steps)
-    train = _train_batches(recipe, images, done)
     if model.jit_compile:
-        _check_first_batch(model, train)
+        _check_first_batch(model, _train_batches(recipe, images, done))
     history = folder / "history.csv"
-    mend_history(history, done.epochs)
+    if current().is_chief:
+        mend_history(history, done.epochs)
     backup = Backup(folder / "backup", steps, recipe.checkpoint_every)
     callbacks = [
         _StopWhenNotFinite(folder / "backup", steps),
         _Clock(backup),
-        tf.keras.callbacks.CSVLogger(str(history), append=True),
-        tf.keras.callbacks.TensorBoard(str(folder / "tensorboard"), profile_batch=0),
+        *(_records(folder) if current().is_chief else ()),
         _KeepBest(
             student,
             folder / "best.keras",
@@ -357,18 +393,27 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         + (f", teacher {recipe.teacher}" if teacher is not None else "")
         + (f"; continuing after {done}" if any(done) else "")
     )
+    test, test_steps = _test_data(recipe, images)
     try:
         model.fit(
-            train,
+            current().distribute(functools.partial(_train_batches, recipe, images, done)),
             steps_per_epoch=steps,
             initial_epoch=done.epochs,
             epochs=stage.epochs,
-            validation_data=_test_batches(recipe, images),
+            validation_data=test,
+            validation_steps=test_steps,
             callbacks=callbacks,
             verbose=1 if sys.stdout.isatty() else 2,
         )
     finally:
         backup.release()
+
+
+def _records(folder: Path) -> list[tf.keras.callbacks.Callback]:
+    return [
+        tf.keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True),
+        tf.keras.callbacks.TensorBoard(str(folder / "tensorboard"), profile_batch=0),
+    ]
 
 
 def _reestimate(recipe, images, stage, model, folder: Path) -> None:
@@ -377,8 +422,9 @@ def _reestimate(recipe, images, stage, model, folder: Path) -> None:
     batches = images.train_batches(recipe.batch_size, seed=recipe.seed, augment=()).take(count)
     reestimate(model, batches)
     _compile(recipe, stage, model, _steps(recipe, images))
-    loss, accuracy = model.evaluate(_test_batches(recipe, images), verbose=0)
-    write_whole(folder / REESTIMATED, json.dumps({"val_loss": loss, "val_accuracy": accuracy}))
+    loss, accuracy = _evaluate(recipe, images, model)
+    if current().is_chief:
+        write_whole(folder / REESTIMATED, json.dumps({"val_loss": loss, "val_accuracy": accuracy}))
 
 
 def _compile(recipe, stage, model, steps: int) -> None:
@@ -407,8 +453,8 @@ def _compile(recipe, stage, model, steps: int) -> None:
         tf.keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=recipe.momentum > 0),
         losses[recipe.head](),
         metrics=["accuracy"],
-        # XLA made this network 4 to 6 times slower on a CPU.
-        jit_compile=bool(tf.config.list_physical_devices("GPU")),
+        # XLA made this network 4 to 6 times slower on a CPU; with replicas it was not tried.
+        jit_compile=bool(tf.config.list_physical_devices("GPU")) and current().count == 1,
     )
     model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its slots
 
@@ -469,5 +515,5 @@ class _KeepBest(tf.keras.callbacks.Callback):
 
 def _save(model: tf.keras.Model, path: Path) -> None:
     """Save so that a kill leaves the old file or the new one, never half of one."""
-    with replacing(path) as temporary:
+    with current().written_by_chief(path) as own, replacing(own) as temporary:
         model.save(temporary, save_format="keras")

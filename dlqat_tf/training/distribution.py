@@ -1,0 +1,231 @@
+"""Several replicas of a network on several devices or machines, by ``tf.distribute``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tensorflow as tf
+
+from dlqat_tf.training.data import WHOLE, Shard
+
+Name = Literal["none", "mirrored", "multiworker", "tpu"]
+# What the others see when one worker is gone.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+
+
+class WorkerLost(RuntimeError):
+    """Another worker of the job ended before its work was done."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """What training has to know of a strategy.
+
+    Attributes:
+        strategy: Of ``tf.distribute``; the default one is a single replica.
+    """
+
+    strategy: tf.distribute.Strategy
+
+    @property
+    def count(self) -> int:
+        """Replicas in all workers together, each of which takes an equal part of a batch."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes what a run leaves behind: of several workers, one does."""
+        return self.strategy.extended.should_checkpoint
+
+    @property
+    def are_workers(self) -> bool:
+        """Whether there are other processes, with which this one has to agree."""
+        return isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+    def check(self, batch_size: int) -> None:
+        """Refuse a batch that replicas cannot share equally.
+
+        Raises:
+            ValueError: It is no multiple of their number.
+        """
+        if batch_size % self.count:
+            raise ValueError(
+                f"Expected batch_size, the images of all replicas together, to be a multiple of "
+                f"their number, {self.count}. Received: {batch_size}."
+            )
+
+    def distribute(self, batches: Callable[[Shard], tf.data.Dataset]) -> tf.data.Dataset:
+        """Give each replica its part of every batch.
+
+        Args:
+            batches: Returns a worker's part of all batches, given which worker of how many it is.
+
+        Returns:
+            What ``fit`` and ``evaluate`` take.
+        """
+        if self.count == 1:
+            return batches(WHOLE)
+
+        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            shard = Shard(context.input_pipeline_id, context.num_input_pipelines)
+            return _split(batches(shard), context.num_replicas_in_sync // shard.count)
+
+        return self.strategy.distribute_datasets_from_function(of_worker)
+
+    def test_batch_size(self, batch_size: int, images: int) -> int:
+        """Return the largest batch, up to a size, of which no replica's part is ever empty.
+
+        The mean over an empty part would be no number.
+
+        Args:
+            batch_size: A multiple of the number of replicas.
+            images: Of the whole test set.
+
+        Raises:
+            ValueError: There are fewer images than replicas.
+        """
+        for size in range(batch_size, 0, -self.count):
+            if images % size == 0 or images % size >= self.count:
+                return size
+        raise ValueError(
+            f"Expected at least one test image for each of {self.count} replicas. "
+            f"Received: {images} images."
+        )
+
+    def any(self, is_so: bool) -> bool:
+        """Return whether something is so in any worker; all must ask at the same step."""
+        if not self.are_workers:
+            return is_so
+        flags = self.strategy.run(_sum_over_replicas, args=(tf.constant(float(is_so)),))
+        return bool(self.strategy.experimental_local_results(flags)[0] > 0)
+
+    def agree(self, model: tf.keras.Model) -> None:
+        """Give all replicas the mean of what each has for itself, as a restored checkpoint does.
+
+        That are the moving averages of batch norms which see their replica's part of a batch only.
+        """
+        if self.count > 1:
+            for variable in model.variables:
+                if variable.synchronization == tf.VariableSynchronization.ON_READ:
+                    variable.assign(variable.read_value())
+
+    @contextlib.contextmanager
+    def written_by_chief(self, path: Path) -> Iterator[Path]:
+        """Give a path to save at: what the others have to save too, all together, is thrown away.
+
+        Variables that each replica has an own value of are averaged while they are saved.
+        """
+        if self.is_chief:
+            yield path
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder) / path.name
+
+
+@contextlib.contextmanager
+def replicas(name: Name) -> Iterator[Replicas]:
+    """Start a strategy and enter its scope.
+
+    Args:
+        name: "none": this process on one device; "mirrored": all GPUs of this machine (or, without
+            any, its logical CPUs); "multiworker": all processes that ``TF_CONFIG`` names, each with
+            its GPUs; "tpu": the TPU that this machine sees.
+
+    Raises:
+        ValueError: ``TF_CONFIG`` or the TPU is missing, or there is nothing to share work with.
+        WorkerLost: Another worker ended.
+    """
+    strategy = _started(name)
+    with strategy.scope():
+        try:
+            yield current()
+        except LOST as error:
+            if name != "multiworker":
+                raise
+            raise WorkerLost(
+                "Another worker of the job ended: start all workers again with the same commands, "
+                "and training goes on from the last checkpoint."
+            ) from error
+
+
+def current() -> Replicas:
+    """Return the replicas of the scope that this is called in."""
+    return Replicas(tf.distribute.get_strategy())
+
+
+@functools.cache  # a process cannot start one twice: its collective operations are numbered once
+def _started(name: Name) -> tf.distribute.Strategy:
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multiworker":
+        _check_cluster()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name != "tpu":
+        return tf.distribute.get_strategy()
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"Expected a TPU for strategy=tpu. Received: none that answers ({reason}): set "
+            "TPU_NAME, or choose another --strategy."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _check_cluster() -> None:
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text)
+        workers, index = config["cluster"]["worker"], config["task"]["index"]
+        is_right = config["task"]["type"] == "worker" and 0 <= index < len(workers)
+    except (ValueError, KeyError, TypeError):
+        is_right = False
+    if not is_right:
+        example = {
+            "cluster": {"worker": ["a:2222", "b:2222"]},
+            "task": {"type": "worker", "index": 0},
+        }
+        raise ValueError(
+            "Expected the environment's TF_CONFIG to name all workers and this one for "
+            f"strategy=multiworker, such as {json.dumps(example)}. Received: {text!r}."
+        )
+
+
+def _split(batches: tf.data.Dataset, parts: int) -> tf.data.Dataset:
+    """Cut each batch of a worker into parts for its replicas, as equal as can be, in order."""
+    if parts == 1:
+        return batches
+
+    def cut(*batch):
+        def part(index):
+            def slice_of(tensor):
+                size = tf.shape(tensor)[0]
+                piece = tensor[size * index // parts : size * (index + 1) // parts]
+                known = tensor.shape[0]
+                if known is not None and known % parts == 0:
+                    return tf.ensure_shape(piece, [known // parts, *tensor.shape[1:]])
+                return piece
+
+            return tf.nest.map_structure(slice_of, batch)
+
+        return tf.data.Dataset.range(parts, output_type=tf.int32).map(part)
+
+    return batches.flat_map(cut)
+
+
+@tf.function
+def _sum_over_replicas(value):
+    value = tf.identity(value)  # on the replica's device, which an argument is not
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)

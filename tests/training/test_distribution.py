@@ -1,0 +1,270 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf.training import data, distribution, stages
+from dlqat_tf.training.data import Shard
+from dlqat_tf.training.distribution import Replicas, replicas
+from dlqat_tf.training.history import read_history
+from dlqat_tf.training.recipe import Recipe
+
+TINY = Recipe(
+    dataset="digits",
+    augment=("crop", "flip"),
+    width=2,
+    stages=1,
+    epochs=3,
+    images_per_epoch=320,
+    batch_size=16,
+    learning_rate=0.02,
+    reference_batch=16,
+    lr_warmup_epochs=0.0,
+)
+
+
+def start(code, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def said(process):
+    """Return what a process printed, when it has ended well."""
+    output = process.communicate()[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def test_one_process_is_the_default():
+    with replicas("none") as one:
+        assert (one.count, one.is_chief, one.are_workers) == (1, True, False)
+        assert (one.any(True), one.any(False)) == (True, False)
+        assert one.distribute(lambda shard: shard) == Shard(0, 1)
+        one.check(7)
+
+
+@pytest.mark.parametrize(
+    "config", ["", "{", "[]", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}']
+)
+def test_workers_need_to_know_each_other(monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with (
+        pytest.raises(ValueError, match=r'TF_CONFIG to name all workers.*"index": 0') as error,
+        replicas("multiworker"),
+    ):
+        pass
+    assert repr(config) in str(error.value)
+
+
+def test_a_tpu_that_does_not_exist(monkeypatch):
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    with pytest.raises(ValueError, match="Expected a TPU"), replicas("tpu"):
+        pass
+
+
+def test_a_lost_worker_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(distribution, "_started", lambda name: tf.distribute.get_strategy())
+    gone = tf.errors.UnavailableError(None, None, "Connection reset by peer")
+    with (
+        pytest.raises(distribution.WorkerLost, match="start all workers again"),
+        replicas("multiworker"),
+    ):
+        raise gone
+    with pytest.raises(tf.errors.UnavailableError), replicas("none"):  # no worker is missing there
+        raise gone
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "images", "expected"),
+    [(1, 64, 65, 64), (4, 64, 130, 60), (4, 64, 132, 64), (4, 64, 128, 64), (2, 2, 5, None)],
+)
+def test_no_part_of_a_test_batch_is_empty(monkeypatch, count, batch_size, images, expected):
+    # 130 = 2 * 64 + 2 leaves two of four replicas without an image; 130 = 2 * 60 + 10 does not.
+    monkeypatch.setattr(Replicas, "count", count)
+    some = Replicas(tf.distribute.get_strategy())
+    if expected is None:
+        with pytest.raises(ValueError, match="one test image for each of 2 replicas"):
+            some.test_batch_size(batch_size, images)
+    else:
+        assert some.test_batch_size(batch_size, images) == expected
+
+
+def test_replicas_share_a_batch_equally(monkeypatch):
+    monkeypatch.setattr(Replicas, "count", 4)
+    with pytest.raises(ValueError, match=r"multiple of their number, 4\. Received: 18"):
+        Replicas(tf.distribute.get_strategy()).check(18)
+
+
+def test_a_batch_is_cut_in_order():
+    batches = tf.data.Dataset.range(8).batch(5).map(lambda x: (x, -x))
+    parts = [first.tolist() for first, _ in distribution._split(batches, 2).as_numpy_iterator()]
+    assert parts == [[0, 1], [2, 3, 4], [5], [6, 7]]
+    whole = tf.data.Dataset.range(8).batch(4, drop_remainder=True)
+    pairs = tf.data.Dataset.zip((whole, whole))
+    assert [each.shape for each in distribution._split(pairs, 2).element_spec] == [(2,), (2,)]
+    assert distribution._split(whole, 1) is whole
+
+
+MIRRORED = """
+import dataclasses, json, sys
+import dlqat_tf, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from dlqat_tf.training import data, stages
+from dlqat_tf.training.distribution import current, replicas
+from dlqat_tf.training.recipe import Recipe
+
+settings = json.loads(sys.argv[1])
+settings["augment"] = tuple(settings["augment"])
+images = data.load("digits")
+
+
+def losses_of(**changes):
+    recipe = Recipe(**(settings | changes))
+    stage = stages._stages(recipe)[-1]
+    model = stages.build_model(recipe, images, stage)
+    stages._compile(recipe, stage, model, 20)
+    train = current().distribute(
+        lambda shard: stages._train_batches(recipe, images, stages.Position(0, 0), shard)
+    )
+    losses = [model.fit(train, steps_per_epoch=1, verbose=0).history["loss"][0] for _ in range(3)]
+    accuracy = stages._evaluate(recipe, images, model)[1]
+    return model, losses, accuracy
+
+
+report = {}
+for sync in (True, False):
+    one = losses_of(sync_batch_norm=sync)[1]
+    with replicas("mirrored") as two:
+        assert two.count == 2 and two.is_chief and not two.are_workers
+        model, losses, accuracy = losses_of(sync_batch_norm=sync)
+        apart = [
+            variable.name
+            for variable in model.variables
+            if not np.array_equal(*(each.numpy() for each in variable.values))
+        ]
+        two.agree(model)
+        still = sum(
+            not np.array_equal(*(each.numpy() for each in variable.values))
+            for variable in model.variables
+        )
+    report[str(sync)] = dict(
+        one=one, two=losses, apart=apart, still=still, right=accuracy * images.test_count
+    )
+print("REPORT", json.dumps(report))
+"""
+
+
+def test_replicas_train_as_one_device_does():
+    recipe = replace(TINY, weight_bits=8, activation_bits=8, method="lsq")
+    settings = json.dumps(recipe.plain() | {"output": None})
+    report = json.loads(said(start(MIRRORED, settings)).split("REPORT")[1])
+    for is_synchronized, each in ((True, report["True"]), (False, report["False"])):
+        assert each["right"] == pytest.approx(round(each["right"]), abs=1e-3)  # of 360, each once
+        assert each["still"] == 0
+        if is_synchronized:
+            assert each["two"] == pytest.approx(each["one"], rel=2e-3)
+            assert each["apart"] == []  # kernels, steps, ranges, means and averages
+        else:
+            assert each["two"][1:] != pytest.approx(each["one"][1:], rel=2e-3)
+            assert {variable.split("/")[-1] for variable in each["apart"]} == {
+                "moving_mean:0",
+                "moving_variance:0",
+            }
+
+
+WORKER = """
+import hashlib, json, sys
+from pathlib import Path
+from dlqat_tf.training import command_line, stages
+from dlqat_tf.training.recipe import Recipe
+
+settings = json.loads(sys.argv[1])
+settings["augment"], settings["output"] = tuple(settings["augment"]), Path(sys.argv[2])
+fit = stages._fit
+
+def watched(recipe, images, stage, model, *rest):
+    fit(recipe, images, stage, model, *rest)
+    own = b"".join(each.numpy().tobytes() for each in model.trainable_variables)
+    print("WEIGHTS", hashlib.sha256(own).hexdigest())
+
+stages._fit = watched
+print("RESULT", command_line.train(Recipe(**settings), {}) is not None)
+"""
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_workers(recipe, output):
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    return [
+        start(
+            WORKER,
+            json.dumps(recipe.plain()),
+            output,
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        )
+        for index in range(2)
+    ]
+
+
+def test_workers(tmp_path):
+    """A worker is killed, all are started again, and the end is that of an undisturbed job."""
+    recipe = replace(TINY, strategy="multiworker", checkpoint_every=5)
+    killed = start_workers(recipe, tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "quantized" / "backup" / "chief"
+    while not list(checkpoints.glob("ckpt-2.index")) and killed[1].poll() is None:
+        time.sleep(0.05)
+    killed[1].send_signal(signal.SIGKILL)
+    output = killed[0].communicate()[0]
+    assert killed[1].wait() == -signal.SIGKILL
+    assert killed[0].returncode == 1, output[-3000:]
+    assert "start all workers again" in output
+
+    for name in ("killed", "whole"):
+        outputs = [said(worker) for worker in start_workers(recipe, tmp_path / name)]
+        assert ["RESULT True" in output for output in outputs] == [True, False]
+        # Everything that is trained is the same in both processes.
+        assert len({output.split("WEIGHTS")[1].split()[0] for output in outputs}) == 1
+        if name == "killed":
+            assert "continuing after" in outputs[0]
+    weights = [
+        tf.keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        for name in ("killed", "whole")
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+    histories = [
+        [(row["loss"], row["val_accuracy"]) for row in read_history(folder / "history.csv")]
+        for folder in (tmp_path / "killed" / "quantized", tmp_path / "whole" / "quantized")
+    ]
+    assert len(histories[0]) == 3
+    np.testing.assert_allclose(*histories, rtol=1e-6)
+    # What was measured on both workers' parts is the accuracy on all test images.
+    model = stages.load_model(tmp_path / "whole" / "model.keras")
+    images = data.load("digits")
+    right = sum(
+        int((model(batch).numpy().argmax(1) == labels.numpy()).sum())
+        for batch, labels in images.test_batches(120)
+    )
+    assert right == pytest.approx(histories[1][-1][1] * images.test_count, abs=1.01)
