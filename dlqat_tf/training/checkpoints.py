@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -42,8 +41,8 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     """Keras's own backup, also inside an epoch, every so many steps or seconds.
 
     A resumed epoch goes on at the step after the checkpoint, with the metrics and the time that it
-    had. Whenever one is written, replicas agree on their averages, so that a resumed run has the
-    same ones. The checkpoint of an epoch's last step is written when its validation is done: there
+    had. Whenever one is written, and before validation, replicas agree on their averages, so that a
+    resumed run and the saved network have the same ones. The checkpoint of an epoch's last step is written when its validation is done: there
     is no whole epoch without its row in the history.
 
     Ctrl-C or SIGTERM ends training after the step that runs, with a checkpoint; while validation
@@ -70,7 +69,9 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._since, self._saved_at = 0, time.monotonic()
-        self._restored = _partial_epoch(self.folder)
+        reached = position(self.folder, self.steps_per_epoch)
+        self._restored = _partial_epoch(self.folder, reached)
+        self._noted = {str(reached): self._restored} if self._restored else {}
         # Handlers can be set by the main thread only; elsewhere signals are the caller's.
         if threading.current_thread() is threading.main_thread():
             self._previous = {each: signal.signal(each, self._note) for each in _SIGNALS}
@@ -109,6 +110,9 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         if is_stopped:
             self._stop_at(Position(self._current_epoch, batch + 1))
 
+    def on_test_begin(self, logs=None):
+        current().agree(self.model)  # what is measured is what is saved
+
     def on_test_batch_end(self, batch, logs=None):
         # Several workers would have to agree; they stop after the epoch.
         if self._stopped_by and not current().are_workers:
@@ -127,19 +131,10 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 
     def _save(self, reached: Position) -> None:
         try:
+            if reached.steps:
+                self._note_epoch(reached)  # first: a kill may come between the two
             self._backup(epoch=reached.epochs)
             current().agree(self.model)
-            if reached.steps:
-                metrics = {
-                    metric.name: [variable.numpy().tolist() for variable in metric.variables]
-                    for metric in self.model.metrics
-                }
-                seconds = self.seconds + time.perf_counter() - self._epoch_began
-                content = {"checkpoint": _latest(self.folder), "seconds": seconds}
-                if current().is_chief:
-                    write_whole(
-                        self.folder / _PARTIAL_EPOCH, json.dumps({**content, "metrics": metrics})
-                    )
         except LOST:  # all workers save together
             raise
         except _UNWRITTEN as error:
@@ -153,6 +148,18 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
                 f"{kept}. Make room or mend the folder, and give the same command again."
             ) from error
         self._since, self._saved_at = 0, time.monotonic()
+
+    def _note_epoch(self, reached: Position) -> None:
+        """Write what the epoch has so far, beside what it had at the checkpoint before."""
+        metrics = {
+            metric.name: [variable.numpy().tolist() for variable in metric.variables]
+            for metric in self.model.metrics
+        }
+        seconds = self.seconds + time.perf_counter() - self._epoch_began
+        noted = {**self._noted, str(reached): {"seconds": seconds, "metrics": metrics}}
+        if current().is_chief:
+            write_whole(self.folder / _PARTIAL_EPOCH, json.dumps(noted))
+        self._noted = {str(reached): noted[str(reached)]}
 
     def _stop_at(self, saved: Position) -> None:
         """End training, here because another worker's signal asked for it, or an own one."""
@@ -196,18 +203,12 @@ def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
     return Position(epoch, batch + 1)
 
 
-def _latest(folder: Path) -> str:
-    return os.path.basename(tf.train.latest_checkpoint(str(folder / "chief")) or "")
-
-
-def _partial_epoch(folder: Path) -> dict | None:
+def _partial_epoch(folder: Path, reached: Position) -> dict | None:
     """Return what is known of the epoch that a checkpoint is in the middle of."""
     try:
-        content = json.loads((folder / _PARTIAL_EPOCH).read_bytes())
-        is_of_it = content["checkpoint"] == _latest(folder)
+        return json.loads((folder / _PARTIAL_EPOCH).read_bytes())[str(reached)]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return content if is_of_it else None
 
 
 def _add_to_metrics(model: tf.keras.Model, values: dict[str, list]) -> None:

@@ -219,6 +219,23 @@ def test_a_partial_epoch_of_another_checkpoint_is_not_used(tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, At(0, 3, kill), every=2)
     file = tmp_path / "partial_epoch.json"
-    for text in (file.read_text().replace("ckpt-", "ckpt-9"), "{", "[]"):
+    assert checkpoints._partial_epoch(tmp_path, Position(0, 2)) is not None
+    for text in (file.read_text(), "{", "[]"):
         file.write_text(text)
-        assert checkpoints._partial_epoch(tmp_path) is None
+        assert checkpoints._partial_epoch(tmp_path, Position(0, 3)) is None
+
+
+def test_a_kill_just_before_the_checkpoint(tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        save = Backup._backup
+
+        def killed_at_4(self, epoch):
+            if self.model.optimizer.iterations == STEPS + 4:
+                kill()
+            save(self, epoch)
+
+        patch.setattr(Backup, "_backup", killed_at_4)
+        with pytest.raises(Killed):
+            fit(tmp_path, every=2)
+    assert position(tmp_path, STEPS) == Position(1, 2)
+    assert_equal(fit(tmp_path, every=2), whole, first_epoch=1)
