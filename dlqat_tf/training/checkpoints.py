@@ -42,8 +42,8 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 
     A resumed epoch goes on at the step after the checkpoint, with the metrics and the time that it
     had. Whenever one is written, and before validation, replicas agree on their averages, so that a
-    resumed run and the saved network have the same ones. The checkpoint of an epoch's last step is written when its validation is done: there
-    is no whole epoch without its row in the history.
+    resumed run and the saved network have the same ones. The checkpoint of an epoch's last step is
+    written when its validation is done: there is no whole epoch without its row in the history.
 
     Ctrl-C or SIGTERM ends training after the step that runs, with a checkpoint; while validation
     runs, with the last one. A second signal ends the process as ever.

@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from dlqat_tf.training import sources
-from dlqat_tf.training.data import DataError, load
+from dlqat_tf.training.data import WHOLE, DataError, Shard, load
 
 SIZE = 16  # of the images that the folder fixtures are decoded to
 
@@ -565,3 +565,38 @@ def test_imagenet10(imagenet10_dir):
     batch, _ = take(images.train_batches(64, seed=0), 1)[0]
     assert 0.3 < batch.mean() < 0.6
     assert np.bincount(labels_of(take(images.test_batches(100), 9))).tolist() == [50] * 10
+
+
+def of_shards(make, count):
+    """Return the batches that the parts of all shards make, in order."""
+    parts = [
+        [[part.numpy() for part in batch] for batch in make(Shard(i, count))] for i in range(count)
+    ]
+    return [
+        [np.concatenate(each) for each in zip(*batches, strict=True)]
+        for batches in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "count"), [("digits", 2), ("digits", 4), ("folder", 2)])
+def test_shards_are_parts_of_the_same_batches(digits, folder, name, count):
+    data = digits if name == "digits" else load("folder", data_dir=folder, image_size=SIZE)
+
+    def train(shard=WHOLE):
+        return data.train_batches(4, seed=3, augment=("crop", "flip"), shard=shard).take(2)
+
+    for parts, whole in zip(of_shards(train, count), train(), strict=True):
+        for part, expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+    size = (
+        count if name == "folder" else 7 * count
+    )  # the last batch is another, in parts that differ by one
+    for parts, whole in zip(
+        of_shards(lambda shard: data.test_batches(size, shard), count),
+        data.test_batches(size),
+        strict=True,
+    ):
+        for part, expected in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+    with pytest.raises(ValueError, match="multiple of 3, the parts of each batch, received 4"):
+        data.train_batches(4, seed=0, shard=Shard(0, 3))
