@@ -69,6 +69,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._since, self._saved_at = 0, time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
         reached = position(self.folder, self.steps_per_epoch)
         self._restored = _partial_epoch(self.folder, reached)
         self._noted = {str(reached): self._restored} if self._restored else {}

@@ -99,9 +99,9 @@ def assert_equal(resumed, whole, *, first_epoch):
 )
 def test_a_killed_epoch_goes_on_after_its_checkpoint(tmp_path, whole, every, kept):
     with pytest.raises(Killed):
-        fit(tmp_path, At(1, 4, kill), every=every)
-    assert position(tmp_path, STEPS) == kept
-    assert_equal(fit(tmp_path, every=every), whole, first_epoch=1)
+        fit(tmp_path / "new", At(1, 4, kill), every=every)
+    assert position(tmp_path / "new", STEPS) == kept
+    assert_equal(fit(tmp_path / "new", every=every), whole, first_epoch=1)
 
 
 def test_by_default_the_clock_decides(tmp_path, monkeypatch):

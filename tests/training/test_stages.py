@@ -14,7 +14,7 @@ import pytest
 
 import dlqat_tf
 from dlqat_tf.training import data, stages
-from dlqat_tf.training.checkpoints import position
+from dlqat_tf.training.checkpoints import Backup, position
 from dlqat_tf.training.folder import claim_output
 from dlqat_tf.training.history import read_history
 from dlqat_tf.training.lock import FolderInUse, locked
@@ -350,9 +350,15 @@ def test_batch_norms_are_measured_anew_at_the_end(alone, quantized_from):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_sixteen_bit_policies_train(tmp_path, precision):
+def test_sixteen_bit_policies_train_and_resume(tmp_path, monkeypatch, precision):
     recipe = dataclasses.replace(
-        TINY, stages=1, epochs=1, precision=precision, images_per_epoch=320, output=tmp_path / "run"
+        TINY,
+        stages=1,
+        epochs=1,
+        precision=precision,
+        images_per_epoch=320,  # 5 steps
+        checkpoint_every=3,
+        output=tmp_path / "run",
     )
     result = run(recipe)
     assert np.isfinite(result.accuracy)
@@ -360,6 +366,25 @@ def test_sixteen_bit_policies_train(tmp_path, precision):
     model = tf.keras.models.load_model(recipe.output / "model.keras")
     assert model.get_layer("stage1_block1_1_conv").compute_dtype == precision.removeprefix("mixed_")
     assert model.get_layer("stage1_block1_1_act").alpha.dtype == tf.float32
+
+    stopped = dataclasses.replace(recipe, output=tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        save, scales = Backup._save, []
+
+        def save_and_stop(backup, reached):
+            save(backup, reached)
+            scales.append(getattr(backup.model.optimizer, "loss_scale", None))
+            raise KeyboardInterrupt
+
+        patch.setattr(Backup, "_save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped)
+    # Gradients of float16 are scaled, by half of the scale before wherever they overflow.
+    assert (scales[0] is not None) == (precision == "mixed_float16")
+    run(stopped)
+    resumed = tf.keras.models.load_model(stopped.output / "model.keras")
+    for ours, theirs in zip(resumed.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_soft_labels_train(tmp_path):
