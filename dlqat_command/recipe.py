@@ -33,6 +33,8 @@ class Recipe:
     """Hold out this many training images and measure on them instead of the test set."""
     images_per_epoch: Annotated[int | None, COUNT] = None
     """Call it an epoch after this many images; all of them by default. The order goes on."""
+    cache: Literal["none", "memory"] = "none"
+    """Read the files of imagenet2012 or folder once and hold them in memory, still encoded."""
     augment: tuple[Literal["crop", "flip", "randaugment", "cutmix", "mixup"], ...] = (
         "crop",
         "flip",

@@ -11,7 +11,7 @@ from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
 
 # Settings that a run may go on without.
-_FREE = ("output", "restart", "resume", "data_dir", "budget", "checkpoint_every")
+_FREE = ("output", "restart", "resume", "data_dir", "cache", "budget", "checkpoint_every")
 
 
 def check_output(recipe: Recipe) -> None:

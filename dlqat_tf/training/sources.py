@@ -1,7 +1,7 @@
 """Where images come from, and how they are read, decoded and cropped.
 
 A source has: count, labels, image_shape; records, its TFRecord files; subset(indices); verify();
-shuffled(seed, epoch) and in_order(), which give a dataset of samples; and batches(samples
+cache(); shuffled(seed, epoch) and in_order(), which give a dataset of samples; and batches(samples
 enumerated), which gives (positions, uint8 images, int32 labels). Where the samples are one part of
 several of each batch, positions are those in whole batches, and so are the draws.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from dlqat_tf import _compat  # noqa: F401  (before TensorFlow)
 
 import numpy as np  # isort: skip
+import psutil  # isort: skip
 import tensorflow as tf  # isort: skip
 
 AUTOTUNE = tf.data.AUTOTUNE
@@ -68,6 +69,20 @@ def damaged_records(files: Sequence[str], error: Exception) -> DataError:
     )
 
 
+def check_memory(needed: int) -> None:
+    """Refuse to hold more bytes in memory than are free.
+
+    Raises:
+        DataError: They are not.
+    """
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"Expected a data set that fits into memory with cache=memory. Received: "
+            f"{needed / 1e9:.1f} GB, where {free / 1e9:.1f} GB are free: leave --cache out."
+        )
+
+
 class _Indexed:
     """What sources with random access share: a sample is an index."""
 
@@ -102,6 +117,9 @@ class Arrays(_Indexed):
     def verify(self) -> None:
         """Nothing can be wrong: the images are decoded."""
 
+    def cache(self) -> None:
+        """They are in memory."""
+
     def batches(
         self, samples, batch_size, crop_seed, *, parts=1, drop_remainder=True
     ) -> tf.data.Dataset:
@@ -127,9 +145,18 @@ class Files(_Indexed):
     def __init__(self, paths: Sequence[str], labels: np.ndarray, size: int):
         self.paths, self.labels, self.size = np.asarray(paths), labels.astype(np.int32), size
         self.image_shape = (size, size, 3)
+        self.encoded: tf.Tensor | None = None  # in memory
 
     def subset(self, indices: np.ndarray) -> Files:
         return Files(self.paths[indices], self.labels[indices], self.size)
+
+    def cache(self) -> None:
+        """Hold the files in memory, still encoded."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            check_memory(sum(pool.map(os.path.getsize, self.paths)))
+            content = list(pool.map(lambda path: Path(path).read_bytes(), self.paths))
+        with tf.device("CPU"):
+            self.encoded = tf.constant(content)
 
     def verify(self) -> None:
         """Decode all files once, if they are few enough."""
@@ -147,7 +174,10 @@ class Files(_Indexed):
             all_labels = tf.constant(self.labels)
 
         def decode(position, index):
-            encoded = tf.io.read_file(all_paths[index])
+            if self.encoded is None:
+                encoded = tf.io.read_file(all_paths[index])
+            else:
+                encoded = self.encoded[index]
             image = _decode(encoded, self.size, crop_seed, position)
             return position, image, all_labels[index]
 
@@ -184,10 +214,11 @@ class Records:
         info = builder.info.splits[split]
         self.builder, self.split, self.size = builder, split, size
         self.files = [str(path) for path in info.filepaths]
-        self.first_index = np.cumsum([0, *info.shard_lengths[:-1]], dtype=np.int64)
+        self.first_index = np.cumsum([0, *info.shard_lengths], dtype=np.int64)
         self.keep = np.ones(info.num_examples, bool) if keep is None else keep
         self.count = int(self.keep.sum())
         self.image_shape = (size, size, 3)
+        self.encoded: tf.Tensor | None = None  # the records that are kept, in memory
 
     @property
     def records(self) -> list[str]:
@@ -208,6 +239,21 @@ class Records:
     def verify(self) -> None:
         """TFRecord files carry checksums."""
 
+    def cache(self) -> None:
+        """Hold the files in memory; the order of the records stays the same."""
+        whole = sum(os.path.getsize(file) for file in self.files)
+        check_memory(int(whole * self.keep.mean()))
+        with tf.device("CPU"):
+            self.encoded = tf.concat(list(self.in_order().batch(4096)), axis=0)
+            self.place = tf.constant(np.maximum(np.cumsum(self.keep) - 1, 0))
+
+    def _of_file(self, shard, files, first_index) -> tf.data.Dataset:
+        """Return (index, record) of all records of one file."""
+        if self.encoded is None:
+            return tf.data.TFRecordDataset(files[shard]).enumerate(first_index[shard])
+        indices = tf.data.Dataset.range(first_index[shard], first_index[shard + 1])
+        return indices.map(lambda index: (index, self.encoded[self.place[index]]))
+
     def shuffled(self, seed, epoch) -> tf.data.Dataset:
         with tf.device("CPU"):
             files, first_index = tf.constant(self.files), tf.constant(self.first_index)
@@ -217,7 +263,7 @@ class Records:
         return (
             tf.data.Dataset.from_tensor_slices(shards)
             .interleave(
-                lambda shard: tf.data.TFRecordDataset(files[shard]).enumerate(first_index[shard]),
+                lambda shard: self._of_file(shard, files, first_index),
                 cycle_length=16,
                 num_parallel_calls=AUTOTUNE,
                 deterministic=True,
@@ -231,6 +277,8 @@ class Records:
         )
 
     def in_order(self) -> tf.data.Dataset:
+        if self.encoded is not None:
+            return tf.data.Dataset.from_tensor_slices(self.encoded)
         with tf.device("CPU"):
             keep = tf.constant(self.keep)
         records = tf.data.TFRecordDataset(self.files).enumerate()

@@ -88,6 +88,7 @@ def run(recipe: Recipe) -> TrainingResult | None:
                     train_size=recipe.train_size,
                     validation_size=recipe.validation_size,
                     seed=recipe.seed,
+                    cache=recipe.cache,
                 )
                 _rehearse(recipe, images)
                 if workers.is_chief:

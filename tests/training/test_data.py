@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -600,3 +601,36 @@ def test_shards_are_parts_of_the_same_batches(digits, folder, name, count):
             np.testing.assert_array_equal(part, expected)
     with pytest.raises(ValueError, match="multiple of 3, the parts of each batch, received 4"):
         data.train_batches(4, seed=0, shard=Shard(0, 3))
+
+
+def bytes_of(batches):
+    return [[part.numpy() for part in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet2012"])
+@pytest.mark.parametrize("train_size", [None, 4])
+def test_memory_gives_the_images_of_the_files(folder, tiny_tfds, monkeypatch, name, train_size):
+    root = folder if name == "folder" else tiny_tfds("imagenet2012", (None, None, 3), "validation")
+    options = dict(data_dir=root, image_size=SIZE, train_size=train_size)
+    from_files, cached = load(name, **options), load(name, **options, cache="memory")
+    read = (
+        bytes_of(from_files.train_batches(2, seed=1).take(5)),
+        bytes_of(from_files.test_batches(2)),
+    )
+    for file in [path for path in root.rglob("*") if path.suffix in (".png", ".jpg", ".JPEG")]:
+        file.unlink()  # nobody opens them any more
+    for file in root.rglob("*.tfrecord*"):
+        file.unlink()
+    held = batches(cached)
+    for ours, theirs in zip(held, read, strict=True):
+        for batch, expected in zip(ours, theirs, strict=True):
+            for part, other in zip(batch, expected, strict=True):
+                np.testing.assert_array_equal(part, other)
+
+
+def test_memory_that_there_is_not(folder, monkeypatch):
+    with pytest.raises(ValueError, match="one of none, memory, received 'disk'"):
+        load("folder", data_dir=folder, cache="disk")
+    monkeypatch.setattr(sources.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    with pytest.raises(DataError, match=r"0\.0 GB, where 0\.0 GB are free: leave --cache out"):
+        load("folder", data_dir=folder, image_size=SIZE, cache="memory")

@@ -564,3 +564,27 @@ def test_a_result_is_never_of_a_history_with_gaps(copied, capsys):
     assert again.accuracy == pytest.approx(result.accuracy, abs=1e-6)
     assert again.stages[1]["unrecorded_epochs"] == 3
     assert json.loads((recipe.output / "result.json").read_text())["seconds"] is None
+
+
+def test_what_is_read_is_what_the_recipe_asks_for(tmp_path, monkeypatch):
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options, name=name)
+        raise data.DataError("that is enough")
+
+    monkeypatch.setattr(data, "load", load)
+    recipe = dataclasses.replace(
+        TINY, cache="memory", train_size=100, validation_size=50, seed=3, output=tmp_path / "run"
+    )
+    with pytest.raises(data.DataError, match="enough"):
+        run(recipe)
+    assert asked == {
+        "name": "digits",
+        "data_dir": None,
+        "image_size": None,
+        "train_size": 100,
+        "validation_size": 50,
+        "seed": 3,
+        "cache": "memory",
+    }
