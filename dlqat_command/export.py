@@ -79,6 +79,7 @@ def lce(
     output: Annotated[Path, tyro.conf.Positional],
     input_type: Literal["uint8", "int8", "float32"] | None = None,
     plane_limit: Annotated[int, COUNT] = 9,
+    target: Literal["armv8.0", "dotprod", "i8mm", "all"] = "all",
     calibration: Annotated[str | None, DATASET] = None,
     calibration_images: Annotated[int, COUNT] = 256,
     data: Annotated[str | None, DATASET] = None,
@@ -103,6 +104,10 @@ def lce(
         input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
             takes. By default uint8 of images and float32 of other inputs.
         plane_limit: Convolutions of more planes (weight bits times activation bits) stay int8.
+        target: Cores that the file is for: layers that are cheaper on int8 kernels there run on
+            those. armv8.0 is without the int8 dot product (Cortex-A53, A72), dotprod with it
+            (A55, A75 to A78, X1), i8mm with int8 matrix products too (A710, X2 and later); all runs
+            on planes whatever can, for the smallest file.
         calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
             imagenet2012 or folder); without one, layers that need them run in float32.
         calibration_images: How many of its images.
@@ -129,6 +134,7 @@ def lce(
         json=json,
         input_type=input_type,
         plane_limit=plane_limit,
+        target=target,
         preprocessing=preprocessing,
         size=size,
         outputs=outputs,

@@ -27,6 +27,7 @@ from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
+_RECORDED = {"inputs", "int4", "plane_limit", "target", "ranges", "layers", "endings"}
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 
 
@@ -268,7 +269,8 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
         input_type=_types(record, network),
     )
     if record["plane_limit"]:
-        build, options["plane_limit"] = lce.build, record["plane_limit"]
+        build = lce.build
+        options |= dict(plane_limit=record["plane_limit"], target=record["target"])
     else:
         build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
     plans = []
@@ -299,7 +301,7 @@ def _record(content, path) -> dict:
     record = read_record(content, path)
     if record is None:
         raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
-    if not record.keys() >= {"inputs", "int4", "plane_limit", "ranges", "layers", "endings"}:
+    if not record.keys() >= _RECORDED:
         raise ExportError(f"{path} is of another version of this package: export it again.")
     return record
 

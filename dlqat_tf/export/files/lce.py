@@ -11,18 +11,20 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import without_notes
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
+from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups, zero_point
 from dlqat_tf.export.files.moving import add_reshape
 from dlqat_tf.export.files.tflite import (
     Built,
     ExportReport,
     assemble,
+    check_choice,
     finish,
     measure,
     targets_of,
 )
 from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
+from dlqat_tf.export.integer.cores import TARGETS
 from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
@@ -36,12 +38,13 @@ from dlqat_tf.export.integer.network import (
     Weighted,
 )
 from dlqat_tf.export.integer.plan import grids, plan
-from dlqat_tf.export.integer.simulate import batches, binary_layer
+from dlqat_tf.export.integer.simulate import batches, binary_parts
 from dlqat_tf.float_part import FloatPart
 
 PLANE_LIMIT = 9
 _WIDEST = 64  # planes of 8 bits times 8 bits
 _WORD = 32  # signs to an int32
+_NARROW = 3  # bits up to which comparing codes with all levels costs less than folding floats
 
 
 def to_lce(
@@ -50,6 +53,7 @@ def to_lce(
     *,
     input_type: InputTypes = None,
     plane_limit: int = PLANE_LIMIT,
+    target: str = "all",
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
     size: Size = None,
@@ -76,6 +80,10 @@ def to_lce(
         path: The file to write.
         input_type: As for ``to_tflite``.
         plane_limit: Largest number of binary convolutions for one layer.
+        target: The cores that the file is for, "armv8.0", "dotprod" or "i8mm": layers that are
+            cheaper on int8 kernels there run on those, see
+            :func:`dlqat_tf.export.integer.cores.dearer`. "all" runs on planes whatever can, for the
+            smallest file. The report says which layer went where and why.
         calibration: Images, as for ``to_tflite``, for the ranges of int8 layers that no quantizer
             follows; without them these layers run in float32.
         preprocessing: As for ``to_tflite``.
@@ -95,6 +103,7 @@ def to_lce(
         raise ExportError(
             f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
         )
+    check_choice("target", target, TARGETS)
     targets = targets_of(path, snap, force)
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
@@ -103,6 +112,7 @@ def to_lce(
         measure(calibration, network),
         input_type=input_type,
         plane_limit=plane_limit,
+        target=target,
         clear=snap,
     )
     _check_runs(built)
@@ -115,6 +125,7 @@ def build(
     *,
     input_type: InputTypes = None,
     plane_limit: int = PLANE_LIMIT,
+    target: str = "all",
     clear: bool = True,
 ) -> Built:
     """Build the file of :func:`to_lce` in memory.
@@ -124,6 +135,7 @@ def build(
         calibrate: As for :func:`dlqat_tf.export.integer.plan.plan`.
         input_type: As for :func:`to_lce`.
         plane_limit: As for :func:`to_lce`.
+        target: As for :func:`to_lce`.
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
 
     Raises:
@@ -136,21 +148,27 @@ def build(
         input_type,
         int4=False,
         plane_limit=plane_limit,
+        target=target,
         clear=clear,
     )
-    if not any(getattr(node, "kernel", "") == "planes" for node in built.planned):
-        raise _nothing_binary(network, plane_limit)
+    if not _planes_in(built.planned):
+        raise _nothing_binary(network, plane_limit, target)
     return built
 
 
-def _nothing_binary(network: IntegerNetwork, plane_limit: int) -> ExportError:
+def _planes_in(planned: IntegerNetwork) -> list[Convolution]:
+    return [node for node in planned if getattr(node, "kernel", "") == "planes"]
+
+
+def _nothing_binary(network: IntegerNetwork, plane_limit: int, target: str) -> ExportError:
+    if target != "all" and _planes_in(plan(network, plane_limit=plane_limit, clear=False)):
+        return ExportError(
+            f"No convolution of this model is cheaper as binary planes on {target} cores: export "
+            'with to_tflite, or with target="all" for a smaller file.'
+        )
     widest = plan(network, plane_limit=_WIDEST, clear=False)
     known = grids(widest)
-    counts = [
-        len(binary_layer(node, known[node.inputs[0]]).parts)
-        for node in widest
-        if getattr(node, "kernel", "") == "planes"
-    ]
+    counts = [len(binary_parts(node, known[node.inputs[0]])) for node in _planes_in(widest)]
     if counts:
         return ExportError(
             f"No convolution of this model has at most {plane_limit} planes (weight bits times "
@@ -209,12 +227,46 @@ class _BinaryWriter(Writer):
     def _planes_of(self, name: str) -> list[int]:
         """Return the bitpacked planes of a coded tensor, least significant first; bit 1 where set.
 
+        All layers that read the tensor share them.
+        """
+        if name not in self._bits:
+            narrow = self.grids[name].highest.bit_length() <= _NARROW
+            self._bits[name] = self._compared(name) if narrow else self._folded(name)
+        return self._bits[name]
+
+    def _compared(self, name: str) -> list[int]:
+        """Pack int8 codes, compared with each of their levels.
+
+        LceQuantize says which codes lie below the zero point of its input, so the same bytes as
+        tensors of other zero points (a BITCAST, which copies nothing) give :math:`c < k` for each
+        level k. Bit j of a code changes at every multiple of 2^j: it is the parity of how many of
+        them the code reaches, and those multiples that bit j + 1 has not counted are the odd ones.
+        """
+        grid, shape = self.grids[name], self.network.shapes[name]
+        planes: list[int] = []
+        for j in reversed(range(grid.highest.bit_length())):
+            odd = range(2**j, grid.highest + 1, 2 ** (j + 1))
+            plane = planes[0] if planes else None
+            for level in odd:
+                moved = zero_point(grid) + level
+                codes = self.file.tensor(
+                    "", shape, np.int8, scale=float(grid.step), zero_point=moved
+                )
+                self.file.operator("BITCAST", [self.tensors[name]], codes, schema.BitcastOptionsT())
+                below = self._pack("", codes, name)
+                plane = below if plane is None else self._xor(plane, below, name)
+            if len(odd) % 2:  # each says where the code is below, not where it has reached
+                plane = self._xor(plane, self._ones(shape[-1]), name)
+            planes.insert(0, plane)
+        return planes
+
+    def _folded(self, name: str) -> list[int]:
+        """Pack float values, folded about the centre once for each bit.
+
         With the codes centred, c - h/2, the sign says the highest bit. Folding the absolute value
         about the centre of the half that is left says each next one, inverted where the bit above
         it is set (a Gray code): one XOR of packed words undoes that.
         """
-        if name in self._bits:
-            return self._bits[name]
         grid = self.grids[name]
         bits, step = grid.highest.bit_length(), float(grid.step)
         shape = self.network.shapes[name]
@@ -228,12 +280,18 @@ class _BinaryWriter(Writer):
             folded = self.float_tensor("", shape)
             half = self._scalar("", 2.0 ** (j) * step)
             self.file.operator("SUB", [absolute, half], folded, schema.SubOptionsT())
-            gray = self._pack("", folded, name)
-            plane = self.file.tensor("", self._packed_shape(name), np.int32)
-            self.file.operator("BITWISE_XOR", [gray, planes[0]], plane, schema.BitwiseXorOptionsT())
-            planes.insert(0, plane)
-        self._bits[name] = planes
+            planes.insert(0, self._xor(self._pack("", folded, name), planes[0], name))
         return planes
+
+    def _xor(self, first: int, second: int, name: str) -> int:
+        """Add the exclusive or of packed words of a node's output."""
+        output = self.file.tensor("", self._packed_shape(name), np.int32)
+        self.file.operator("BITWISE_XOR", [first, second], output, schema.BitwiseXorOptionsT())
+        return output
+
+    def _ones(self, channels: int) -> int:
+        """Return the packed words of one pixel with the bits of all channels set."""
+        return self.file.constant("", _packed_signs(-np.ones((1, 1, channels, 1))))
 
     def _packed_shape(self, name: str) -> tuple[int, ...]:
         *rest, channels = self.network.shapes[name]
@@ -245,16 +303,15 @@ class _BinaryWriter(Writer):
     def planes(self, node: Convolution) -> int:
         grid = self.grids[node.inputs[0]]
         bits = self._planes_of(node.inputs[0])
-        layer = binary_layer(node, grid)
-        shape = self.network.shapes[node.name]
+        parts, shape = binary_parts(node, grid), self.network.shapes[node.name]
         filters: dict[int, int] = {}
         total = None
-        for part in layer.parts:
+        for part in parts:
             if part.weight_bit not in filters:
                 filters[part.weight_bit] = self.file.constant(
                     f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
                 )
-            output = self.float_tensor(node.name if layer.scale is None else "", shape)
+            output = self.float_tensor(node.name if len(parts) == 1 else "", shape)
             inputs = [
                 bits[part.activation_bit],
                 filters[part.weight_bit],
@@ -266,21 +323,13 @@ class _BinaryWriter(Writer):
                 "LceBconv2d", inputs, output, custom=_options(node, grid is not None)
             )
             if total is not None:
-                added = self.float_tensor("", shape)
-                self.file.operator("ADD", [total, output], added, schema.AddOptionsT())
+                added = self.float_tensor(node.name if part is parts[-1] else "", shape)
+                self._fusible[added] = schema.AddOptionsT()
+                self.file.operator("ADD", [total, output], added, self._fusible[added])
                 output = added
             total = output
         self.weights[node.name] = list(filters.values())
-        if layer.scale is None:
-            return total
-        scaled = self.float_tensor("", shape)
-        scale = self._per_channel(layer.scale)
-        self.file.operator("MUL", [total, scale], scaled, schema.MulOptionsT())
-        bias = self._per_channel(layer.bias)
-        output, options = self.float_tensor(node.name, shape), schema.AddOptionsT()
-        self.file.operator("ADD", [scaled, bias], output, options)
-        self._fusible[output] = options
-        return output
+        return total
 
     def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
         if not isinstance(node, Dense):

@@ -6,11 +6,12 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from rich.table import Table
 
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.datasets import first_images
@@ -37,6 +38,15 @@ from dlqat_tf.report import Report
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Which kernel runs a layer: "planes" (binary), "int8" or "float", and why that one."""
+
+    layer: str
+    kernel: str
+    why: str
+
+
+@dataclass(frozen=True)
 class ExportReport(Report):
     """What an export wrote.
 
@@ -47,6 +57,7 @@ class ExportReport(Report):
         shifts: How far the biases moved.
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
+        placements: Which kernel runs each layer and why, where binary kernels were a choice.
         proof: The comparison of trained model, snapped one and file, where one was asked for.
     """
 
@@ -56,6 +67,7 @@ class ExportReport(Report):
     shifts: list[Shift]
     calibrated: dict[str, tuple[float, float]]
     warnings: list[str]
+    placements: list[Placement] = field(default_factory=list)
     proof: Report | None = None
 
     def tables(self):
@@ -68,10 +80,19 @@ class ExportReport(Report):
         proof = self.proof.tables() if self.proof else []
         return [
             *self.census.tables(),
+            *([self._placements()] if self.placements else []),
             *lines,
             *(f"warning: {text}" for text in self.warnings),
             *proof,
         ]
+
+    def _placements(self) -> Table:
+        table = Table(title="Binary planes or not", title_justify="left")
+        for column in ("layer", "kernel", "why"):
+            table.add_column(column, overflow="fold")
+        for each in self.placements:
+            table.add_row(each.layer, each.kernel, each.why)
+        return table
 
 
 def to_tflite(
@@ -185,7 +206,15 @@ def build(
 
 
 def assemble(
-    writer, network, calibrate, input_type: InputTypes, *, int4: bool, plane_limit: int, clear: bool
+    writer,
+    network,
+    calibrate,
+    input_type: InputTypes,
+    *,
+    int4: bool,
+    plane_limit: int,
+    clear: bool,
+    target: str = "all",
 ) -> Built:
     """Plan a network and write it in memory by a class of writer."""
     ranges: dict[str, tuple[float, float]] = {}
@@ -200,10 +229,15 @@ def assemble(
         calibrate=None if calibrate is None else recording,
         int4=int4,
         plane_limit=plane_limit,
+        target=target,
         clear=clear,
     )
     record = dict(
-        inputs=recorded(network, types), int4=int4, plane_limit=plane_limit, ranges=ranges
+        inputs=recorded(network, types),
+        int4=int4,
+        plane_limit=plane_limit,
+        target=target,
+        ranges=ranges,
     )
     return Built(planned, writer(planned, types).write(record), ranges, types)
 
@@ -253,6 +287,11 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         shifts=shifts,
         calibrated=built.ranges,
         warnings=_dead_channels(built.planned) + clipped(built.planned),
+        placements=[
+            Placement(node.name, node.kernel, node.why)
+            for node in built.planned
+            if isinstance(node, Weighted) and node.why
+        ],
     )
 
 

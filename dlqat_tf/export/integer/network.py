@@ -70,6 +70,7 @@ class Weighted(Node):
         bias: float64 (output channels,).
         bits: Declared width of the weights; 32 where ``step`` is None.
         kernel: What runs it: "int8", "int4", "planes" (binary), "float", or "" before planning.
+        why: Why that kernel, where binary ones were a choice.
         bias_sources: Keras layers that the bias was folded from, last one first; the name of
             a layer in a nested model follows the model's name and a slash.
         pad_value: What "same" padding puts around the image, where there is any.
@@ -82,6 +83,7 @@ class Weighted(Node):
     bias: np.ndarray
     bits: int
     kernel: str = ""
+    why: str = ""
     bias_sources: tuple[str, ...] = ()
     pad_value: float = 0.0
     stretch: np.ndarray | None = None

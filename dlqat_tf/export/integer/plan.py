@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.cores import dearer
 from dlqat_tf.export.integer.integers import add_multipliers, is_integer, rounding_of, stored
 from dlqat_tf.export.integer.network import (
     Activation,
@@ -73,6 +74,7 @@ def plan(
     *,
     calibrate: Callable[[IntegerNetwork, list[str]], dict[str, tuple[float, float]]] | None = None,
     plane_limit: int = 0,
+    target: str = "all",
     int4: bool = False,
     clear: bool = True,
 ) -> IntegerNetwork:
@@ -85,6 +87,8 @@ def plan(
             in float where ``plane_limit`` is set.
         plane_limit: Largest product of weight and activation bits that runs as binary planes;
             0 for stock kernels only.
+        target: Which layers of those run as planes: all, or those that are cheaper so on a class of
+            cores (:mod:`dlqat_tf.export.integer.cores`) or that int8 kernels cannot run.
         int4: Store hidden weights of up to 3 bits as int4.
         clear: Choose biases by the rounding thresholds around them, see
             :func:`dlqat_tf.export.integer.integers.stored`; else they are as trained, up to what
@@ -94,20 +98,21 @@ def plan(
         ExportError: A layer has no kernel that computes what was trained; names it.
     """
     network = _with_integer_pools(_with_common_grids(network))
-    network = _with_kernels(network, plane_limit)
-    missing = _without_range(network)
-    if missing and plane_limit and calibrate is None:
-        nodes = (replace(n, kernel="float") if n.name in missing else n for n in network)
-        network = IntegerNetwork(tuple(nodes))
-    elif missing and calibrate is None:
+    planned = _with_kernels(network, plane_limit, target)
+    missing = _without_range(planned)
+    if not missing:
+        network = planned
+    elif calibrate is not None:
+        network = _calibrated(planned, missing, calibrate)
+    elif plane_limit:
+        network = _without_int8(planned, missing, _with_kernels(network, plane_limit, "all"))
+    else:
         raise ExportError(
             f"The output range of {', '.join(repr(name) for name in missing)} cannot be known from "
             "the model: no activation quantizer directly follows. Either train with one there "
             "(resnet18(residual_bits=8) has one on each input of its residual adds), or pass "
             "calibration images."
         )
-    elif missing:
-        network = _calibrated(network, missing, calibrate)
     if int4:
         network = _with_int4(network)
     for node in network:
@@ -235,29 +240,57 @@ def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
     return IntegerNetwork(tuple(nodes))
 
 
-def _with_kernels(network: IntegerNetwork, plane_limit: int) -> IntegerNetwork:
+def _with_kernels(network: IntegerNetwork, plane_limit: int, target: str) -> IntegerNetwork:
     known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
     nodes: list[Node] = []
     for node in network:
         if isinstance(node, Weighted):
-            kernel = _kernel(node, known, tail, by_name, plane_limit, network.shapes)
-            node = replace(node, kernel=kernel)
+            why = "not a convolution"
+            if isinstance(node, Convolution):
+                why = _no_planes(node, known, by_name, plane_limit, target, network.shapes)
+            if plane_limit and not why:
+                kernel, why = "planes", "cheaper so" if target != "all" else "all that can are"
+            elif node.step is None or known[node.inputs[0]] is None or node.name in tail:
+                kernel = "float"
+            else:
+                kernel = "int8"
+            node = replace(node, kernel=kernel, why=why if plane_limit else "")
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))
 
 
-def _kernel(node: Weighted, known, tail, by_name, plane_limit: int, shapes) -> str:
+def _without_int8(
+    network: IntegerNetwork, names: list[str], widest: IntegerNetwork
+) -> IntegerNetwork:
+    """Run nodes as planes, where ``widest`` does, or in float: int8 kernels would need a range."""
+    why = "no activation rounds its output, so int8 kernels would need calibration images"
+
+    def other(node: Node) -> Node:
+        if node.name not in names:
+            return node
+        planes = widest[node.name].kernel == "planes"
+        return replace(node, kernel="planes" if planes else "float", why=why)
+
+    return IntegerNetwork(tuple(map(other, network)))
+
+
+def _no_planes(node: Convolution, known, by_name, plane_limit: int, target: str, shapes) -> str:
+    """Return why a convolution does not run as planes, "" where it does."""
     source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
     signed = isinstance(source, Sign)
-    if isinstance(node, Convolution) and plane_limit and (signed or _hidden(node, by_name)):
-        activation_bits = 1 if signed else _activation_bits(grid)
-        pads = _pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0
-        fits = activation_bits and node.bits * activation_bits <= plane_limit
-        if fits and pads and _binary(node):
-            return "planes"
-    if node.step is None or grid is None or node.name in tail:
-        return "float"
-    return "int8"
+    if not signed and not _hidden(node, by_name):
+        return "reads what comes in"
+    activation_bits = 1 if signed else _activation_bits(grid)
+    if not activation_bits:
+        return "its input is signed" if grid else "its input is not rounded"
+    if not _binary(node):
+        return "its weights are no sum of planes"
+    if not (_pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0):
+        return f"pads with {node.pad_value:g}"
+    planes = node.bits * activation_bits
+    if planes > plane_limit:
+        return f"{planes} planes, plane_limit is {plane_limit}"
+    return "" if signed else dearer(node, planes, shapes[node.name], target)
 
 
 def _pads_signs(node: Convolution, shape: tuple[int, ...]) -> bool:

@@ -196,9 +196,8 @@ class Simulation:
         """
         grid = self.grids[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
-        layer = binary_layer(node, grid)
         total = None
-        for part in layer.parts:
+        for part in binary_parts(node, grid):
             if grid is None:  # signs
                 signs = _padded(node, value, node.pad_value)
             else:
@@ -209,7 +208,7 @@ class Simulation:
             offset = part.bias.astype(np.float64) + size * part.multiplier.astype(np.float64)
             term = doubled * -part.multiplier + offset.astype(np.float32)
             total = term if total is None else total + term
-        return total if layer.scale is None else total * layer.scale + layer.bias
+        return total
 
 
 @dataclass(frozen=True)
@@ -231,46 +230,30 @@ class BinaryPart:
     bias: np.ndarray
 
 
-@dataclass(frozen=True)
-class BinaryLayer:
-    """A layer as binary convolutions: output = (sum of the parts) * scale + bias.
+def binary_parts(node: Convolution, grid: ActivationGrid | None) -> list[BinaryPart]:
+    r"""Return the binary convolutions of ``node``, whose sum, in their order, is its output.
 
-    Attributes:
-        parts: The binary convolutions.
-        scale: float32 (output channels,), or None where one part does all of it.
-        bias: float32 (output channels,), or None likewise.
-    """
+    Args:
+        node: The convolution.
+        grid: Of its input; None for signs.
 
-    parts: list[BinaryPart]
-    scale: np.ndarray | None
-    bias: np.ndarray | None
-
-
-def binary_layer(node: Convolution, grid: ActivationGrid | None) -> BinaryLayer:
-    """Return the binary convolutions of ``node``; ``grid`` is None for sign inputs.
-
-    The sum of several parts is taken in codes, where float32 is exact, and scaled once: large terms
-    cancel in it, and rounding each before would cost more than Keras's own rounding.
+    Multipliers hold the common scale :math:`u`, weight step times input step, so nothing but
+    additions follows. Large terms cancel in the sum: each is about :math:`2^{i+j-1} n u` for n
+    products, off by up to :math:`2^{-23}` of that, in all :math:`2^{-23} n u` times half of the
+    largest product of codes. That is the order of what Keras's own additions may err by, from which
+    biases keep their distance (:func:`dlqat_tf.export.integer.integers.stored`).
     """
     step = node.step.astype(np.float64) * (float(grid.step) if grid else 1.0)
-    constant = np.zeros_like(step)
-    bits = 1
-    if grid:
-        bits = grid.highest.bit_length()
-        constant = (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2), dtype=np.float64)
-    signs = planes(node)
-    alone = len(signs) * bits == 1
+    bits = grid.highest.bit_length() if grid else 1
+    centre = (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2), dtype=np.float64) if grid else 0.0
+    bias = node.bias + centre * step
     parts = []
-    for i, each in enumerate(signs):
+    for i, signs in enumerate(planes(node)):
         for j in range(bits):
-            factor = np.full_like(step, -(2.0 ** (i + j - 1)) if grid else 2.0**i)
-            bias = np.zeros_like(step) if parts else constant
-            if alone:
-                factor, bias = factor * step, bias * step + node.bias
-            parts.append(BinaryPart(i, j, each, np.float32(factor), np.float32(bias)))
-    if alone:
-        return BinaryLayer(parts, None, None)
-    return BinaryLayer(parts, step.astype(np.float32), node.bias.astype(np.float32))
+            multiplier = np.float32(step * (-(2.0 ** (i + j - 1)) if grid else 2.0**i))
+            parts.append(BinaryPart(i, j, signs, multiplier, np.float32(bias)))
+            bias = np.zeros_like(step)
+    return parts
 
 
 def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:

@@ -88,6 +88,81 @@ def test_convolutions_beyond_the_limit_stay_on_other_kernels(tmp_path):
     assert parity(model, report.path, images_for(model)).first_diverging is None
 
 
+def resnet(**options):
+    """A 1-bit ResNet-18 of 2-bit activations whose stages have 16 to 128 channels."""
+    options = dict(width=16, weight_bits=1, activation_bits=2) | options
+    return randomize(dlqat_tf.resnet18(4, input_shape=(16, 16, 3), **options))
+
+
+def test_layers_run_where_they_are_cheaper_on_the_target(tmp_path):
+    model = resnet(residual_bits=8)
+    path = tmp_path / "model.tflite"
+    everything = to_lce(model, path, snap=False)
+    kernels = {each.layer: each.kernel for each in everything.placements}
+    assert list(kernels.values()).count("planes") == 19
+    report = to_lce(model, path, snap=False, force=True, target="dotprod")
+    found = {each.layer: each for each in report.placements}
+    # Sums of 3 x 3 x 128 products, the last stage's, are the only ones of 1152 or more; its image
+    # has 2 x 2 pixels.
+    planes = [name for name, each in found.items() if each.kernel == "planes"]
+    assert len(planes) == 3
+    assert report.census.operators["LceBconv2d"] == 2 * 3
+    moved = [found[name] for name, kernel in kernels.items() if kernel == "planes"]
+    others = [each for each in moved if each.kernel == "int8"]
+    assert len(others) == 16
+    assert any("16 input channels, planes pay from 32 on" in each.why for each in others)
+    assert any("2 planes of 576 products, on dotprod" in each.why for each in others)
+    text = "\n".join(str(each.why) for each in report.placements)
+    assert "reads what comes in" in text  # the first convolution
+    assert "not a convolution" in text  # the head
+    result = parity(model, path, images_for(model, 4), batch_size=4)
+    assert result.first_diverging is None
+    assert result.other_constants == []
+    assert result.agreement["simulation_file"] == 100.0
+
+
+def test_layers_that_int8_cannot_run_stay_planes(tmp_path):
+    """Nothing rounds the branches of these residual adds, and there are no calibration images."""
+    report = to_lce(resnet(), tmp_path / "model.tflite", snap=False, target="dotprod")
+    unrounded = [each for each in report.placements if "calibration images" in each.why]
+    assert {each.kernel for each in unrounded} == {"planes"}
+    assert len(unrounded) == 8 - 2 + 3  # ends of blocks without the last stage, shortcuts
+
+
+def test_a_target_for_which_nothing_is_cheaper_is_refused(tmp_path):
+    with pytest.raises(ExportError, match=r"cheaper as binary planes on i8mm.*to_tflite"):
+        to_lce(small_network(), tmp_path / "model.tflite", target="i8mm")
+    with pytest.raises(ExportError, match="target to be one of armv8.0, dotprod, i8mm, all"):
+        to_lce(small_network(), tmp_path / "model.tflite", target="x86")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("bits", "compared"), [(1, 1), (2, 3), (3, 7), (4, 0)])
+def test_narrow_codes_are_packed_without_floats(tmp_path, bits, compared):
+    model = small_network(weight_bits=1, activation_bits=bits, residual_bits=None, channels=40)
+    report = to_lce(model, tmp_path / "model.tflite", snap=False)
+    operators = report.census.operators
+    # A threshold for each level, or a fold for each bit.
+    assert operators.get("BITCAST", 0) == compared
+    assert operators["LceQuantize"] == (compared or bits)
+    assert operators.get("SUB", 0) == (0 if compared else bits)
+    assert operators["LceBconv2d"] == bits
+    assert "MUL" not in operators
+    assert parity(model, report.path, images_for(model), batch_size=8).first_diverging is None
+
+
+def test_a_convolution_and_its_shortcut_share_their_planes(tmp_path):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 32, 3, weight_bits=8))
+    branches = [convolution(x, 8, size, 2, weight_bits=1) for size in (3, 1)]
+    outputs = layers.GlobalAveragePooling2D()(dlqat_tf.CGPACT(2, 2.0)(layers.Add()(branches)))
+    report = to_lce(
+        randomize(tf.keras.Model(inputs, outputs)), tmp_path / "model.tflite", snap=False
+    )
+    assert report.census.operators["LceBconv2d"] == 4
+    assert report.census.operators["LceQuantize"] == 3
+
+
 @pytest.mark.parametrize("kernel_quantizer", ["ste_sign", "magnitude_aware_sign"])
 @pytest.mark.parametrize("pad_values", [0.0, 1.0])
 def test_plain_binary_network(tmp_path, pad_values, kernel_quantizer):
