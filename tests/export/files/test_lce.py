@@ -132,7 +132,7 @@ def test_layers_that_int8_cannot_run_stay_planes(tmp_path):
 def test_a_target_for_which_nothing_is_cheaper_is_refused(tmp_path):
     with pytest.raises(ExportError, match=r"cheaper as binary planes on i8mm.*to_tflite"):
         to_lce(small_network(), tmp_path / "model.tflite", target="i8mm")
-    with pytest.raises(ExportError, match="target to be one of armv8.0, dotprod, i8mm, all"):
+    with pytest.raises(ExportError, match=r"target to be one of armv8\.0"):
         to_lce(small_network(), tmp_path / "model.tflite", target="x86")
     assert list(tmp_path.iterdir()) == []
 
