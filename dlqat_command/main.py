@@ -19,6 +19,7 @@ from dlqat_command import (
     parity,
     summary,
     training,
+    website,
 )
 from dlqat_command.tree import Command, Group, function, run
 
@@ -62,8 +63,12 @@ COMMANDS = Group(
         "figure1": function(figure1.figure1),
         "summary": function(summary.summary),
         "export": Group(
-            "Export a trained model to a .tflite file.",
-            {"tflite": function(export.tflite), "lce": function(export.lce)},
+            "Export a trained model to a .tflite file, and such a file to a web page.",
+            {
+                "tflite": function(export.tflite),
+                "lce": function(export.lce),
+                "web": function(website.web),
+            },
         ),
         "parity": function(parity.compare),
         "census": function(census.census),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ def compare(
     trained: Annotated[Path | None, FILE] = None,
     data_dir: Annotated[Path | None, FOLDER] = None,
     images: Annotated[int | None, COUNT] = None,
+    runtime: Literal["tflite", "web"] = "tflite",
     trained_agreement: Annotated[float, PERCENT] = 99.5,
     keras_agreement: Annotated[float, PERCENT] = 99.5,
     file_agreement: Annotated[float, PERCENT] = 100.0,
@@ -40,6 +41,8 @@ def compare(
         trained: The trained model, where the model is a snapped one.
         data_dir: Where the data set lies.
         images: How many test images; all by default.
+        runtime: What runs the file: tflite, on this host (Larq Compute Engine where the file is for
+            it), or web: LiteRT.js in a headless browser (pip install 'dlqat_tf[web]', Chromium).
         trained_agreement: Least percentage of arg-maxes that the trained model and the file share.
         keras_agreement: The same for the snapped model and the file.
         file_agreement: The same for simulation and file; at 100 no layer may differ at all.
@@ -72,7 +75,7 @@ def compare(
         shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
         before = None if source is None else load_model(source, trust=trust)
-        report = parity(loaded, file, pixels, labels, trained=before)
+        report = parity(loaded, file, pixels, labels, trained=before, runtime=runtime)
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")

@@ -3,6 +3,7 @@
 from dlqat_tf.export.files.census import Census, census
 from dlqat_tf.export.files.lce import to_lce
 from dlqat_tf.export.files.tflite import ExportReport, to_tflite
+from dlqat_tf.export.files.website import WebsiteReport, to_web
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError, IntegerNetwork
 from dlqat_tf.export.integer.snap import SnapReport, snap
@@ -15,10 +16,12 @@ __all__ = [
     "IntegerNetwork",
     "ParityReport",
     "SnapReport",
+    "WebsiteReport",
     "census",
     "lower",
     "parity",
     "snap",
     "to_lce",
     "to_tflite",
+    "to_web",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dlqat_tf.export.agreement import Labels, OutputParity, compared, labels_of,
 from dlqat_tf.export.files import flatbuffer, lce, tflite
 from dlqat_tf.export.files.census import read_record
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
+from dlqat_tf.export.files.tflite import check_choice
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.endings import with_endings
 from dlqat_tf.export.integer.inputs import preprocessing_before
@@ -21,11 +23,13 @@ from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import Simulation, batches
+from dlqat_tf.export.runtimes import web
 from dlqat_tf.export.runtimes.host import is_binarized, kernels_of, runner
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 
+RUNTIMES = ("tflite", "web")
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
 _RECORDED = {"inputs", "int4", "plane_limit", "target", "ranges", "layers", "endings"}
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
@@ -169,6 +173,7 @@ def parity(
     labels: Labels = None,
     *,
     trained: tf.keras.Model | None = None,
+    runtime: str = "tflite",
     layer_images: int = 16,
     batch_size: int = 64,
 ) -> ParityReport:
@@ -187,12 +192,17 @@ def parity(
         labels: Class of each image, for accuracies; for several outputs a list of such arrays,
             None for those without, or a dictionary by output name.
         trained: The model as trained, where ``model`` is the snapped one, to compare with too.
+        runtime: What runs the file: "tflite", on this host (Larq Compute Engine where the file has
+            its operations), or "web", LiteRT.js in a headless browser
+            (:mod:`dlqat_tf.export.runtimes.web`).
         layer_images: How many images the comparison layer by layer takes.
         batch_size: Images that run at once.
 
     Raises:
-        ExportError: The file is not such a file or not of this model, or arguments do not fit.
+        ExportError: The file is not such a file or not of this model, arguments do not fit, or the
+            runtime is not installed or refuses the file.
     """
+    check_choice("runtime", runtime, RUNTIMES)
     for name, value in dict(layer_images=layer_images, batch_size=batch_size).items():
         if value < 1:
             raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
@@ -216,8 +226,9 @@ def parity(
     run_part = lce.PartRunner() if is_binarized(content) else FloatPart.run
     simulation = Simulation(planned, run_part)
     feed = for_file(planned, _types(record, network))
-    run = runner(content, batch_size, feed, path)
     some = list(batches(images, batch_size))
+    with _runner(runtime, content, batch_size, feed, path) as run:
+        of_file = _concatenated(map(run, some))
     values = {
         **{
             name: _concatenated(
@@ -226,18 +237,20 @@ def parity(
             for name, each in zip(models, map(in_float32, models.values()), strict=True)
         },
         "simulation": simulation.outputs(images, batch_size),
-        "file": _concatenated(map(run, some)),
+        "file": of_file,
     }
     pairs = [("keras", "file"), ("keras", "simulation"), ("simulation", "file")]
     pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
-    layers = _layers(content, simulation, next(batches(images, layer_images)), feed, path)
+    first = next(batches(images, layer_images))
+    recorded = _recorded(content, simulation, first, runtime, feed, path)
+    layers = _layers(simulation, first, recorded)
     outputs = [
         compared(name, {form: each[i] for form, each in values.items()}, pairs, of_output, border)
         for i, (name, of_output, border) in enumerate(zip(names, of_outputs, borders, strict=True))
     ]
     return ParityReport(
         path=str(path),
-        kernels=kernels_of(content),
+        kernels=web.version() if runtime == "web" else kernels_of(content),
         images=count,
         top1=mean_of(outputs),
         agreement={
@@ -399,11 +412,17 @@ def _rectified(readers: list[Node]) -> bool:
     return len(readers) == 1 and isinstance(readers[0], Activation) and readers[0].grid.lowest == 0
 
 
-def _layers(content, simulation: Simulation, images: list[np.ndarray], feed, path):
-    """Compare each layer's output, the simulation given the file's own inputs."""
+def _runner(runtime: str, content, batch_size: int, feed, path):
+    """Return a context that gives what runs a file; several batches share a browser."""
+    if runtime == "web":
+        return web.runner(content, feed, path)
+    return contextlib.nullcontext(runner(content, batch_size, feed, path))
+
+
+def _recorded(content, simulation: Simulation, images: list[np.ndarray], runtime: str, feed, path):
+    """Return what the file computes at each node that it has a tensor of, by the node's name."""
     graph = content.subgraphs[0]
-    inputs = simulation.network.inputs
-    nodes = simulation.network.nodes[len(inputs) :]
+    nodes = simulation.network.nodes[len(simulation.network.inputs) :]
     names = [tensor.name.decode() for tensor in graph.tensors]
     computed = {int(output) for operator in graph.operators for output in operator.outputs}
     at = {
@@ -413,10 +432,16 @@ def _layers(content, simulation: Simulation, images: list[np.ndarray], feed, pat
     }
     outputs = graph.outputs
     graph.outputs = np.array(list(at.values()), np.int32)
-    run = runner(content, len(images[0]), feed, path)
-    recorded = dict(zip(at, run(images), strict=True))
+    with _runner(runtime, content, len(images[0]), feed, path) as run:
+        recorded = dict(zip(at, run(images), strict=True))
     graph.outputs = outputs
+    return recorded
 
+
+def _layers(simulation: Simulation, images: list[np.ndarray], recorded: dict[str, np.ndarray]):
+    """Compare each layer's output, the simulation given the file's own inputs."""
+    inputs = simulation.network.inputs
+    nodes = simulation.network.nodes[len(inputs) :]
     values = {
         node.name: each if node.preprocessing is None else each.astype(np.int32)
         for node, each in zip(inputs, images, strict=True)
