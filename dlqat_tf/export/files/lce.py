@@ -395,12 +395,13 @@ def _packed_signs(signs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(packed).view("<i4")
 
 
-def open_interpreter(data: bytes, *, threads: int = 2, xnnpack: bool = True):
+def open_interpreter(data: bytes, *, threads: int = 1, xnnpack: bool = True):
     """Return LCE's interpreter of a file: ``predict`` maps a list of inputs to one of outputs.
 
     Args:
         data: Content of the .tflite file.
-        threads: CPU threads that the kernels may use.
+        threads: CPU threads that the kernels may use. Several wait for each other at every
+            operation, for long where the machine is busy.
         xnnpack: Whether the XNNPACK delegate takes the operations that are not LCE's.
 
     Raises:

@@ -47,8 +47,7 @@ def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
     batch_size = batch_size if all(each.shapeSignature is not None for each in inputs) else 1
     data = flatbuffer.with_batch(content, batch_size)
     if is_binarized(content):
-        # Its threads wait for each other at every operation, for long where the machine is busy.
-        interpreter = lce.open_interpreter(data, threads=1)
+        interpreter = lce.open_interpreter(data)
 
         def invoke(images):
             return interpreter.predict(images)

@@ -107,7 +107,7 @@ def test_a_drawing_is_classified_on_a_phone(litert_js, tmp_path):
     with web.page(tmp_path / "site", **PHONE) as page:
         addresses, errors = [], []
         page.on("request", lambda request: addresses.append(request.url))
-        page.on("pageerror", errors.append)
+        page.on("pageerror", lambda error: errors.append(error))
         page.reload()
         wait_until_ready(page)
         assert page.locator("#photo").is_hidden()

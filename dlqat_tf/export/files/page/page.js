@@ -60,6 +60,7 @@ function answer(scores) {
   const shares = probabilities(scores);
   const best = shares.map((share, i) => [share, i]).sort((a, b) => b[0] - a[0]).slice(0, 5);
   $('answer').textContent = about.labels[best[0][1]];
+  $('score-note').hidden = false;
   const items = best.map(([share, i], row) => {
     const item = $('bars').children[row] ?? document.createElement('li');
     if (!item.children.length) {
@@ -172,7 +173,7 @@ function waiting() {
     : `Draw ${about.drawing ?? 'something'}, and the answer is here.`;
   $('answer').replaceChildren(text);
   $('bars').replaceChildren();
-  $('latency').hidden = true;
+  $('latency').hidden = $('score-note').hidden = true;
   show(last = pixels(about));
 }
 
