@@ -613,10 +613,11 @@ def test_memory_gives_the_images_of_the_files(folder, tiny_tfds, monkeypatch, na
     root = folder if name == "folder" else tiny_tfds("imagenet2012", (None, None, 3), "validation")
     options = dict(data_dir=root, image_size=SIZE, train_size=train_size)
     from_files, cached = load(name, **options), load(name, **options, cache="memory")
-    read = (
-        bytes_of(from_files.train_batches(2, seed=1).take(5)),
-        bytes_of(from_files.test_batches(2)),
-    )
+
+    def batches(images):
+        return bytes_of(images.train_batches(2, seed=1).take(5)), bytes_of(images.test_batches(2))
+
+    read = batches(from_files)
     for file in [path for path in root.rglob("*") if path.suffix in (".png", ".jpg", ".JPEG")]:
         file.unlink()  # nobody opens them any more
     for file in root.rglob("*.tfrecord*"):
