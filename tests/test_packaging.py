@@ -62,6 +62,7 @@ def test_the_wheel_holds_what_it_should(installed):
         "dlqat_tf/py.typed",
         "dlqat_command/py.typed",
         "dlqat_command/recipes/__init__.py",
+        "dlqat_tf/export/files/page/index.html",
     ):
         assert (installed / name).is_file(), name
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))

@@ -51,7 +51,7 @@ class WebsiteReport(Report):
         table = Table(title=self.folder, title_justify="left", show_header=False)
         table.add_row("LiteRT.js", self.litert_js)
         table.add_row(
-            "site", f"{self.bytes:,} bytes, of which a browser loads one of four runtimes"
+            "site", f"{self.bytes:,} bytes, of which a browser loads one of three runtimes"
         )
         table.add_row("network", f"{self.model_bytes:,} bytes, {len(self.labels)} classes")
         return [table, f"look at it: python -m http.server --directory {self.folder}"]
@@ -129,7 +129,9 @@ def write_runtime(litert_js: Path, folder: Path) -> None:
             origin, copy = litert_js / source, folder / "litert" / target
             copy.parent.mkdir(parents=True, exist_ok=True)
             if origin.is_dir():
-                shutil.copytree(origin, copy, dirs_exist_ok=True)
+                # The page has no use for the fourth one.
+                unused = shutil.ignore_patterns("*jspi*")
+                shutil.copytree(origin, copy, dirs_exist_ok=True, ignore=unused)
             else:
                 shutil.copy(origin, copy)
     except OSError as error:

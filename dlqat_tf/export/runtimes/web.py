@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -68,11 +68,12 @@ def browser() -> str:
 
 
 @contextlib.contextmanager
-def page(folder: str | Path, **options) -> Iterator:
+def page(folder: str | Path, flags: Sequence[str] = (), **options) -> Iterator:
     """Serve a folder on this host and give Playwright's page of it, in a headless browser.
 
     Args:
         folder: A static site.
+        flags: Of Chromium's command line.
         options: Of Playwright's ``new_page``, such as ``viewport``.
 
     Raises:
@@ -88,7 +89,7 @@ def page(folder: str | Path, **options) -> Iterator:
     executable = browser()
     with _served(folder) as address, sync_playwright() as playwright:
         # Chromium refuses its sandbox to root.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        arguments = [*flags, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         opened = playwright.chromium.launch(executable_path=executable, args=arguments)
         try:
             shown = opened.new_page(**options)

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 import dlqat_tf
+from dlqat_command.main import main
 from dlqat_tf.export import ExportError, to_lce, to_tflite, to_web
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.website import LITERT_JS, find_litert_js
@@ -114,3 +115,18 @@ def test_a_folder_without_litert_js_is_named(file, tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=rf"Node.js.*npm install @litertjs/core@{LITERT_JS}"):
         find_litert_js()
     assert not (tmp_path / "site").exists()
+
+
+def test_the_command_writes_a_site(file, litert_js, tmp_path, monkeypatch):
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    options = ["--title", "Animals", "--labels", tmp_path / "labels.txt"]
+    options += ["--litert-js", litert_js, "--json", tmp_path / "report.json"]
+    arguments = [file, tmp_path / "site", *options]
+    for expected, more in ((0, []), (2, []), (0, ["--force"])):  # the second time it is there
+        monkeypatch.setattr("sys.argv", ["to_web.py", *map(str, [*arguments, *more])])
+        with pytest.raises(SystemExit) as end:
+            main("export", "web")
+        assert (end.value.code or 0) == expected
+    about = json.loads((tmp_path / "site" / "about.json").read_text())
+    assert (about["title"], about["labels"][4]) == ("Animals", "elk")
+    assert json.loads((tmp_path / "report.json").read_text())["folder"] == str(tmp_path / "site")

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 import dlqat_tf
+from dlqat_command.main import main
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite, to_web
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.website import find_litert_js
@@ -29,14 +30,19 @@ def litert_js():
 
 
 def site(litert_js, folder, shape):
-    """A site of a network of 10 classes, and what runs its file here."""
+    """Write a site of a network of 10 classes, and return the network."""
     inputs = tf.keras.Input(shape)
     x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 8, 3, weight_bits=8))
     x = dlqat_tf.CGPACT(2, 2.0)(convolution(x, 16, 3, 2, weight_bits=1))
     outputs = dlqat_tf.LinearHead(10)(layers.Flatten()(x))
-    to_tflite(randomize(tf.keras.Model(inputs, outputs)), folder / "digits.tflite", snap=False)
+    model = randomize(tf.keras.Model(inputs, outputs))
+    to_tflite(model, folder / "digits.tflite", snap=False)
     labels = [f"class {i}" for i in range(10)]
     to_web(folder / "digits.tflite", folder / "site", labels=labels, litert_js=litert_js)
+    return model
+
+
+def on_this_host(folder):
     return host.runner(flatbuffer.read(folder / "digits.tflite"), 1)
 
 
@@ -103,7 +109,8 @@ def test_a_browser_that_is_not_there_is_named(monkeypatch):
 
 
 def test_a_drawing_is_classified_on_a_phone(litert_js, tmp_path):
-    run = site(litert_js, tmp_path, (8, 8, 1))
+    site(litert_js, tmp_path, (8, 8, 1))
+    run = on_this_host(tmp_path)
     with web.page(tmp_path / "site", **PHONE) as page:
         addresses, errors = [], []
         page.on("request", lambda request: addresses.append(request.url))
@@ -137,7 +144,8 @@ def test_a_drawing_is_classified_on_a_phone(litert_js, tmp_path):
 
 
 def test_a_photo_is_classified_and_speed_measured(litert_js, tmp_path):
-    run = site(litert_js, tmp_path, (12, 12, 3))
+    site(litert_js, tmp_path, (12, 12, 3))
+    run = on_this_host(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
     content = io.BytesIO()
     Image.fromarray(image).save(content, "png")
@@ -164,3 +172,36 @@ def test_a_photo_is_classified_and_speed_measured(litert_js, tmp_path):
         page.set_input_files("#file", {**file, "name": "text.png", "buffer": b"text"})
         page.wait_for_selector("#error:not([hidden])")
         assert "text.png" in page.locator("#error").inner_text()
+
+
+def test_what_the_camera_sees_is_classified_until_it_is_stopped(litert_js, tmp_path):
+    site(litert_js, tmp_path, (12, 12, 3))
+    run = on_this_host(tmp_path)
+    flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with web.page(tmp_path / "site", flags, permissions=["camera"]) as page:
+        wait_until_ready(page)
+        page.click("#live")
+        page.wait_for_selector("#video:not([hidden])")
+        answered(page)
+        page.click("#live")
+        page.wait_for_selector("#video", state="hidden")
+        page.wait_for_timeout(300)  # the last picture is still on its way
+        seen = page.evaluate(
+            "() => Array.from(document.getElementById('seen').getContext('2d')"
+            ".getImageData(0, 0, 12, 12).data).filter((each, i) => i % 4 < 3)"
+        )
+        image = np.array(seen, np.uint8).reshape(12, 12, 3)
+        assert image.max() > 100  # Chromium's stand-in for a camera is green
+        assert_shows(page, run, image)
+
+
+def test_the_command_proves_a_file_in_the_browser(litert_js, tmp_path, monkeypatch, capsys):
+    site(litert_js, tmp_path, (8, 8, 1)).save(tmp_path / "model.keras")
+    monkeypatch.setenv("DLQAT_LITERT_JS", str(litert_js))
+    files = [str(tmp_path / name) for name in ("model.keras", "digits.tflite")]
+    options = ["--data", "digits", "--images", "3", "--runtime", "web"]
+    monkeypatch.setattr("sys.argv", ["parity.py", *files, *options])
+    with pytest.raises(SystemExit) as end:
+        main("parity")
+    assert end.value.code in (0, None)
+    assert "kernels: LiteRT.js" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import {measure, asText, milliseconds} from './measure.js';
 const $ = (id) => document.getElementById(id);
 const PAUSE = 60;  // milliseconds between the last stroke and the answer
 
-let about, network, last, queued, running = false;
+let about, network, last, queued, stream, running = false;
 
 function fail(error) {
   $('error').textContent = `${error.message ?? error} Reload the page to try again.`;
@@ -137,6 +137,7 @@ function photos() {
   const drop = $('photo');
   const take = async (file) => {
     if (!file) return;
+    dark();
     try {
       const picture = await createImageBitmap(file);
       squareOf(picture, $('preview'));
@@ -150,6 +151,12 @@ function photos() {
   for (const id of ['file', 'camera']) {
     $(id).addEventListener('change', (event) => take(event.target.files[0]));
   }
+  // Pages that come without HTTPS may not see the camera, but ask the phone for a photo.
+  const sees = Boolean(navigator.mediaDevices?.getUserMedia);
+  $('live').hidden = !sees;
+  $('shot').hidden = sees;
+  $('live').addEventListener('click', () => (stream ? dark() : live()));
+  addEventListener('pagehide', dark);
   drop.addEventListener('dragover', (event) => { event.preventDefault(); drop.classList.add('over'); });
   drop.addEventListener('dragleave', () => drop.classList.remove('over'));
   drop.addEventListener('drop', (event) => {
@@ -159,7 +166,45 @@ function photos() {
   });
 }
 
+/** Classify what the camera sees, picture after picture. */
+async function live() {
+  const video = $('video');
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}});
+    video.srcObject = stream;
+    await video.play();
+  } catch (error) {
+    dark();
+    fail(new Error(`The camera cannot be used (${error.message}).`));
+    return;
+  }
+  lit(true);
+  const next = async () => {
+    if (!stream) return;
+    await classify(fromPicture(video, about));
+    requestAnimationFrame(next);
+  };
+  next();
+}
+
+/** Leave the camera; its last answer stays. */
+function dark() {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+  if (stream) squareOf($('video'), $('preview'));
+  $('preview').hidden = $('preview').hidden && !stream;
+  stream = undefined;
+  lit(false);
+}
+
+function lit(on) {
+  $('video').hidden = !on;
+  if (on) $('preview').hidden = $('photo-hint').hidden = true;
+  $('live').setAttribute('aria-pressed', on);
+  $('live-text').textContent = on ? 'Stop the camera' : 'Use the camera';
+}
+
 function choose(draws) {
+  dark();
   $('draw').hidden = !draws;
   $('photo').hidden = $('photo-actions').hidden = draws;
   $('tab-draw').setAttribute('aria-pressed', draws);

@@ -46,13 +46,14 @@ export function fromDrawing(pad, about) {
   return type === 'float32' ? array : array.map((each) => Math.round(each * 255 / 240));
 }
 
-/** The largest part in the middle of a picture that has the form of a canvas, drawn there. */
+/** The largest part in the middle of a picture (or video) that has the form of a canvas, drawn there. */
 export function squareOf(picture, canvas) {
-  const scale = Math.max(canvas.width / picture.width, canvas.height / picture.height);
+  const [columns, rows] = [picture.videoWidth ?? picture.width, picture.videoHeight ?? picture.height];
+  const scale = Math.max(canvas.width / columns, canvas.height / rows);
   const [width, height] = [canvas.width / scale, canvas.height / scale];
   const context = canvas.getContext('2d', {willReadFrequently: true});
   context.imageSmoothingQuality = 'high';
-  context.drawImage(picture, (picture.width - width) / 2, (picture.height - height) / 2, width, height,
+  context.drawImage(picture, (columns - width) / 2, (rows - height) / 2, width, height,
     0, 0, canvas.width, canvas.height);
   return context;
 }
