@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,8 @@ def defaults_of(
 ) -> tuple[Recipe, dict[str, Any]]:
     """Return the defaults of all flags, and what the budget changes of them.
 
-    The budget chooses the defaults of the other flags, so it is read before them.
+    Method and budget choose the defaults of the other flags, so they are read before them. A method
+    that is unknown chooses none, and is refused with the rest of the recipe.
 
     Args:
         paper: The recipe with the paper's settings.
@@ -63,8 +65,12 @@ def defaults_of(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--budget", choices=("paper", "short", "smoke"), default="paper")
     first.add_argument("--paper-literal", action="store_true")
+    first.add_argument("--method")
     chosen = first.parse_known_args(arguments)[0]
     budget = chosen.budget
+    if chosen.method is not None:
+        with contextlib.suppress(ValueError):
+            paper = paper.with_method(chosen.method)
     changes = {"paper": {}, "short": short, "smoke": SMOKE}[budget]
     literal = PAPER_LITERAL if chosen.paper_literal else {}
     defaults = dataclasses.replace(paper, budget=budget, **changes, **literal)

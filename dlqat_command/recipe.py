@@ -44,7 +44,8 @@ class Recipe:
     head: Literal["linear", "cosine", "gml"] = "gml"
     """Classifier and its loss: linear with cross-entropy, cosine with AMS, gml with GML."""
     method: Annotated[str, arg(metavar="NAME")] = "sat"
-    """What rounds weights and activations, a name in dlqat_tf.methods: sat, lsq, bwn and so on."""
+    """What rounds weights and activations, a name in dlqat_tf.methods: sat, lsq, bwn and so on. On
+    the command line it brings its paper's network and training, which other flags change."""
     weight_bits: Annotated[int | None, BITS] = 1
     """Bits of the hidden weights, 1 to 8; 32 is clamped float, None plain float."""
     activation_bits: Annotated[int | None, BITS] = 2
@@ -55,6 +56,12 @@ class Recipe:
     """3x3 convolution, or 7x7 with stride 2 and max-pooling."""
     width: Annotated[int, arg(metavar="CHANNELS")] = 64
     """Channels of the first stage."""
+    block: Literal["post", "pre"] = "post"
+    """Batch norm and activation after the convolutions, or before them."""
+    shortcut: Literal["A", "B"] = "B"
+    """Where a stage begins: B, a 1x1 convolution; A, channels of zeros."""
+    end_bits: Literal[8, 32] = 8
+    """Bits of the first convolution, the last activation and the head; 32 is float."""
     final_gain: float = 1.0
     """Initial batch-norm gain of the last stage's branch ends."""
 
@@ -132,6 +139,19 @@ class Recipe:
     def plain(self) -> dict:
         """Return the settings as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    def with_method(self, name: str) -> Recipe:
+        """Return this recipe with a method and what its paper settles, network and training.
+
+        Args:
+            name: A name in :mod:`dlqat_tf.methods`.
+
+        Raises:
+            ValueError: There is no such method; the message has close names.
+        """
+        from dlqat_tf import methods
+
+        return dataclasses.replace(self, method=name, **methods.get(name).recipe)
 
     def peak_learning_rate(self, *, starts_random: bool = True) -> float:
         """Return the learning rate after warm-up, scaled to this recipe's batch size.

@@ -68,12 +68,14 @@ class Method:
             ``name``. CG-PACT where the method's paper leaves activations in float.
         end_weights: As ``weights``, for the first convolution of 8 bits; SAT's where the method
             defines no 8 bits.
+        unnormalised_weights: As ``weights``, for a kernel that no batch norm follows; None where
+            ``weights`` keep the scale of the kernel.
         kernel_constraint: Makes the Keras constraint of a hidden kernel that is rounded, or None.
         callbacks: Makes what training needs from its epochs and its steps an epoch.
         network: The ResNet-18 of the paper's rows in words, as the tables' footnotes name it; ""
             where they do not.
-        recipe: The settings of :class:`dlqat_tf.training.Recipe` that its paper or its authors'
-            code gives, where known.
+        recipe: The settings of :class:`dlqat_tf.training.Recipe`, of network and training, that its
+            paper or its authors' code gives, where known.
         rows: The DL-QAT paper's rows of it.
     """
 
@@ -82,6 +84,7 @@ class Method:
     weights: Callable[[int], WeightQuantizer]
     activations: Callable[..., ActivationQuantizer] = _cg_pact
     end_weights: Callable[[int], WeightQuantizer] = SATWeights
+    unnormalised_weights: Callable[[int], WeightQuantizer] | None = None
     kernel_constraint: Callable[[], tf.keras.constraints.Constraint] | None = None
     callbacks: Callable[[float, int], list] = lambda epochs, steps: []
     network: str = ""
@@ -128,6 +131,7 @@ for _method in (
         "sat",
         "Jin et al., BMVC 2020 (arXiv 1912.10207)",
         SATWeights,
+        unnormalised_weights=lambda bits: SATWeights(bits, scale_adjust=True),
         network="original (post-activation) ResNet-18",
         rows=(
             Row(2, 4, 4, 70.0),
@@ -144,6 +148,7 @@ for _method in (
         DoReFaWeights,
         lambda bits, *, name, **_: DoReFaActivations(bits, name=name),
         DoReFaWeights,
+        recipe={"end_bits": 32},
     ),
     Method(
         "pact",
@@ -154,6 +159,7 @@ for _method in (
         ),
         DoReFaWeights,
         network="full pre-activation ResNet-18",
+        recipe={"block": "pre", "end_bits": 32, "final_gain": 1.0},
         rows=(Row(3, 1, 2, 62.9),),
     ),
     Method(
@@ -164,6 +170,9 @@ for _method in (
         LSQWeights,
         network="full pre-activation ResNet-18, residual connections in float",
         recipe={
+            "block": "pre",
+            "residual_bits": None,
+            "final_gain": 1.0,
             "stages": 2,
             "epochs": 90,
             "quantized_learning_rate": 0.01,
@@ -178,6 +187,7 @@ for _method in (
         BWNWeights,
         kernel_constraint=CentredAndClamped,
         network="ResNet-18 with type-B shortcuts",
+        recipe={"shortcut": "B", "end_bits": 32},
         rows=(Row(3, 1, 32, 60.8),),
     ),
     Method(
@@ -185,7 +195,8 @@ for _method in (
         "Qin et al., CVPR 2020 (arXiv 1909.10788)",
         IRNetWeights,
         callbacks=lambda epochs, steps: [QuantizerProgress(epochs, steps)],
-        recipe={  # of its code for CIFAR
+        recipe={  # of its code for CIFAR, the ends of that for ImageNet
+            "end_bits": 32,
             "stages": 1,
             "epochs": 400,
             "batch_size": 128,

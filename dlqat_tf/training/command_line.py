@@ -8,6 +8,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
+from dlqat_tf import methods
 from dlqat_tf._script import ending
 from dlqat_tf.training.distribution import WorkerLost
 from dlqat_tf.training.recipe import Recipe
@@ -38,6 +39,7 @@ def train(recipe: Recipe, changes: dict) -> TrainingResult | None:
         saved.
     """
     print_shortening(recipe, changes)
+    _print_method(recipe)
     interrupted = (
         f"interrupted; the same command goes on after the last checkpoint in {recipe.output}"
     )
@@ -57,6 +59,15 @@ def print_shortening(recipe: Recipe, changes: dict) -> None:
     shortened = ", ".join(f"{name}={value}" for name, value in changes.items())
     if shortened:
         _console.print(f"--budget {recipe.budget} shortens the paper's run: {shortened}")
+
+
+def _print_method(recipe: Recipe) -> None:
+    """Say what a method brought of its paper."""
+    if recipe.method in methods.names():  # others are refused with the rest of the recipe
+        brought = methods.get(recipe.method).recipe.items()
+        kept = ", ".join(f"{name}={value}" for name, value in brought if getattr(recipe, name) == value)
+        if kept:
+            _console.print(f"--method {recipe.method}, as in its paper: {kept}")
 
 
 def _print(recipe: Recipe, result: TrainingResult) -> None:

@@ -41,6 +41,10 @@ def check(recipe: Recipe) -> None:
         recipe.width,
         recipe.residual_bits,
         recipe.method,
+        block=recipe.block,
+        shortcut=recipe.shortcut,
+        end_bits=recipe.end_bits,
+        final_gain=recipe.final_gain,
     )
     check_size(recipe.dataset, recipe.image_size)
     _check_numbers(recipe)

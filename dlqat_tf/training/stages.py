@@ -161,6 +161,9 @@ def build_model(recipe: Recipe, images: datasets.ImageData, stage: _Stage) -> tf
         kernel_regularizer=tf.keras.regularizers.L2(decay / 2) if decay else None,
         method=recipe.method,
         sync_batch_norm=recipe.sync_batch_norm,
+        block=recipe.block,
+        shortcut=recipe.shortcut,
+        end_bits=recipe.end_bits,
     )
 
 
