@@ -71,7 +71,8 @@ class Method:
         unnormalised_weights: As ``weights``, for a kernel that no batch norm follows; None where
             ``weights`` keep the scale of the kernel.
         kernel_constraint: Makes the Keras constraint of a hidden kernel that is rounded, or None.
-        callbacks: Makes what training needs from its epochs and its steps an epoch.
+        callbacks: Makes what training needs from its epochs and its steps an epoch; None where
+            ``fit`` knows them.
         network: The ResNet-18 of the paper's rows in words, as the tables' footnotes name it; ""
             where they do not.
         recipe: The settings of :class:`dlqat_tf.training.Recipe`, of network and training, that its
@@ -86,10 +87,29 @@ class Method:
     end_weights: Callable[[int], WeightQuantizer] = SATWeights
     unnormalised_weights: Callable[[int], WeightQuantizer] | None = None
     kernel_constraint: Callable[[], tf.keras.constraints.Constraint] | None = None
-    callbacks: Callable[[float, int], list] = lambda epochs, steps: []
+    callbacks: Callable[..., list] = lambda epochs, steps=None: []
     network: str = ""
     recipe: dict = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
+
+    def check(self, weight_bits: int) -> None:
+        """Refuse a width of hidden weights that the method does not define.
+
+        Raises:
+            ValueError: The method does not define it; the message names those that it does.
+        """
+        try:
+            self.weights(weight_bits)
+        except ValueError as error:
+            raise ValueError(f"weight_bits with method={self.name!r}: {error}") from None
+
+
+def clamps(quantizer: WeightQuantizer) -> bool:
+    """Return whether kernels pass a tanh clamp, which loses their scale."""
+    # DoReFa's binary and float ones have the scale of the kernel.
+    return isinstance(quantizer, SATWeights) or (
+        isinstance(quantizer, DoReFaWeights) and 1 < quantizer.bits < 32
+    )
 
 
 _methods: dict[str, Method] = {}
@@ -194,7 +214,7 @@ for _method in (
         "irnet",
         "Qin et al., CVPR 2020 (arXiv 1909.10788)",
         IRNetWeights,
-        callbacks=lambda epochs, steps: [QuantizerProgress(epochs, steps)],
+        callbacks=lambda epochs, steps=None: [QuantizerProgress(epochs, steps)],
         recipe={  # of its code for CIFAR, the ends of that for ImageNet
             "end_bits": 32,
             "stages": 1,
@@ -210,7 +230,7 @@ for _method in (
         "inq",
         "Zhou et al., ICLR 2017 (arXiv 1702.03044)",
         INQWeights,
-        callbacks=lambda epochs, steps: [QuantizerProgress(epochs, steps)],
+        callbacks=lambda epochs, steps=None: [QuantizerProgress(epochs, steps)],
         recipe={"stages": 2},
         rows=(Row(2, 2, 32, 66.0),),
     ),

@@ -1,11 +1,11 @@
-"""SAT quantization for TF-MOT: its quantizers, its configuration of a layer, its scheme.
+"""The methods of this package for TF-MOT: quantizer, configuration of a layer, scheme.
 
-The second face of :mod:`dlqat_tf.quantizers`: a TF-MOT quantizer makes the Larq one and calls it,
-so both compute the same by construction, and export reads the same grids.
+The second face of :mod:`dlqat_tf.quantizers`: one TF-MOT quantizer makes any Larq one and calls
+it, so both compute the same by construction, and export reads the same grids.
 
 >>> import tensorflow_model_optimization as tfmot
 >>> annotated = tfmot.quantization.keras.quantize_annotate_model(model)
->>> quantized = tfmot.quantization.keras.quantize_apply(annotated, dlqat_tf.tfmot.SATScheme(1, 2))
+>>> quantized = tfmot.quantization.keras.quantize_apply(annotated, dlqat_tf.tfmot.Scheme(1, 2))
 
 No ``quantize_scope`` is needed, neither here nor to load a saved model: TF-MOT's classes and these
 are registered with Keras.
@@ -20,6 +20,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from dlqat_tf.convert.calls import Call
+from dlqat_tf import methods
 from dlqat_tf.convert.kinds import MOVING, POOLS
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
@@ -54,12 +55,37 @@ _UNTOUCHED = (
 )
 
 
-class _Quantizer(_api.quantizers.Quantizer):
-    """A Larq quantizer of this package behind TF-MOT's interface."""
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class LarqQuantizer(_api.quantizers.Quantizer):
+    """Any quantizer of this package behind TF-MOT's interface.
 
-    def larq_quantizer(self, weights: dict) -> lq.quantizers.Quantizer:
-        """Return the Larq quantizer that uses the variables that ``build`` returned."""
-        raise NotImplementedError
+    Its variables are the wrapper's: ``build`` makes them there, and each call gives them back to a
+    quantizer of the same settings. So one of these may serve many layers, as TF-MOT's do.
+
+    Args:
+        quantizer: A Larq quantizer of this package, or its configuration.
+    """
+
+    def __init__(self, quantizer: lq.quantizers.Quantizer | dict):
+        if not isinstance(quantizer, dict):
+            quantizer = tf.keras.layers.serialize(quantizer)
+        self._config = quantizer
+
+    def larq_quantizer(self, weights: dict, shape) -> lq.quantizers.Quantizer:
+        """Return the Larq quantizer that uses the variables that ``build`` returned.
+
+        Args:
+            weights: These variables, by name.
+            shape: Of what it rounds.
+        """
+        return self._built(shape, lambda name, **_: weights[name])
+
+    def _built(self, shape, add_weight) -> lq.quantizers.Quantizer:
+        """Return the quantizer, which asks ``add_weight`` for its variables."""
+        quantizer = tf.keras.layers.deserialize(self._config)
+        quantizer.add_weight = add_weight
+        quantizer.build(shape)
+        return quantizer
 
     def build(self, tensor_shape, name, layer):
         if isinstance(layer, _api.QuantizeWrapper) and not layer._weight_vars:
@@ -69,87 +95,47 @@ class _Quantizer(_api.quantizers.Quantizer):
             own = {id(variable) for variable in layer.layer.trainable_weights}
             listed = layer._trainable_weights
             listed[:] = [variable for variable in listed if id(variable) not in own]
-        return {}
+        weights = {}
+
+        prefix = name
+
+        def add_weight(name, **settings):
+            made = layer.add_weight(f"{prefix}_{name}", **settings)
+            weights[name] = exempt_from_weight_decay(made)
+            return made
+
+        self._built(tensor_shape, add_weight)
+        return weights
 
     def __call__(self, inputs, training, weights, **kwargs):
-        return self.larq_quantizer(weights).call(inputs, training=training)
-
-
-@tf.keras.utils.register_keras_serializable("dlqat_tf")
-class SATWeightsTFMOT(_Quantizer):
-    """:class:`dlqat_tf.SATWeights` as a TF-MOT quantizer.
-
-    Args:
-        bits: 1 to 8, or 32 for clamped weights that are not rounded (the float stage).
-        scale_adjust: Rescale to variance 1 / n_out; for the final dense layer.
-        keep_scale: Keep the scale of the weights; for trained layers that no batch norm follows.
-
-    Raises:
-        ValueError: As :class:`dlqat_tf.SATWeights`.
-    """
-
-    def __init__(self, bits: int = 1, scale_adjust: bool = False, keep_scale: bool = False):
-        self._quantizer = SATWeights(bits, scale_adjust, keep_scale)
-
-    def larq_quantizer(self, weights):
-        return self._quantizer
+        return self.larq_quantizer(weights, inputs.shape).call(inputs, training=training)
 
     def get_config(self):
-        names = ("bits", "scale_adjust", "keep_scale")
-        return {name: getattr(self._quantizer, name) for name in names}
+        return {"quantizer": self._config}
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
-class CGPACTTFMOT(_Quantizer):
-    """:class:`dlqat_tf.CGPACT` as a TF-MOT quantizer; ``build`` creates the trainable ``alpha``.
-
-    Args:
-        bits: 1 to 8 (2 to 8 when signed), or 32 for a ReLU (the identity when signed).
-        alpha_init: Initial range in units of the activation; SAT starts at 8.
-        signed: Whether negative values are represented.
-
-    Raises:
-        ValueError: As :class:`dlqat_tf.CGPACT`.
-    """
-
-    def __init__(self, bits: int = 2, alpha_init: float = 8.0, signed: bool = False):
-        self._config = {"bits": bits, "alpha_init": alpha_init, "signed": signed}
-        self.larq_quantizer({})  # refuses what is out of range
-
-    def larq_quantizer(self, weights):
-        quantizer = CGPACT(**self._config, name="cg_pact")
-        quantizer.alpha = weights.get("alpha")
-        return quantizer
-
-    def build(self, tensor_shape, name, layer):
-        super().build(tensor_shape, name, layer)
-        quantizer = self.larq_quantizer({})
-        if quantizer.bits == 32:
-            return {}
-        alpha = layer.add_weight(f"{name}_alpha", **quantizer.alpha_settings)
-        return {"alpha": exempt_from_weight_decay(alpha)}
-
-    def get_config(self):
-        return dict(self._config)
-
-
-@tf.keras.utils.register_keras_serializable("dlqat_tf")
-class SATQuantizeConfig(_api.QuantizeConfig):
+class QuantizeConfig(_api.QuantizeConfig):
     """How one layer is quantized, for ``quantize_annotate_layer``.
 
-    Conv2D, DepthwiseConv2D and Dense get SAT weights; where their activation is a ReLU, CG-PACT
-    rounds and rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6
-    loses its upper bound, since the trained range clips instead.
+    Conv2D, DepthwiseConv2D and Dense get the weights of a method, SAT unless said otherwise; where
+    their activation is a ReLU, the method's activation quantizer, CG-PACT of SAT, rounds and
+    rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6 loses its upper
+    bound, since the trained range clips instead.
 
     Args:
-        weight_bits: 1 to 8, or 32.
+        weight_bits: 1 to 8, or 32; of the method's.
         activation_bits: 1 to 8, or 32.
-        scale_adjust: Rescale the weights to variance 1 / n_out; for the final dense layer.
-        keep_scale: Keep the scale of the weights; for trained layers that no batch norm follows.
+        scale_adjust: Rescale SAT weights to variance 1 / n_out; for the final dense layer.
+        keep_scale: Keep the scale of SAT weights; for trained layers that no batch norm follows.
+            Neither is for methods whose weights have the scale of the kernel.
         residual_bits: 2 to 8 rounds an output that is not rectified to a signed grid, as both
             inputs of a residual add must be in int8 kernels. This is also what it means at
             BatchNormalization, Add and average pooling layers. None: such outputs stay float.
         alpha_init: Initial range of the output's quantizer.
+        method: Name in :mod:`dlqat_tf.methods`. A method's constraint of the kernel is the layer's
+            own ``kernel_constraint``, which :class:`Scheme` sets.
+        at_end: Whether the weights are those that the method has at a network's ends.
 
     Raises:
         ValueError: An argument is out of range. Later, when the configuration is applied: the layer
@@ -165,12 +151,25 @@ class SATQuantizeConfig(_api.QuantizeConfig):
         keep_scale: bool = False,
         residual_bits: int | None = None,
         alpha_init: float = 8.0,
+        method: str = "sat",
+        at_end: bool = False,
     ):
-        self._weights = SATWeightsTFMOT(weight_bits, scale_adjust, keep_scale)
-        self._rectified = CGPACTTFMOT(activation_bits, alpha_init)
+        chosen = methods.get(method)
+        if not at_end:
+            chosen.check(weight_bits)
+        weights = (chosen.end_weights if at_end else chosen.weights)(weight_bits)
+        if methods.clamps(weights):  # with both at False what it was
+            weights = SATWeights(weight_bits, scale_adjust, keep_scale)
+        rectified = chosen.activations(
+            activation_bits, alpha_init=alpha_init, regularizer=None, name="output"
+        )
+        CGPACT(alpha_init=alpha_init)  # refuses what is out of range, also for methods without
+        self._weights = LarqQuantizer(weights)
+        self._rectified = LarqQuantizer(rectified)
         self._signed = None
         if residual_bits is not None:
-            self._signed = CGPACTTFMOT(residual_bits, alpha_init, signed=True)
+            signed = CGPACT(residual_bits, alpha_init, signed=True, name="output")
+            self._signed = LarqQuantizer(signed)
         self._config = {
             "weight_bits": weight_bits,
             "activation_bits": activation_bits,
@@ -178,6 +177,8 @@ class SATQuantizeConfig(_api.QuantizeConfig):
             "keep_scale": keep_scale,
             "residual_bits": residual_bits,
             "alpha_init": alpha_init,
+            "method": method,
+            "at_end": at_end,
         }
 
     def get_weights_and_quantizers(self, layer):
@@ -205,7 +206,7 @@ class SATQuantizeConfig(_api.QuantizeConfig):
         return dict(self._config)
 
 
-class SATScheme(_api.QuantizeScheme):
+class Scheme(_api.QuantizeScheme):
     """Which layer of a model gets which widths, for ``quantize_apply``.
 
     Applies to every annotated layer without a configuration of its own:
@@ -232,6 +233,8 @@ class SATScheme(_api.QuantizeScheme):
         alpha_init: Initial range of every activation quantizer.
         preprocessing: How images are prepared outside of the model, as for
             :func:`dlqat_tf.quantize`.
+        method: Name in :mod:`dlqat_tf.methods` of what rounds kernels and ReLUs. What a method
+            needs in training, ``dlqat_tf.methods.get(name).callbacks(epochs)`` gives.
 
     Raises:
         ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer cannot
@@ -245,6 +248,7 @@ class SATScheme(_api.QuantizeScheme):
         residual_bits: int | None = 8,
         alpha_init: float = 8.0,
         preprocessing=None,
+        method: str = "sat",
     ):
         self._assignment = _Assignment(
             preprocessing,
@@ -252,6 +256,7 @@ class SATScheme(_api.QuantizeScheme):
             activation_bits=activation_bits,
             residual_bits=residual_bits,
             alpha_init=alpha_init,
+            method=method,
         )
 
     def get_layout_transformer(self):
@@ -261,14 +266,18 @@ class SATScheme(_api.QuantizeScheme):
         return self._assignment
 
 
+# The names that they had while SAT was the only method.
+SATScheme, SATQuantizeConfig = Scheme, QuantizeConfig
+
+
 class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
     """Sees the whole model as the layout transform, and answers by layer as the registry."""
 
     def __init__(self, preprocessing, **settings):
         self._preprocessing = preprocessing
-        SATQuantizeConfig(**settings)  # refuses what is out of range
+        QuantizeConfig(**settings)  # refuses what is out of range
         self._settings = settings
-        self._configs: dict[str, SATQuantizeConfig] = {}
+        self._configs: dict[str, QuantizeConfig] = {}
 
     def apply(self, model, layer_quantize_map):
         refresh(model)
@@ -291,7 +300,20 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
                 kept[layer.name] = entry
             elif network.of[layer][0].affine is None:
                 _check_untouched(layer)
-        return _with_input_quantizers(model, network), kept
+        return _completed(model, network, self._constraints(network)), kept
+
+    def _constraints(self, network: Network) -> dict:
+        """Return the method's constraint of each hidden kernel that it has one for."""
+        make = methods.get(self._settings["method"]).kernel_constraint
+        return {
+            layer: make()
+            for layer in network.of
+            if make is not None
+            and type(layer) in (_layers.Conv2D, _layers.Dense)
+            and layer.name in self._configs
+            and not self._configs[layer.name].get_config()["at_end"]
+            and self._configs[layer.name].get_config()["weight_bits"] != 32
+        }
 
     def supports(self, layer) -> bool:
         return layer.name in self._configs
@@ -299,7 +321,7 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
     def get_quantize_config(self, layer):
         return self._configs[layer.name]
 
-    def _config(self, call: Call, network: Network) -> SATQuantizeConfig | None:
+    def _config(self, call: Call, network: Network) -> QuantizeConfig | None:
         """Return the configuration of a layer, or None where nothing of it is quantized."""
         layer, place = call.layer, network.places.get(call)
         weighted = type(layer) in _KERNELS
@@ -307,6 +329,7 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
         if weighted:
             changes["weight_bits"] = network.weight_bits(call)
             final = layer in network.ends and type(layer) is _layers.Dense
+            changes["at_end"] = network.first(call) or layer in network.ends
             changes["scale_adjust"] = final
             changes["keep_scale"] = not final and not network.norms[layer]
         if place is not None:
@@ -314,19 +337,29 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             changes[width] = place.bits
         if not weighted and place is None:
             return None
-        return SATQuantizeConfig(**{**self._settings, **changes})
+        return QuantizeConfig(**{**self._settings, **changes})
 
 
-def _with_input_quantizers(model, network: Network) -> tf.keras.Model:
-    """Return a model of the same layers with a quantizer behind each input that needs one."""
+def _completed(model, network: Network, constraints: dict) -> tf.keras.Model:
+    """Return a model of the same layers with what they lack.
+
+    Args:
+        model: The model.
+        network: The same as a list of calls, which says where inputs need a quantizer.
+        constraints: Of kernels, by layer.
+    """
     quantizers = {
         call: place.make()
         for call, place in network.places.items()
         if network.image_of(call) is not None
     }
-    if not quantizers:
+    if not quantizers and not constraints:
         return model
     of = {call.node: call for call in network.calls}
+    constrained = {
+        layer: type(layer).from_config({**layer.get_config(), "kernel_constraint": constraint})
+        for layer, constraint in constraints.items()
+    }
 
     def rounded(call, tensors: list) -> list:
         return [quantizers[call](each) for each in tensors] if call in quantizers else tensors
@@ -337,7 +370,10 @@ def _with_input_quantizers(model, network: Network) -> tf.keras.Model:
             # What it has adapted to would be lost in the copy that is made of the model.
             made = ChannelAffine(affine.gain, affine.offset, affine.order, name=layer.name)
             return rounded(of[node], [made(*tensors)])
-        return rounded(of[node], apply(node, layer, tensors))
+        outputs = apply(node, constrained.get(layer, layer), tensors)
+        if layer in constrained:
+            constrained[layer].set_weights(layer.get_weights())
+        return rounded(of[node], outputs)
 
     sources = [
         rounded(call, [tensor])[0]
@@ -376,7 +412,7 @@ def _check_quantizable(layer, signed: bool) -> None:
             name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
             raise _refusal(layer, f"its activation is {name!r}")
     elif not (signed and kind in (*_LINEAR, *POOLS)):
-        raise _refusal(layer, "SAT has no form of it")
+        raise _refusal(layer, "no method has a form of it")
 
 
 def _check_untouched(layer) -> None:
@@ -396,15 +432,17 @@ def _is_final(activation) -> bool:
 def _unwrap(wrapper) -> Unwrapped:
     quantizers = [quantizer for _, quantizer, _ in wrapper._weight_vars]
     quantizers += [*wrapper._quantize_activations, *wrapper._output_quantizers]
-    foreign = [each for each in quantizers if not isinstance(each, _Quantizer)]
+    foreign = [each for each in quantizers if not isinstance(each, LarqQuantizer)]
     if foreign or len(wrapper._weight_vars) > 1:
         raise _foreign((foreign or quantizers)[0])
     parts = unwrapped(wrapper.layer)
     for kernel, quantizer, variables in wrapper._weight_vars:
         # The layer's own attribute is the quantized tensor of the last call.
-        parts = replace(parts, kernel=kernel, kernel_quantizer=quantizer.larq_quantizer(variables))
+        kernel_quantizer = quantizer.larq_quantizer(variables, kernel.shape)
+        parts = replace(parts, kernel=kernel, kernel_quantizer=kernel_quantizer)
     for quantizer in wrapper._output_quantizers:
-        output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars)
+        shape = wrapper.layer.output_shape
+        output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars, shape)
         parts = replace(parts, output_quantizer=output_quantizer)
     return parts
 
@@ -418,7 +456,7 @@ def _unwrap_input(layer) -> Unwrapped:
 def _unwrap_annotation(wrapper) -> Unwrapped:
     raise ValueError(
         "it is annotated for quantization but not quantized. Call tfmot.quantization.keras."
-        "quantize_apply(model, scheme=dlqat_tf.tfmot.SATScheme(...)) and train that model."
+        "quantize_apply(model, scheme=dlqat_tf.tfmot.Scheme(...)) and train that model."
     )
 
 
@@ -426,5 +464,5 @@ def _foreign(quantizer) -> ValueError:
     return ValueError(
         f"it is quantized by {type(quantizer).__name__}. Expected one of dlqat_tf's quantizers for "
         "the kernel and one for the output: call quantize_apply with "
-        "scheme=dlqat_tf.tfmot.SATScheme(...)."
+        "scheme=dlqat_tf.tfmot.Scheme(...)."
     )

@@ -10,11 +10,12 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 import dlqat_tf
-from dlqat_tf import CGPACT, SATWeights
+from dlqat_tf import CGPACT, SATWeights, methods
 from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
 from dlqat_tf.export.integer.network import Activation, Weighted
+from dlqat_tf.quantizers import unwrapped
 from dlqat_tf.quantizers.calibration import calibrate, optimal_range
-from dlqat_tf.tfmot import CGPACTTFMOT, SATQuantizeConfig, SATScheme, SATWeightsTFMOT
+from dlqat_tf.tfmot import LarqQuantizer, QuantizeConfig, SATQuantizeConfig, SATScheme, Scheme
 
 layers = tf.keras.layers
 annotate = tfmot.quantization.keras.quantize_annotate_layer
@@ -23,7 +24,7 @@ annotate = tfmot.quantization.keras.quantize_annotate_layer
 def applied(model, *arguments, **options):
     """Annotate a whole model and apply the scheme."""
     annotated = tfmot.quantization.keras.quantize_annotate_model(model)
-    scheme = SATScheme(*arguments, **options)
+    scheme = Scheme(*arguments, **options)
     return tfmot.quantization.keras.quantize_apply(annotated, scheme=scheme)
 
 
@@ -111,7 +112,7 @@ def test_weights_equal_the_larq_face(bits, options):
     kernel = tf.Variable(np.random.default_rng(bits).normal(0, 0.5, (3, 3, 2, 4)), dtype=tf.float32)
     upstream = tf.random.stateless_normal(kernel.shape, (0, bits))
     results = []
-    faces = (SATWeights(bits, **options), Owner(SATWeightsTFMOT(bits, **options)))
+    faces = (SATWeights(bits, **options), Owner(LarqQuantizer(SATWeights(bits, **options))))
     for face in faces:
         with tf.GradientTape() as tape:
             outputs = face(kernel)
@@ -130,7 +131,7 @@ def test_activations_equal_the_larq_face(bits, signed, training):
     x = tf.Variable(np.random.default_rng(bits).normal(0, 2, (4, 5)), dtype=tf.float32)
     upstream = tf.random.stateless_normal(x.shape, (0, bits))
     results = []
-    faces = CGPACT(bits, 1.5, signed), Owner(CGPACTTFMOT(bits, 1.5, signed))
+    faces = CGPACT(bits, 1.5, signed), Owner(LarqQuantizer(CGPACT(bits, 1.5, signed)))
     for face in faces:
         with tf.GradientTape() as tape:
             outputs = face(x, training=training)
@@ -143,15 +144,15 @@ def test_activations_equal_the_larq_face(bits, signed, training):
 
 
 def test_known_values():
-    owner = Owner(CGPACTTFMOT(2, alpha_init=2.0))
+    owner = Owner(LarqQuantizer(CGPACT(2, alpha_init=2.0)))
     outputs = owner(tf.constant([-1.0, 0.2, 0.5, 1.1, 1.9, 2.0, 3.0]))
     np.testing.assert_allclose(outputs, [0, 0, 2 / 3, 4 / 3, 2, 2, 2], rtol=1e-6)
-    outputs = Owner(SATWeightsTFMOT(2))(tf.constant([[-0.9, -0.3, 0.0, 0.2, 0.7]]))
+    outputs = Owner(LarqQuantizer(SATWeights(2)))(tf.constant([[-0.9, -0.3, 0.0, 0.2, 0.7]]))
     np.testing.assert_allclose(outputs, [[-1, -1 / 3, 1 / 3, 1 / 3, 1]], rtol=1e-6)
 
 
 def test_32_bits_are_a_rectifier_without_range():
-    owner = Owner(CGPACTTFMOT(32))
+    owner = Owner(LarqQuantizer(CGPACT(32)))
     np.testing.assert_array_equal(owner(tf.constant([-1.0, 0.3])), [0.0, np.float32(0.3)])
     assert owner.weights == []
 
@@ -230,7 +231,7 @@ def test_summary_of_what_others_quantized():
     inputs = tf.keras.Input((8, 8, 3))
     model = tf.keras.Model(inputs, layers.Conv2D(2, 3)(inputs))
     report = dlqat_tf.summary(tfmot.quantization.keras.quantize_model(model))
-    assert "SATScheme" in report.storage[-1].reason
+    assert "tfmot.Scheme" in report.storage[-1].reason
     assert "not counted" in report.notes[0]
 
 
@@ -375,7 +376,7 @@ def test_only_what_is_annotated_must_have_a_form():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Activation(tf.nn.relu6, name="odd")(layers.Conv2D(4, 3, name="first")(inputs))
     x = annotate(layers.Dense(3, name="last"))(layers.Flatten()(x))
-    model = tfmot.quantization.keras.quantize_apply(tf.keras.Model(inputs, x), SATScheme(1, 1))
+    model = tfmot.quantization.keras.quantize_apply(tf.keras.Model(inputs, x), Scheme(1, 1))
     assert widths(model) == {"first": 32, "last": 8}
 
 
@@ -402,12 +403,12 @@ def test_configurations_go_before_the_scheme_and_feeders_are_rounded():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu", name="first")(inputs)  # not annotated
     x = layers.ReLU(6.0, name="feeder")(layers.Conv2D(4, 3, name="second")(x))
-    config = SATQuantizeConfig(3, 4, alpha_init=2.5)
+    config = QuantizeConfig(3, 4, alpha_init=2.5)
     x = annotate(layers.Conv2D(4, 3, activation="relu", name="third"), config)(x)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     x = annotate(layers.Dense(3, name="last"))(x)
     annotated = tf.keras.Model(inputs, x)
-    model = tfmot.quantization.keras.quantize_apply(annotated, SATScheme(1, 2))
+    model = tfmot.quantization.keras.quantize_apply(annotated, Scheme(1, 2))
     expected = {"first": 32, "second": 32, "feeder_output": 2, "third": 3, "last": 8}
     assert widths(model) == {**expected, "third_output": 4}
     alphas = {v.name: float(v) for v in model.trainable_variables if "alpha" in v.name}
@@ -425,7 +426,7 @@ def test_configurations_go_before_the_scheme_and_feeders_are_rounded():
 def test_configuration_of_a_linear_layer(options, scale_adjust, outputs):
     layer = layers.Dense(2)
     layer.build((None, 3))
-    config = SATQuantizeConfig.from_config(SATQuantizeConfig(3, **options).get_config())
+    config = QuantizeConfig.from_config(QuantizeConfig(3, **options).get_config())
     ((kernel, quantizer),) = config.get_weights_and_quantizers(layer)
     assert kernel is layer.kernel
     expected = {"bits": 3, "scale_adjust": scale_adjust, "keep_scale": False}
@@ -436,15 +437,13 @@ def test_configuration_of_a_linear_layer(options, scale_adjust, outputs):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SATWeightsTFMOT(9), "bits=9"),
-        (lambda: CGPACTTFMOT(1, signed=True), "bits=1"),
-        (lambda: SATQuantizeConfig(weight_bits=0), "bits=0"),
-        (lambda: SATQuantizeConfig(activation_bits=16), "bits=16"),
-        (lambda: SATQuantizeConfig(residual_bits=1), "bits=1"),
-        (lambda: SATQuantizeConfig(scale_adjust=1), "scale_adjust"),
-        (lambda: SATQuantizeConfig(alpha_init=0.0), "alpha_init"),
-        (lambda: SATScheme(weight_bits=0), "bits=0"),
-        (lambda: SATScheme(residual_bits=1), "bits=1"),
+        (lambda: QuantizeConfig(weight_bits=0), "bits=0"),
+        (lambda: QuantizeConfig(activation_bits=16), "bits=16"),
+        (lambda: QuantizeConfig(residual_bits=1), "bits=1"),
+        (lambda: QuantizeConfig(scale_adjust=1), "scale_adjust"),
+        (lambda: QuantizeConfig(alpha_init=0.0), "alpha_init"),
+        (lambda: Scheme(weight_bits=0), "bits=0"),
+        (lambda: Scheme(residual_bits=1), "bits=1"),
     ],
 )
 def test_values_out_of_range(make, message):
@@ -460,16 +459,16 @@ def test_values_out_of_range(make, message):
         (layers.Conv2D(2, 1, activation="tanh", name="odd"), None, "'odd'.*'tanh'"),
         (layers.SeparableConv2D(2, 1, name="odd"), None, "'odd'"),
         (layers.ReLU(negative_slope=0.1, name="odd"), None, "'odd'.*no ReLU"),
-        (layers.MaxPool2D(name="odd"), SATQuantizeConfig(), "'odd'.*no form"),
-        (layers.BatchNormalization(name="odd"), SATQuantizeConfig(), "'odd'.*no form"),
-        (layers.Activation("linear", name="odd"), SATQuantizeConfig(), "'odd'.*'linear'"),
+        (layers.MaxPool2D(name="odd"), QuantizeConfig(), "'odd'.*no method"),
+        (layers.BatchNormalization(name="odd"), QuantizeConfig(), "'odd'.*no method"),
+        (layers.Activation("linear", name="odd"), QuantizeConfig(), "'odd'.*'linear'"),
     ],
 )
 def test_layers_that_cannot_be_quantized_are_named(layer, config, message):
     inputs = tf.keras.Input((8, 8, 3))
     annotated = tf.keras.Model(inputs, annotate(layer, config)(inputs))
     with pytest.raises(ValueError, match=message):
-        tfmot.quantization.keras.quantize_apply(annotated, SATScheme())
+        tfmot.quantization.keras.quantize_apply(annotated, Scheme())
 
 
 def test_export_refuses_what_this_package_did_not_quantize():
@@ -478,11 +477,11 @@ def test_export_refuses_what_this_package_did_not_quantize():
     api = tfmot.quantization.keras
     with pytest.raises(ExportError, match=r"'quantize_annotate.*annotated.*quantize_apply"):
         lower(api.quantize_annotate_model(model))
-    with pytest.raises(ExportError, match=r"'quantize_layer\w*'.*AllValuesQuantizer.*SATScheme"):
+    with pytest.raises(ExportError, match=r"'quantize_layer\w*'.*AllValuesQuantizer.*Scheme"):
         lower(api.quantize_model(model))
     default = api.default_8bit.Default8BitQuantizeRegistry().get_quantize_config(model.layers[1])
     wrapped = api.QuantizeWrapperV2(layers.Conv2D(2, 3, name="odd"), default)
-    with pytest.raises(ExportError, match=r"'quant_odd'.*Default8Bit.*SATScheme"):
+    with pytest.raises(ExportError, match=r"'quant_odd'.*Default8Bit.*Scheme"):
         lower(tf.keras.Model(inputs, wrapped(inputs)))
 
 
@@ -547,11 +546,11 @@ print(type(tf.keras.models.load_model(f"{folder}/annotated.keras").layers[2]).__
 def test_saved_models_load_without_a_scope(tmp_path):
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.ReLU()(inputs)  # feeds an annotated layer: wrapped by a configuration of TF-MOT's
-    x = annotate(layers.DepthwiseConv2D(3, activation="relu"), SATQuantizeConfig(2, 3))(x)
+    x = annotate(layers.DepthwiseConv2D(3, activation="relu"), QuantizeConfig(2, 3))(x)
     x = annotate(layers.BatchNormalization())(annotate(layers.Conv2D(4, 1))(x))
     x = annotate(layers.Dense(3))(layers.Flatten()(x))
     annotated = tf.keras.Model(inputs, x)
-    model = tfmot.quantization.keras.quantize_apply(annotated, SATScheme())
+    model = tfmot.quantization.keras.quantize_apply(annotated, Scheme())
     rng = np.random.default_rng(0)  # no two variables alike, or their order would not matter
     model.set_weights(
         [w + rng.uniform(0, 0.5, w.shape).astype(w.dtype) for w in model.get_weights()]
@@ -582,7 +581,7 @@ def test_prepared_images(tmp_path, where):
     x = layers.Conv2D(4, 3, activation="relu", name="first")(x)
     x = layers.Dense(3, name="last")(layers.Flatten()(x))
     said = {} if where == "model" else {"preprocessing": "tf"}
-    scheme = SATScheme(2, 4, **said)
+    scheme = Scheme(2, 4, **said)
     annotated = tfmot.quantization.keras.quantize_annotate_model(tf.keras.Model(inputs, x))
     model = tfmot.quantization.keras.quantize_apply(annotated, scheme)
     quantizer = model.get_layer("images_codes")
@@ -624,3 +623,73 @@ def test_normalization_keeps_what_it_has_adapted_to():
     model = applied(tf.keras.Model(x, layers.Dense(3, name="last")(norm(x))))
     assert model.get_layer("norm")(np.float32([[3, 10]])).numpy()[0] == pytest.approx([1, -1])
     assert type(model.get_layer("features_codes")) is dlqat_tf.InputQuantizer
+
+
+def test_sat_alone_has_its_names_still():
+    assert (SATScheme, SATQuantizeConfig) == (Scheme, QuantizeConfig)
+
+
+def lowest_bits(method):
+    """Return the lowest width of hidden weights that a method defines."""
+    for bits in range(1, 9):
+        try:
+            method.check(bits)
+        except ValueError:
+            continue
+        return bits
+    raise AssertionError(method.name)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_rounds_as_its_larq_face_does(name):
+    """A method joins by its entry: values, and the variables that it brings, constraint included."""
+    method = methods.get(name)
+    bits = lowest_bits(method)
+    model = applied(network(), bits, 3, method=name)
+    wrapper = by_name(model)["second"]
+    parts = unwrapped(wrapper)
+    assert type(parts.kernel_quantizer) is type(method.weights(bits))
+    twin = method.weights(bits)
+    kernel = tf.convert_to_tensor(parts.kernel)
+    np.testing.assert_array_equal(parts.kernel_quantizer.call(kernel), twin(kernel))
+    owned = {id(variable) for variable in wrapper.weights}
+    assert len(parts.kernel_quantizer.weights) == len(twin.weights)
+    assert {id(variable) for variable in parts.kernel_quantizer.weights} <= owned
+    assert type(parts.kernel.constraint) is (method.kernel_constraint or type(None))
+    relu = unwrapped(by_name(model)["first_relu"]).output_quantizer
+    expected = method.activations(3, alpha_init=8.0, regularizer=None, name="a")
+    assert type(relu) is type(expected)
+    assert relu.bits == 3
+    first = unwrapped(by_name(model)["first"]).kernel_quantizer
+    assert type(first) is type(method.end_weights(8))
+    assert type(unwrapped(by_name(model)["second_bn"]).output_quantizer) is CGPACT
+    assert np.all(np.isfinite(model(images(4) / np.float32(255))))
+
+
+def test_a_method_trains_in_wrappers_and_is_exported(tmp_path):
+    """LSQ starts steps from the first batch, INQ freezes by its callback: both in wrappers."""
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = layers.Conv2D(4, 3, activation="relu", name="hidden")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    float_model = tf.keras.Model(inputs, layers.Dense(3)(x))
+    pixels = images(16)
+    for name in ("lsq", "inq"):
+        tf.keras.utils.set_random_seed(0)
+        model = applied(float_model, 2, 2, method=name)
+        loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(tf.keras.optimizers.SGD(0.01), loss)
+        callbacks = methods.get(name).callbacks(10)
+        model.fit(pixels / 255, np.arange(16) % 3, 16, 10, callbacks=callbacks, verbose=0)
+        model.save(tmp_path / "model.keras")
+        loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+        to_tflite(loaded, tmp_path / "model.tflite")
+        agreement = parity(loaded, tmp_path / "model.tflite", pixels).agreement
+        assert agreement["simulation_file"] == 100.0
+
+
+def test_a_method_and_a_width_that_do_not_go_together():
+    with pytest.raises(ValueError, match="weight_bits with method='bwn': BWN defines 1 bit"):
+        Scheme(4, 4, method="bwn")
+    with pytest.raises(ValueError, match="Received: method='lsp'. Did you mean lsq"):
+        QuantizeConfig(2, 2, method="lsp")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dlqat_tf import methods
 from dlqat_tf.convert.builder import Builder
 from dlqat_tf.convert.ends import kinds_of
 from dlqat_tf.convert.images import Data
@@ -34,14 +35,15 @@ def quantize(
     labels=None,
     batch_size: int = 64,
     preprocessing=None,
+    method: str = "sat",
 ) -> tuple[tf.keras.Model, ConversionReport]:
     r"""Turn a float model into a DL-QAT model that starts from its weights.
 
-    Convolutions and dense layers get SAT weights, ReLU and ReLU6 become CG-PACT, and the last dense
-    layer becomes the head that the loss asks for. A softmax after it is dropped: losses take
-    logits. Nested models are flattened, a layer that is called twice stays one layer. What is
-    frozen (``trainable=False``) stays so, its ranges too, and what is called with
-    ``training=False`` keeps its averages.
+    Convolutions and dense layers get SAT weights, ReLU and ReLU6 become CG-PACT, or what another
+    ``method`` has in their place, and the last dense layer becomes the head that the loss asks for.
+    A softmax after it is dropped: losses take logits. Nested models are flattened, a layer that is
+    called twice stays one layer. What is frozen (``trainable=False``) stays so, its ranges too, and
+    what is called with ``training=False`` keeps its averages.
 
     Weights are carried over so that the quantized ones, Q, are the nearest up to a factor a per
     output channel, which goes into the batch norm that follows (one is inserted where none does):
@@ -51,7 +53,8 @@ def quantize(
         \mu' = \mu / a, \quad \sigma'^2 = \sigma^2 / a^2
 
     with the maximum per output channel and :math:`t = \tanh \min(\max|W|, 1)` over the tensor; at
-    one bit a is that of BWN (Rastegari et al. 2016, arXiv 1603.05279, eq. 6).
+    one bit a is that of BWN (Rastegari et al. 2016, arXiv 1603.05279, eq. 6). Methods without the
+    tanh clamp start from W itself.
 
     Int8 kernels need codes wherever they read, so outputs that no ReLU rounds (linear bottlenecks,
     residual branches, sums) get a quantizer of ``residual_bits`` where an add, a pool, a batch norm
@@ -91,6 +94,9 @@ def quantize(
             pixels / 255: "tf", "caffe" or "torch" as in ``tf.keras.applications``, or a
             :class:`~dlqat_tf.preprocessing.Preprocessing`; "values" for an input that is no image;
             a dict of these by input name. The result remembers it, so that files take pixels.
+        method: Name in :mod:`dlqat_tf.methods` of what rounds hidden kernels and ReLUs, and the
+            first kernels where it defines their width. Heads, ``residual_bits`` and inputs are the
+            same for all. Some methods need callbacks in training: the report names them.
 
     Returns:
         The model, not compiled, whose layers have the source's names, and the report. A head
@@ -101,7 +107,8 @@ def quantize(
             (the message names all of them, the reasons and the overrides that train with them
             nevertheless), the model is quantized already, an override fits nothing, or an argument
             is not as above.
-        ValueError: A width is out of range.
+        ValueError: A width is out of range, or the method does not define it, or there is no such
+            method; the message has close names.
     """
     widths = dict(
         weight_bits=weight_bits, activation_bits=activation_bits, residual_bits=residual_bits
@@ -109,6 +116,8 @@ def quantize(
     for name, bits in widths.items():
         if name != "residual_bits" or bits is not None:
             check_bits(bits, lowest=WIDTHS[name])
+    chosen = methods.get(method)
+    chosen.check(weight_bits)
     check_graph(model, ConversionError)
     kinds_of(head, model.output_names)
     data = None if images is None else Data(model, images, labels, batch_size)
@@ -124,9 +133,9 @@ def quantize(
     )
     if data is not None:
         data.check(network)
-    builder = Builder(model, network)
+    builder = Builder(model, network, chosen)
     builder.carry_weights()
     measured = None if data is None else builder.measure(data)
     for call, end in network.heads.items():
         builder.fill_head(call, measured, None if data is None else data.labels[end.output])
-    return builder.model, report_of(network, builder.made, data, measured)
+    return builder.model, report_of(network, chosen, builder.made, data, measured)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf import methods
 from dlqat_tf.canonical import AUGMENTATIONS
 from dlqat_tf.convert.calls import Call, Value
 from dlqat_tf.convert.images import Data
@@ -17,7 +18,7 @@ from dlqat_tf.convert.weights import latents, mixture_means, projection, set_nor
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
-from dlqat_tf.quantizers import CGPACT, SATWeights, SymmetricWeights
+from dlqat_tf.quantizers import CGPACT, ActivationQuantizer, SymmetricWeights
 from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
 
 _layers = tf.keras.layers
@@ -31,7 +32,8 @@ class Builder:
         made: What stands for the source's layers and for the quantizers, by these.
     """
 
-    def __init__(self, model, network: Network):
+    def __init__(self, model, network: Network, method: methods.Method):
+        self._method = method
         self._factors: dict[tf.keras.layers.Layer, tuple[np.ndarray, np.ndarray]] = {}
         self._network = network
         self._settled: dict[tf.keras.layers.Layer, tf.keras.layers.Layer] = {}
@@ -80,7 +82,11 @@ class Builder:
             for layer in steps:
                 layer.trainable = False
         place = network.places.get(call)
-        return steps if place is None else [*steps, self._once(place, place.make)]
+        return (
+            steps
+            if place is None
+            else [*steps, self._once(place, lambda: place.make(self._method))]
+        )
 
     def _once(self, key, make):
         """Return the layer that stands for ``key``, made when first asked for."""
@@ -122,11 +128,37 @@ class Builder:
         if self._network.keeps_scale(call):
             quantizer = SymmetricWeights(bits)
         else:
-            quantizer = SATWeights(bits)
+            quantizer = self._quantizer(call, bits)
             config |= {"activation": None, "use_bias": False}
+            config |= self._constraint(call, bits)
         return QUANTIZED[type(call.layer)].from_config(
             {**config, _weight_names(call.layer)[1]: quantizer}
         )
+
+    def _quantizer(self, call: Call, bits: int):
+        """Return what rounds a kernel that a batch norm follows."""
+        make = self._method.end_weights if self._is_end(call) else self._method.weights
+        try:
+            return make(bits)
+        except ValueError as error:
+            raise ConversionError(
+                f"Layer {call.name!r} cannot have weight_bits={bits} with "
+                f"method={self._method.name!r}: {error}"
+            ) from None
+
+    def _constraint(self, call: Call, bits: int) -> dict:
+        """Return the argument of the layer that is the method's constraint, if there is one.
+
+        A depthwise kernel has one input channel at a time, and the constraints mean several.
+        """
+        is_depthwise = isinstance(call.layer, _layers.DepthwiseConv2D)
+        make = self._method.kernel_constraint
+        if make is None or bits == 32 or is_depthwise or self._is_end(call):
+            return {}
+        return {"kernel_constraint": make()}
+
+    def _is_end(self, call: Call) -> bool:
+        return self._network.first(call) or call.layer in self._network.ends
 
     def _norm(self, call: Call):
         name = unique(f"{call.name}_bn", self._taken)
@@ -153,9 +185,12 @@ class Builder:
             kernel = np.asarray(getattr(layer, variable), np.float64)
             # A depthwise kernel's last two axes are the output channels.
             axes = tuple(range(kernel.ndim - (2 if "depthwise" in variable else 1)))
-            start = latents(kernel, axes)
+            rounding = getattr(made, quantizer)
+            start = latents(kernel, axes) if methods.clamps(rounding) else np.float32(kernel)
+            for constraint in self._constraint(call, rounding.bits).values():
+                start = constraint(start)
             getattr(made, variable).assign(start)
-            quantized = np.asarray(getattr(made, quantizer)(start), np.float64)
+            quantized = np.asarray(rounding(start), np.float64)
             scale = np.ravel(projection(kernel, quantized, axes))
             bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
@@ -182,11 +217,15 @@ class Builder:
         rounding = {
             place: made
             for place, made in self.made.items()
-            if isinstance(made, CGPACT) and made.bits != 32 and place.range is None
+            if isinstance(made, ActivationQuantizer) and made.bits != 32 and place.range is None
         }
         measured = self._run_source(data, rounding)
         for place, made in rounding.items():
-            measured.ranges[made.name] = set_range(made, np.concatenate(measured.samples[place]))
+            values = np.concatenate(measured.samples[place])
+            if isinstance(made, CGPACT):
+                measured.ranges[made.name] = set_range(made, values)
+            else:  # what other methods start from data they start as in the first step of training
+                made(values, training=True)
         measured.features = self._run_result(data, measured.moments)
         if note:
             measured.notes.append(note)

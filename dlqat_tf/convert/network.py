@@ -360,7 +360,8 @@ class Network:
                 bits = max(bits, 2) if signed else bits  # there are no signed codes of one bit
             trainable = any(call.trainable for call in calls)
             is_input = bool(images) or any(map(self._measurement, calls))
-            place = Place(name, bits, signed, ceiling, trainable, is_input)
+            is_relu = not is_signed and not is_input
+            place = Place(name, bits, signed, ceiling, trainable, is_relu, is_input)
             if images and self.taken[images[0]].is_known:
                 taken_by = self.taken[images[0]]
                 place.preprocessing = taken_by.preprocessing

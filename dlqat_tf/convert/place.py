@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from dlqat_tf.methods import Method
 from dlqat_tf.preprocessing import Preprocessing
 from dlqat_tf.quantizers import CGPACT, InputQuantizer
 
@@ -18,6 +19,7 @@ class Place:
     """A quantizer of activations: where it stands for which calls, and what it is.
 
     Attributes:
+        is_relu: Whether it stands for a ReLU, which is what methods round.
         is_input: Whether it rounds what the model takes.
         preprocessing: Of the pixels that an input stands for; None for other values.
         range: Where all values that there may be are known.
@@ -28,11 +30,13 @@ class Place:
     signed: bool
     ceiling: float
     trainable: bool
+    is_relu: bool = False
     is_input: bool = False
     preprocessing: Preprocessing | None = None
     range: float | None = None
 
-    def make(self):
+    def make(self, method: Method | None = None):
+        """Make the quantizer; that of a ReLU is the method's, CG-PACT where there is none."""
         if self.is_input:
             # A range that clips none of all values is not to be trained.
             return InputQuantizer(
@@ -47,4 +51,8 @@ class Place:
             return _layers.ReLU(self.ceiling, name=self.name)
         alpha = self.range or min(8.0, self.ceiling)
         trainable = self.trainable and self.range is None
+        if self.is_relu and method is not None:
+            made = method.activations(self.bits, alpha_init=alpha, regularizer=None, name=self.name)
+            made.trainable = trainable
+            return made
         return CGPACT(self.bits, alpha, self.signed, trainable=trainable, name=self.name)

@@ -11,15 +11,17 @@ from dlqat_tf.convert.measured import Measured
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.problems import in_float, some, unexportable
 from dlqat_tf.convert.report import Conversion, ConversionReport
+from dlqat_tf.methods import Method
 
 
 def report_of(
-    network: Network, made: dict, data: Data | None, measured: Measured | None
+    network: Network, method: Method, made: dict, data: Data | None, measured: Measured | None
 ) -> ConversionReport:
     """Return what became of each layer.
 
     Args:
         network: The source.
+        method: What rounds it.
         made: As in :class:`~dlqat_tf.convert.builder.Builder`.
         data: The images, or None.
         measured: What was seen on them.
@@ -30,6 +32,11 @@ def report_of(
         notes.append(
             "Without images: activation ranges are initial guesses, inserted batch norms have "
             "mean 0 and variance 1. Pass images, or expect the first steps to find both."
+        )
+    if method.callbacks(1.0):
+        notes.append(
+            f"{method.name} depends on how far training is: pass callbacks=dlqat_tf.methods.get("
+            f"{method.name!r}).callbacks(epochs) to fit, with the epochs of the whole training."
         )
     frozen = [
         made[layer].name

@@ -20,9 +20,17 @@ def latents(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def projection(kernel: np.ndarray, quantized: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Return the factors that bring ``quantized`` nearest to ``kernel``, one beyond ``axes``."""
+    """Return the factors that bring ``quantized`` nearest to ``kernel``, one beyond ``axes``.
+
+    Where that would be a negative one, as it may be of a method that takes the mean from a kernel,
+    it is the one that gives ``quantized`` the length of ``kernel``: batch norms have no negative
+    deviation, and a factor of zero would silence the channel.
+    """
     norms = np.square(quantized).sum(axis=axes)
-    return (kernel * quantized).sum(axis=axes) / np.where(norms > 0, norms, 1.0)
+    divisor = np.where(norms > 0, norms, 1.0)
+    nearest = (kernel * quantized).sum(axis=axes) / divisor
+    equally_long = np.sqrt(np.square(kernel).sum(axis=axes) / divisor)
+    return np.where((nearest > 0) | (norms == 0), nearest, equally_long)
 
 
 def set_norm(made, source, scale, bias, mean=None, variance=None) -> None:

@@ -199,10 +199,7 @@ def check_settings(
         )
     found = methods.get(method)
     if weight_bits is not None:
-        try:
-            found.weights(weight_bits)
-        except ValueError as error:
-            raise ValueError(f"weight_bits with method={method!r}: {error}") from None
+        found.check(weight_bits)
 
 
 class _Builder:

@@ -65,7 +65,9 @@ def _print_method(recipe: Recipe) -> None:
     """Say what a method brought of its paper."""
     if recipe.method in methods.names():  # others are refused with the rest of the recipe
         brought = methods.get(recipe.method).recipe.items()
-        kept = ", ".join(f"{name}={value}" for name, value in brought if getattr(recipe, name) == value)
+        kept = ", ".join(
+            f"{name}={value}" for name, value in brought if getattr(recipe, name) == value
+        )
         if kept:
             _console.print(f"--method {recipe.method}, as in its paper: {kept}")
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import CGPACT, CosineHead, GaussianMixtureHead, LinearHead, SATWeights, resnet18
+from dlqat_tf.export import parity, to_lce, to_tflite
 
 
 @functools.cache
@@ -235,3 +236,133 @@ def test_no_starvation_warning(caplog):
     assert "starved" not in caplog.text
     lq.layers.QuantConv2D(2, 3, kernel_quantizer="ste_sign")
     assert "starved" in caplog.text
+
+
+def test_pre_activation_blocks():
+    model = small(block="pre", residual_bits=8)
+    assert len(layers(model, lq.layers.QuantConv2D)) == 20
+    acts = [layer for layer in layers(model, CGPACT) if not layer.signed]
+    assert [layer.bits for layer in acts] == [2] * 16 + [8]
+    # One batch norm for each activation, none behind the branches and the shortcuts.
+    assert len(layers(model, tf.keras.layers.BatchNormalization)) == 17
+    for layer in acts:
+        (node,) = layer.inbound_nodes
+        assert node.inbound_layers.name == layer.name.replace("_act", "_bn")
+    # 8 branches, 3 shortcuts, 8 sums
+    signed = [layer for layer in layers(model, CGPACT) if layer.signed]
+    assert len(signed) == 8 + 3 + 8
+    for name in ("stage1_block2", "stage2_block1"):
+        readers = model.get_layer(f"{name}_pre_act").outbound_nodes
+        is_first = name == "stage2_block1"
+        expected = {f"{name}_1_conv"} | ({f"{name}_shortcut_conv"} if is_first else set())
+        assert {node.outbound_layer.name for node in readers} == expected
+    (node,) = model.get_layer("stage1_block2_add").inbound_nodes
+    expected = ["stage1_block2_residual", "stage1_block1_sum_residual"]
+    assert [layer.name for layer in node.inbound_layers] == expected
+    (node,) = model.get_layer("features").inbound_nodes
+    assert node.inbound_layers.name == "final_act"
+
+
+def test_what_no_batch_norm_follows_is_rescaled():
+    model = small(block="pre")
+    rescaled = {
+        layer.name
+        for layer in layers(model, lq.layers.QuantConv2D)
+        if layer.kernel_quantizer.scale_adjust
+    }
+    blocks = [f"stage{stage}_block{block}_2_conv" for stage in range(1, 5) for block in (1, 2)]
+    assert rescaled == {*blocks, *(f"stage{stage}_block1_shortcut_conv" for stage in (2, 3, 4))}
+
+
+def test_shortcuts_of_zeros():
+    model = small(shortcut="A", weight_bits=None, activation_bits=None)
+    assert not [
+        layer for layer in layers(model, tf.keras.layers.Conv2D) if layer.kernel_size == (1, 1)
+    ]
+    before, after = ("stage1_block2_act", "stage2_block1_shortcut_out")
+    outputs = [model.get_layer(name).output for name in (before, after)]
+    x, y = tf.keras.Model(model.input, outputs)(np.random.default_rng(0).random((2, 8, 8, 3)))
+    assert y.shape == (2, 4, 4, 16)
+    np.testing.assert_array_equal(y[..., :8], x[:, ::2, ::2])
+    assert np.all(y[..., 8:] == 0)
+    assert np.any(x)
+
+
+def test_float_ends():
+    model = small(end_bits=32)
+    assert type(model.get_layer("stem_conv")) is tf.keras.layers.Conv2D
+    assert model.get_layer("head").weight_bits is None
+    assert type(model.get_layer("stage4_block2_act")) is tf.keras.layers.ReLU
+    assert model.get_layer("stem_act").bits == 2
+    stage = small(end_bits=32, weight_bits=32, activation_bits=32)
+    assert (
+        model.get_layer("stem_conv").weights[0].shape == stage.get_layer("stem_conv").kernel.shape
+    )
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"block": "pre", "shortcut": "A"},
+        {"block": "pre", "shortcut": "B", "end_bits": 32},
+        {"block": "post", "shortcut": "A", "end_bits": 32},
+    ],
+    ids=str,
+)
+def test_files_of_the_variants_compute_what_keras_does(tmp_path, variant):
+    tf.keras.utils.set_random_seed(0)
+    model = resnet18(
+        5, (8, 8, 3), width=4, residual_bits=8, alpha_init=2.0, last_alpha_init=3.0, **variant
+    )
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+    for _ in range(20):  # statistics of batch norms
+        model(images / np.float32(255), training=True)
+    for write in (to_tflite, to_lce):
+        write(model, tmp_path / "model.tflite")
+        agreement = parity(model, tmp_path / "model.tflite", images).agreement
+        assert agreement["simulation_file"] == agreement["keras_file"] == 100.0
+
+
+def test_overrides():
+    rules = {
+        "stage1_block1_1_conv": {"weight_bits": 4},
+        "stage1_block1_1_act": {"activation_bits": 3},
+    }
+    model = small_with(rules)
+    assert model.get_layer("stage1_block1_1_conv").kernel_quantizer.bits == 4
+    assert model.get_layer("stage1_block1_1_act").bits == 3
+    assert model.get_layer("stage1_block1_2_conv").kernel_quantizer.bits == 1
+    assert model.get_layer("stage1_block1_act").bits == 2
+
+
+def small_with(rules):
+    return resnet18(5, (8, 8, 3), width=4, overrides=rules)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"stage1_block1_conv": {"weight_bits": 4}}, r"fits no convolution.* Close names: stage1_"),
+        (
+            {"stem_act": {"weight_bits": 4}},
+            r"'stem_act' to set activation_bits. Received: {'weight",
+        ),
+    ],
+)
+def test_overrides_without_effect(rules, message):
+    with pytest.raises(ValueError, match=message):
+        small_with(rules)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block": "mid"}, "Expected block to be one of post, pre. Received: block='mid'"),
+        ({"shortcut": "C"}, "Expected shortcut to be one of A, B"),
+        ({"end_bits": 4}, "Expected end_bits to be one of 8, 32"),
+        ({"block": "pre", "final_gain": 0.5}, "final_gain=1 with block='pre'"),
+    ],
+)
+def test_variants_that_there_are_not(change, message):
+    with pytest.raises(ValueError, match=message):
+        resnet18(5, **change)

@@ -18,6 +18,13 @@ def claim(recipe):
     claim_output(recipe)
 
 
+def test_a_run_of_another_method(recipe):
+    claim(recipe)
+    other = dataclasses.replace(recipe, method="bwn")
+    with pytest.raises(ValueError, match=r"other settings: method \(there 'sat', here 'bwn'\)"):
+        check_output(other)
+
+
 def test_restart_deletes_a_run_of_other_settings(recipe):
     claim(recipe)
     (recipe.output / "float").mkdir()

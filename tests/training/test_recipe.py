@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dlqat_command.budgets import SMOKE, defaults_of
 from dlqat_tf.training.recipe import Recipe, read_recipe
 
 
@@ -58,6 +59,8 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"augment": ("crop", "zoom")}, "Expected augment to be a tuple, each one of crop"),
         ({"weight_bits": 0}, "weight_bits: Expected bits to be an integer from 1 to 8"),
         ({"activation_bits": 9}, "activation_bits: Expected bits"),
+        ({"end_bits": 4}, "Expected end_bits to be one of 8, 32"),
+        ({"block": "pre", "final_gain": 0.5}, "final_gain=1 with block='pre'"),
         ({"method": "ls"}, "Received: method='ls'. Did you mean lsq"),
         ({"method": "lsq"}, "weight_bits with method='lsq': LSQ of weights defines 2, 3"),
         ({"residual_bits": 1}, "residual_bits: Expected bits to be an integer from 2 to 8"),
@@ -107,3 +110,29 @@ def test_what_a_run_needs_is_not_in_the_folder_that_restart_deletes(tmp_path, na
 def test_names_that_are_not_utf8():
     with pytest.raises(OSError, match=r"name in UTF-8. Received: b'runs/\\xff': rename it"):
         Recipe(output=Path("runs/\udcff")).validate()
+
+
+def test_a_method_brings_what_its_paper_settles():
+    recipe = Recipe(batch_size=32, epochs=7).with_method("lsq")
+    assert recipe.method == "lsq"
+    assert (recipe.block, recipe.residual_bits, recipe.epochs) == ("pre", None, 90)
+    assert (recipe.quantized_learning_rate, recipe.weight_decay) == (0.01, 1e-4)
+    assert recipe.batch_size == 32  # not of the paper
+    assert Recipe().with_method("bwn").end_bits == 32
+    with pytest.raises(ValueError, match="Did you mean lsq"):
+        Recipe().with_method("lsw")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ("sat", "post", 150)),
+        (["--method", "lsq"], ("lsq", "pre", 90)),
+        (["--method=lsq", "--budget", "smoke"], ("lsq", "pre", 1)),
+        (["--method", "unknown"], ("sat", "post", 150)),  # refused with the rest of the recipe
+    ],
+)
+def test_the_command_line_starts_from_the_methods_recipe(arguments, expected):
+    defaults, changes = defaults_of(Recipe(), {}, arguments)
+    assert (defaults.method, defaults.block, defaults.epochs) == expected
+    assert changes == (SMOKE if "smoke" in arguments else {})
