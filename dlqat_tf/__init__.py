@@ -8,6 +8,7 @@ from dlqat_tf.distillation import distill
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.loading import load_weights
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
+from dlqat_tf.mixed_precision import MixedPrecisionReport, choose_bits
 from dlqat_tf.models import resnet18
 from dlqat_tf.preprocessing import Preprocessing
 from dlqat_tf.quantizers import (
@@ -53,12 +54,14 @@ __all__ = [
     "LSQWeights",
     "LinearHead",
     "MarginWarmup",
+    "MixedPrecisionReport",
     "Preprocessing",
     "QuantizerProgress",
     "SATWeights",
     "SYQWeights",
     "SymmetricWeights",
     "__version__",
+    "choose_bits",
     "distill",
     "export",
     "load_weights",

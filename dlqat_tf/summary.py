@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import Unwrapped, unwrapped
 from dlqat_tf.report import Report
 
+FILES = ("int8", "int4", "lce")
 _PIXEL_BITS = 8
 _FLOAT_BITS = 32
 _ASSUMED_RANGE = (-8.0, 8.0)  # which one it is does not change a file's size
@@ -252,6 +253,21 @@ def summary(model: tf.keras.Model) -> SummaryReport:
     Raises:
         ExportError: The model is subclassed or was never built, so its layers are not connected.
     """
+    report = predict(model)
+    report.print()
+    return report
+
+
+def predict(model: tf.keras.Model, files: Iterable[str] = FILES) -> SummaryReport:
+    """Return what :func:`summary` prints.
+
+    Args:
+        model: As there.
+        files: Those to build, of :data:`FILES`.
+
+    Raises:
+        ExportError: As there.
+    """
     check_graph(model, ExportError)
     if any(None in tensor.shape[1:] for tensor in model.inputs):
         raise ExportError(
@@ -262,7 +278,7 @@ def summary(model: tf.keras.Model) -> SummaryReport:
     walk = _Walk()
     sources = [walk.input(tensor) for tensor in model.inputs]
     walk.outputs = walk.model(model, sources, "")
-    files, bytes_by_layer, assumed = _files(model)
+    built, bytes_by_layer, assumed = _files(model, files)
     for name, sizes in bytes_by_layer.items():
         for layer in walk.layers:
             if layer.layer in sizes:
@@ -275,18 +291,16 @@ def summary(model: tf.keras.Model) -> SummaryReport:
         )
         for name, bits in (("float32", _FLOAT_BITS), ("declared", None))
     ]
-    report = SummaryReport(
+    return SummaryReport(
         model=model.name,
         layers=walk.layers,
         parameters=sum(layer.parameters for layer in walk.layers),
         trainable_parameters=sum(w.shape.num_elements() for w in model.trainable_weights),
         macs=_by_width(walk.layers),
         bit_operations=sum(macs.bit_operations for layer in walk.layers for macs in layer.macs),
-        storage=storage + files,
+        storage=storage + built,
         notes=walk.notes + assumed,
     )
-    report.print()
-    return report
 
 
 @dataclass(eq=False)
@@ -465,7 +479,9 @@ def _by_width(layers: list[LayerSummary]) -> list[Macs]:
     ]
 
 
-def _files(model) -> tuple[list[StorageSummary], dict[str, dict[str, int]], list[str]]:
+def _files(
+    model, files: Iterable[str]
+) -> tuple[list[StorageSummary], dict[str, dict[str, int]], list[str]]:
     """Return what each export would write, its bytes by layer, and what was assumed for it."""
 
     def assume(network, names):
@@ -476,6 +492,9 @@ def _files(model) -> tuple[list[StorageSummary], dict[str, dict[str, int]], list
         "int4": partial(tflite.build, calibrate=assume, weights="int4"),
         "lce": lce.build,
     }
+    builders = {name: builders[name] for name in files}
+    if not builders:
+        return [], {}, []
     try:
         network = _as_if_trained(lower(model))
     except ExportError as error:

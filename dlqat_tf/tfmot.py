@@ -19,8 +19,8 @@ import larq as lq
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
-from dlqat_tf.convert.calls import Call
 from dlqat_tf import methods
+from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.kinds import MOVING, POOLS
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides

@@ -642,7 +642,7 @@ def lowest_bits(method):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_rounds_as_its_larq_face_does(name):
-    """A method joins by its entry: values, and the variables that it brings, constraint included."""
+    """A method joins by its entry: values, variables, constraint."""
     method = methods.get(name)
     bits = lowest_bits(method)
     model = applied(network(), bits, 3, method=name)
@@ -691,5 +691,5 @@ def test_a_method_trains_in_wrappers_and_is_exported(tmp_path):
 def test_a_method_and_a_width_that_do_not_go_together():
     with pytest.raises(ValueError, match="weight_bits with method='bwn': BWN defines 1 bit"):
         Scheme(4, 4, method="bwn")
-    with pytest.raises(ValueError, match="Received: method='lsp'. Did you mean lsq"):
+    with pytest.raises(ValueError, match=r"Received: method='lsp'\. Did you mean lsq"):
         QuantizeConfig(2, 2, method="lsp")

@@ -14,7 +14,7 @@ from dlqat_tf.convert.measured import Measured
 from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
+from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, started, unit
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
@@ -186,11 +186,9 @@ class Builder:
             # A depthwise kernel's last two axes are the output channels.
             axes = tuple(range(kernel.ndim - (2 if "depthwise" in variable else 1)))
             rounding = getattr(made, quantizer)
-            start = latents(kernel, axes) if methods.clamps(rounding) else np.float32(kernel)
-            for constraint in self._constraint(call, rounding.bits).values():
-                start = constraint(start)
+            constraint = self._constraint(call, rounding.bits).get("kernel_constraint")
+            start, quantized = started(kernel, axes, rounding, constraint)
             getattr(made, variable).assign(start)
-            quantized = np.asarray(rounding(start), np.float64)
             scale = np.ravel(projection(kernel, quantized, axes))
             bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias

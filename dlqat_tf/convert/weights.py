@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dlqat_tf.methods import clamps
+from dlqat_tf.quantizers import WeightQuantizer
+
 _REACH = 1.0  # largest latent weight: beyond it the slope of tanh is less than 0.42
 
 
@@ -17,6 +20,23 @@ def latents(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     largest = np.abs(kernel).max(axis=axes, keepdims=True)
     reach = np.tanh(min(largest.max(), _REACH))
     return np.arctanh(kernel / np.where(largest > 0, largest, 1.0) * reach).astype(np.float32)
+
+
+def started(
+    kernel: np.ndarray, axes: tuple[int, ...], quantizer: WeightQuantizer, constraint=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the latents from which a method starts on a trained kernel, and what it makes of them.
+
+    Args:
+        kernel: float64, of the float model.
+        axes: Those of one output channel.
+        quantizer: What rounds it, not in use yet.
+        constraint: Keras constraint of the latents, or None.
+    """
+    start = latents(kernel, axes) if clamps(quantizer) else np.float32(kernel)
+    if constraint is not None:
+        start = np.asarray(constraint(start))
+    return start, np.asarray(quantizer(start), np.float64)
 
 
 def projection(kernel: np.ndarray, quantized: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,189 @@
+"""The integer programme of :func:`dlqat_tf.choose_bits`: widths of least harm within budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+Costs = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer with a kernel, and what it costs by the widths of its kernel and of what it reads.
+
+    Attributes:
+        name: Of the layer.
+        group: The activations that it reads and that have a choice, None for others.
+        costs: By (weight bits, bits of the group), each 0 without a choice, costs by name.
+    """
+
+    name: str
+    group: str | None
+    costs: dict[tuple[int, int], Costs]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A width for each kernel and group.
+
+    Attributes:
+        bits: By name; 0 of kernels without a choice.
+        increase: Sum of what the choices add to the loss.
+        costs: By name, all layers together.
+    """
+
+    bits: dict[str, int]
+    increase: float
+    costs: Costs
+
+
+class Programme:
+    r"""Chooses one width for each kernel and group of activations.
+
+    With :math:`z_{l,w,a} = 1` where layer l has w bits and reads a, and :math:`y_{g,a} = 1` where
+    group g has a bits:
+
+    .. math::
+        \min \sum \Omega_{l,w} z_{l,w,a} + \sum \Omega_{g,a} y_{g,a}, \quad
+        \sum_{w,a} z_{l,w,a} = 1, \quad \sum_a y_{g,a} = 1, \quad
+        \sum_w z_{l,w,a} = y_{g(l),a}, \quad \sum c_{l,w,a} z_{l,w,a} \le B
+
+    Costs of a layer depend on both widths, so they need no product of unknowns.
+
+    Args:
+        readers: All layers with kernels.
+        groups: By name of the activations that have a choice, their widths.
+        fixed: By name, what the rest of the network costs.
+    """
+
+    def __init__(self, readers: list[Reader], groups: dict[str, tuple[int, ...]], fixed: Costs):
+        self._readers, self._groups, self._fixed = readers, groups, fixed
+        self._columns: list[tuple[Reader | str, int, int]] = []
+        for reader in readers:
+            self._columns += [(reader, *pair) for pair in reader.costs]
+        for group, widths in groups.items():
+            self._columns += [(group, 0, bits) for bits in widths]
+        self._rows, self._sums = self._equalities()
+
+    def _equalities(self) -> tuple[np.ndarray, np.ndarray]:
+        rows, sums = [], []
+        for part in (*self._readers, *self._groups):
+            rows.append([float(each is part) for each, *_ in self._columns])
+            sums.append(1.0)
+        for reader in self._readers:
+            for bits in self._groups[reader.group] if reader.group is not None else ():
+                row = [
+                    float(each is reader) - float(each == reader.group)
+                    if activation == bits
+                    else 0.0
+                    for each, _, activation in self._columns
+                ]
+                rows.append(row)
+                sums.append(0.0)
+        return np.array(rows), np.array(sums)
+
+    def _costs(self, name: str) -> np.ndarray:
+        return np.array(
+            [
+                each.costs[weight, activation][name] if isinstance(each, Reader) else 0.0
+                for each, weight, activation in self._columns
+            ]
+        )
+
+    def _minimise(self, objective: np.ndarray, budgets: Costs) -> np.ndarray | None:
+        """Return which columns are chosen, None where no choice is within the budgets."""
+        from scipy.optimize import LinearConstraint, milp
+
+        constraints = [LinearConstraint(self._rows, self._sums, self._sums)]
+        for name, budget in budgets.items():
+            costs = self._costs(name)
+            unit = max(costs.max(initial=0.0), 1e-30)
+            left = (budget - self._fixed[name]) / unit
+            constraints.append(LinearConstraint(costs[None] / unit, -np.inf, left))
+        unit = max(np.abs(objective).max(initial=0.0), 1e-30)
+        result = milp(
+            objective / unit,
+            constraints=constraints,
+            integrality=np.ones(len(objective)),
+            bounds=(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            return None
+        return result.x > 0.5
+
+    def smallest(self, name: str, within: Costs) -> float | None:
+        """Return the least that a choice may cost, None where none is within the other budgets."""
+        chosen = self._minimise(self._costs(name), within)
+        return None if chosen is None else self._total(name, chosen)
+
+    def _total(self, name: str, chosen: np.ndarray) -> float:
+        return float(self._costs(name)[chosen].sum() + self._fixed[name])
+
+    def check(self, budgets: Costs) -> None:
+        """Refuse budgets that no choice is within.
+
+        Raises:
+            ValueError: There is none; the message has the smallest that is possible.
+        """
+        within: Costs = {}
+        for name, budget in budgets.items():
+            smallest = self.smallest(name, within)
+            if smallest is None or smallest > budget:
+                others = " and ".join(f"{other} of {each:g}" for other, each in within.items())
+                raise ValueError(
+                    f"Expected a budget of at least {smallest:,.10g} for {name}, the smallest that "
+                    f"these widths allow{f' within {others}' if others else ''}. Received: "
+                    f"{budget:,.10g}. Give it more, or offer lower widths."
+                )
+            within[name] = budget
+
+    def solve(self, rises: dict[str, dict[int, float]], budgets: Costs) -> Choice:
+        """Return the choice of the smallest increase within budgets, which must be possible.
+
+        Args:
+            rises: By name of kernels and groups, the increase of the loss by bits; nothing for
+                kernels without a choice.
+            budgets: By name.
+        """
+        objective = np.array(
+            [
+                rises.get(each.name, {}).get(weight, 0.0)
+                if isinstance(each, Reader)
+                else rises[each][activation]
+                for each, weight, activation in self._columns
+            ]
+        )
+        chosen = self._minimise(objective, budgets)
+        if chosen is None:
+            raise ValueError(f"No choice is within {budgets}.")
+        bits = {
+            each.name if isinstance(each, Reader) else each: (
+                weight if isinstance(each, Reader) else activation
+            )
+            for (each, weight, activation), is_chosen in zip(self._columns, chosen, strict=True)
+            if is_chosen
+        }
+        costs = {name: self._total(name, chosen) for name in self._fixed}
+        return Choice(bits, float(objective[chosen].sum()), costs)
+
+    def curve(self, rises: dict[str, dict[int, float]], name: str, points: int) -> Iterator[Choice]:
+        """Yield the best choices under budgets from the smallest possible to what is never reached.
+
+        Args:
+            rises: As in :meth:`solve`.
+            name: Of what is limited.
+            points: How many budgets.
+        """
+        lowest = self.smallest(name, {})
+        best = self.solve(rises, {})
+        assert lowest is not None
+        seen = None
+        for budget in np.linspace(lowest, max(best.costs[name], lowest), points):
+            choice = self.solve(rises, {name: float(budget) * (1 + 1e-9)})
+            if choice != seen:
+                yield choice
+            seen = choice

@@ -1,0 +1,232 @@
+"""Bits by layer: traces against whole Hessians, choices against all that there are."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import choose_bits, quantize, resnet18
+from dlqat_tf.convert import ConversionError
+from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.overrides import Overrides
+from dlqat_tf.mixed_precision import BIT_OPERATIONS
+from dlqat_tf.sensitivity import Curvature, Trace, estimate
+from dlqat_tf.summary import predict
+
+layers = tf.keras.layers
+GENERATOR = np.random.default_rng(0)
+IMAGES = GENERATOR.random((12, 6, 6, 3)).astype(np.float32)
+LABELS = GENERATOR.integers(0, 3, 12)
+WEIGHTS, ACTIVATIONS = (1, 2, 4), (2, 4)
+# Multiply-accumulates: 4x4 positions of 3x3x3 to 4, then 1x1 from 4 to 8, from 8 to 4; 4 to 3 once.
+MACS = {"first": 16 * 27 * 4, "a": 16 * 32, "b": 16 * 32, "scores": 12}
+
+
+def source(softmax=False):
+    tf.keras.utils.set_random_seed(1)
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = layers.ReLU(name="first_relu")(layers.Conv2D(4, 3, name="first")(inputs))
+    x = layers.Conv2D(8, 1, activation="relu", name="a")(x)
+    x = layers.Conv2D(4, 1, activation="relu", name="b")(x)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    activation = "softmax" if softmax else None
+    return tf.keras.Model(inputs, layers.Dense(3, activation=activation, name="scores")(x))
+
+
+def network(model):
+    widths = {"weight_bits": 2, "activation_bits": 2, "residual_bits": 8}
+    return Network(model, Overrides({}), None, widths)
+
+
+def test_estimates():
+    """Of 1, 2 and 3: mean 2, deviation 1, error 1 / sqrt(3)."""
+    trace = estimate(np.array([1.0, 2.0, 3.0]))
+    assert trace.mean == 2
+    assert trace.standard_error == pytest.approx(3**-0.5)
+    assert trace.curvature == 2
+    assert Trace(-1.0, 0.5).curvature == 0.5
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_traces_are_those_of_the_whole_hessian(softmax):
+    model = source(softmax)
+    kernel = model.get_layer("b").kernel
+    calls = network(model)
+    (place,) = [call for call in calls.calls if call.name == "a"]
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            outputs = model(IMAGES)
+            entropy = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+            loss = entropy(LABELS, outputs)
+        gradient = inner.gradient(loss, kernel)
+    hessian = outer.jacobian(gradient, kernel)
+    expected = float(tf.linalg.trace(tf.reshape(hessian, (32, 32))))
+    rest = tf.keras.Sequential([model.get_layer(name) for name in ("b", "features", "scores")])
+    values = tf.keras.Model(model.input, model.get_layer("a").output)(IMAGES)
+    traces = []
+    for value, label in zip(values, LABELS, strict=True):
+        with tf.GradientTape() as outer:
+            outer.watch(value)
+            with tf.GradientTape() as inner:
+                inner.watch(value)
+                loss = entropy([label], rest(value[None]))
+            gradient = inner.gradient(loss, value)
+        hessian = outer.jacobian(gradient, value, experimental_use_pfor=False)
+        traces.append(float(tf.linalg.trace(tf.reshape(hessian, (128, 128)))))
+    curvature = Curvature(calls, IMAGES, LABELS, {"b": kernel}, {"a": [place]})
+    samples = curvature.samples(150, seed=0)
+    for name, whole in (("b", expected), ("a", np.mean(traces))):
+        trace = estimate(np.array(samples[name]))
+        assert trace.standard_error < 0.2 * abs(whole)
+        assert abs(trace.mean - whole) < 4 * trace.standard_error
+    np.testing.assert_allclose(curvature.values[place], values, rtol=1e-5)
+    assert curvature.samples(2, seed=1)["b"] != samples["b"][:2]
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    budget = 60_000  # between those of W1A2 and W4A4
+    return budget, *choose_bits(
+        source(),
+        IMAGES,
+        LABELS,
+        weight_bits=WEIGHTS,
+        activation_bits=ACTIVATIONS,
+        bit_operations=budget,
+        size={"declared": 10_000},
+        probes=8,
+    )
+
+
+def bit_operations(a, b, first_relu, a_relu):
+    ends = MACS["first"] * 64 + MACS["scores"] * 8 * 32  # the mean of the features is float
+    return ends + MACS["a"] * a * first_relu + MACS["b"] * b * a_relu
+
+
+def test_the_choice_is_the_best_of_all(chosen):
+    budget, overrides, report = chosen
+    budget = report.budgets[BIT_OPERATIONS]
+    rises = {(each.layer, each.width): each.increase for each in report.layers}
+    names = [("a", "weight_bits"), ("b", "weight_bits")]
+    names += [("first_relu", "activation_bits"), ("a", "activation_bits")]
+    assert list(rises) == names
+    best = min(
+        (sum(rises[name][bits] for name, bits in zip(names, each, strict=True)), each)
+        for each in itertools.product(WEIGHTS, WEIGHTS, ACTIVATIONS, ACTIVATIONS)
+        if bit_operations(*each) <= budget
+    )
+    assert report.chosen.increase == pytest.approx(best[0])
+    a, b, first_relu, a_relu = best[1]
+    assert overrides == {
+        "a": {"weight_bits": a, "activation_bits": a_relu},
+        "b": {"weight_bits": b},
+        "first_relu": {"activation_bits": first_relu},
+    }
+    assert report.chosen.costs[BIT_OPERATIONS] == bit_operations(*best[1])
+
+
+def test_its_costs_are_those_of_the_converted_network(chosen):
+    _, overrides, report = chosen
+    model, _ = quantize(source(), head=None, overrides=overrides)
+    prediction = predict(model, [])
+    assert prediction.bit_operations == report.chosen.costs[BIT_OPERATIONS]
+    declared = {way.name: way.weight_bytes for way in prediction.storage}["declared"]
+    assert declared == report.chosen.costs["declared"]
+
+
+def test_the_report(chosen, tmp_path):
+    _, _, report = chosen
+    assert [point.label for point in report.uniform] == [
+        "W1A2",
+        "W1A4",
+        "W2A2",
+        "W2A4",
+        "W4A2",
+        "W4A4",
+    ]
+    uniform = {point.label: point for point in report.uniform}
+    assert uniform["W2A4"].costs[BIT_OPERATIONS] == bit_operations(2, 2, 4, 4)
+    assert uniform["W4A4"].increase < uniform["W1A2"].increase
+    for each in report.layers:
+        widths = list(each.increase)
+        assert widths == list(WEIGHTS if each.width == "weight_bits" else ACTIVATIONS)
+        assert each.increase[widths[-1]] < each.increase[widths[0]]
+        assert each.standard_error > 0
+    curve = report.curve[BIT_OPERATIONS]
+    assert curve[-1].increase == pytest.approx(uniform["W4A4"].increase)
+    assert json.loads(report.to_json())["chosen"]["label"] == "chosen"
+    report.print()
+    report.draw(tmp_path / "trade_off.png")
+    assert (tmp_path / "trade_off.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resnet18_takes_the_choice():
+    float_model = resnet18(3, (8, 8, 3), None, None, width=2)
+    images = GENERATOR.random((4, 8, 8, 3)).astype(np.float32)
+    overrides, report = choose_bits(
+        float_model,
+        images,
+        np.array([0, 1, 2, 0]),
+        weight_bits=(1, 4),
+        activation_bits=(2,),
+        size={"declared": 25_000},
+        probes=2,
+    )
+    assert len([each for each in report.layers if each.width == "weight_bits"]) == 19
+    model = resnet18(3, (8, 8, 3), width=2, overrides=overrides)
+    for name, rule in overrides.items():
+        layer = model.get_layer(name)
+        bits = layer.kernel_quantizer.bits if "weight_bits" in rule else layer.bits
+        assert bits == rule.get("weight_bits", rule.get("activation_bits"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Expected a budget: size, bit_operations or latency"),
+        ({"size": {"flash": 1}}, "of declared, int8, int4, lce. Received: 'flash'"),
+        (
+            {"bit_operations": 1.0},
+            r"at least 113,.* for bit operations, the smallest .*Received: 1\.",
+        ),
+        ({"bit_operations": 1e9, "weight_bits": ()}, "Expected weight_bits to choose from"),
+        ({"bit_operations": 1e9, "activation_bits": (9,)}, "activation_bits: Expected bits"),
+        ({"bit_operations": 1e9, "method": "lsq"}, "weight_bits with method='lsq'"),
+        ({"bit_operations": 1e9, "probes": 1}, "at least 2 probes"),
+        (
+            {"latency": (1.0, {"c": {}})},
+            "latencies by layer, of first, a, b, scores. Received: 'c'",
+        ),
+        ({"latency": (1.0, {"a": {}})}, r"latency of 'a' at \(1, 2\)"),
+    ],
+    ids=str,
+)
+def test_bad_input(options, message):
+    defaults = {"weight_bits": (1,), "activation_bits": (2,)}
+    with pytest.raises(ValueError, match=message):
+        choose_bits(source(), IMAGES, LABELS, **{**defaults, **options})
+
+
+def test_latencies_are_a_budget():
+    """Two bits cost 3 where one costs 1, and there is time for one of the two."""
+    table = {name: {(1, 2): 1.0, (2, 2): 3.0} for name in ("a", "b")}
+    overrides, report = choose_bits(
+        source(),
+        IMAGES,
+        LABELS,
+        weight_bits=(1, 2),
+        activation_bits=(2,),
+        latency=(4.0, table),
+        probes=2,
+    )
+    assert report.chosen.costs["latency"] == 4.0
+    assert sorted(overrides[name]["weight_bits"] for name in ("a", "b")) == [1, 2]
+
+
+def test_several_outputs():
+    inputs = tf.keras.Input((4,))
+    model = tf.keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)])
+    with pytest.raises(ConversionError, match="one input and one output"):
+        choose_bits(model, np.ones((2, 4)), np.zeros(2, int), bit_operations=1)
