@@ -85,7 +85,7 @@ def test_an_impossible_budget_says_what_the_smallest_is():
 def test_budgets_that_are_only_impossible_together():
     costs = {(1, 0): {"x": 1.0, "y": 9.0}, (2, 0): {"x": 9.0, "y": 1.0}}
     programme = Programme([Reader("a", None, costs)], {}, {"x": 0.0, "y": 0.0})
-    with pytest.raises(ValueError, match="at least 9 for y, .* within x of 5. Received: 5"):
+    with pytest.raises(ValueError, match=r"at least 9 for y, .* within x of 5. Received: 5"):
         programme.check({"x": 5.0, "y": 5.0})
 
 
