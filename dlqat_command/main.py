@@ -16,6 +16,7 @@ from dlqat_command import (
     environment,
     export,
     figure1,
+    methods_comparison,
     parity,
     summary,
     training,
@@ -27,7 +28,7 @@ RECIPES = (
     *("cifar10-cel", "cifar10-ams", "cifar10-gml", "cifar100-cel", "cifar100-ams", "cifar100-gml"),
     *("imagenet-cel", "imagenet-gml"),
 )
-TABLES = ("table1", "imagenet")
+TABLES = ("table1", "imagenet", "methods", "imagenet-methods")
 
 
 def _recipe(name: str) -> Command:
@@ -36,7 +37,15 @@ def _recipe(name: str) -> Command:
 
 
 def _table(name: str) -> Command:
-    module = import_module(f"dlqat_command.tables.{name}")
+    module = import_module(f"dlqat_command.tables.{name.replace('-', '_')}")
+    if hasattr(module, "AS_IN_PAPERS"):
+        return methods_comparison.command(
+            module.PAPER,
+            short=module.SHORT,
+            losses=module.LOSSES,
+            as_in_papers=module.AS_IN_PAPERS,
+            description=module.__doc__,
+        )
     return comparison.command(
         module.PAPER,
         short=module.SHORT,

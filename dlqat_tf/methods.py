@@ -6,6 +6,7 @@ quantizers and one call of :func:`register`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,6 +103,15 @@ class Method:
             self.weights(weight_bits)
         except ValueError as error:
             raise ValueError(f"weight_bits with method={self.name!r}: {error}") from None
+
+    @property
+    def lowest_bits(self) -> int:
+        """The lowest width of hidden weights that the method defines."""
+        for bits in range(1, 9):
+            with contextlib.suppress(ValueError):
+                self.check(bits)
+                return bits
+        raise ValueError(f"method={self.name!r} defines no width from 1 to 8 bits.")
 
 
 def clamps(quantizer: WeightQuantizer) -> bool:

@@ -629,22 +629,11 @@ def test_sat_alone_has_its_names_still():
     assert (SATScheme, SATQuantizeConfig) == (Scheme, QuantizeConfig)
 
 
-def lowest_bits(method):
-    """Return the lowest width of hidden weights that a method defines."""
-    for bits in range(1, 9):
-        try:
-            method.check(bits)
-        except ValueError:
-            continue
-        return bits
-    raise AssertionError(method.name)
-
-
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_rounds_as_its_larq_face_does(name):
     """A method joins by its entry: values, variables, constraint."""
     method = methods.get(name)
-    bits = lowest_bits(method)
+    bits = method.lowest_bits
     model = applied(network(), bits, 3, method=name)
     wrapper = by_name(model)["second"]
     parts = unwrapped(wrapper)

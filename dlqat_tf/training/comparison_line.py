@@ -46,7 +46,7 @@ def compare(
             _console.print(Markdown(report.markdown()))
             _console.print("\n".join(map(str, report.write(options.report))))
             return
-        _refuse_decided(recipe, defaults)
+        refuse_decided(recipe, defaults, _DECIDED, "--cells, --seeds and --rates")
         print_shortening(recipe, changes)
         comparison = Comparison(
             base=recipe,
@@ -70,11 +70,24 @@ def _widths(figures: PaperFigures, dataset: str) -> dict[str, tuple[tuple[int, i
     return {name: tuple(widths) for name, widths in found.items()}
 
 
-def _refuse_decided(recipe: Recipe, defaults: Recipe) -> None:
-    given = [name for name in _DECIDED if getattr(recipe, name) != getattr(defaults, name)]
+def refuse_decided(
+    recipe: Recipe, defaults: Recipe, decided: tuple[str, ...], instead: str
+) -> None:
+    """Refuse flags that a comparison decides itself.
+
+    Args:
+        recipe: What was asked for.
+        defaults: The recipe before the command line changed it.
+        decided: The fields that the comparison decides.
+        instead: What to choose with.
+
+    Raises:
+        ValueError: One of them was changed.
+    """
+    given = [name for name in decided if getattr(recipe, name) != getattr(defaults, name)]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(
             f"Expected flags that are the same for all cells. Received: {flags}, which the "
-            "comparison decides cell by cell: choose with --cells, --seeds and --rates."
+            f"comparison decides cell by cell: choose with {instead}."
         )

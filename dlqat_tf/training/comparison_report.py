@@ -78,7 +78,7 @@ class ComparisonReport:
         self.paper, self.losses = paper, losses
         self.results: dict[Key, dict] = {}
         self.swept: dict[Swept, dict] = {}
-        for name, result in _read(folders).items():
+        for name, result in read_results(folders).items():
             if key := Key.parse(name):
                 self.results[key] = result
             elif swept := Swept.parse(name):
@@ -128,17 +128,15 @@ class ComparisonReport:
 
     def budgets(self) -> list[dict]:
         """Return the settings that decide what training costs; one where all cells share them."""
-        found = []
-        for result in self.results.values():
-            budget = {name: result["recipe"].get(name) for name in _BUDGET}
-            if budget not in found:
-                found.append(budget)
-        return found
+        return budgets_of(list(self.results.values()))
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
         rates = self._distinct("rate", (TUNED_RATE, PAPER_RATE))
-        parts = [self._settings(), "## Top-1, and what quantization costs (Delta P)"]
+        parts = [
+            settings_of(list(self.results.values())),
+            "## Top-1, and what quantization costs (Delta P)",
+        ]
         parts += [self._accuracy_table(rates)]
         parts += [f"## Is {' < '.join(self.losses)}?", self._order_table(rates)]
         if self.swept:
@@ -146,28 +144,6 @@ class ComparisonReport:
         if diverged := self.diverged():
             parts.append("Diverged, and left out of the means: " + ", ".join(diverged) + ".")
         return "\n\n".join(parts) + "\n"
-
-    def _settings(self) -> str:
-        lines = []
-        budgets = self.budgets()
-        if len(budgets) > 1:
-            lines.append(f"**Not one budget**: the cells were trained under {len(budgets)}.")
-        for budget in budgets:
-            given = (f"{name} {value}" for name, value in budget.items() if value is not None)
-            lines.append("- " + ", ".join(given))
-        results = list(self.results.values())
-        commits = sorted({str(result["environment"]["commit"]) for result in results})
-        devices = sorted({result["environment"]["device"] for result in results})
-        seconds = sum(result.get("seconds") or 0.0 for result in results)
-        lines.append(
-            f"- {len(results)} cells, {seconds / 3600:.1f} hours (a float stage counts for each "
-            f"that starts from it), on {'; '.join(devices)}; commits {', '.join(commits)}"
-        )
-        lines.append(
-            "- top-1 in percent after the last epoch, whole test set; mean ± sample "
-            "standard deviation (number of seeds)"
-        )
-        return "\n".join(lines)
 
     def _accuracy_table(self, rates: list[str]) -> str:
         columns = ("paper", *_shown(rates))
@@ -298,6 +274,39 @@ class ComparisonReport:
         return [folder / f"table.{kind}" for kind in ("md", "csv", "png")]
 
 
+def budgets_of(results: list[dict]) -> list[dict]:
+    """Return the settings of results that decide what training costs, each once."""
+    found = []
+    for result in results:
+        budget = {name: result["recipe"].get(name) for name in _BUDGET}
+        if budget not in found:
+            found.append(budget)
+    return found
+
+
+def settings_of(results: list[dict]) -> str:
+    """Return what a reader needs to place results, as a list in Markdown."""
+    lines = []
+    budgets = budgets_of(results)
+    if len(budgets) > 1:
+        lines.append(f"**Not one budget**: the cells were trained under {len(budgets)}.")
+    for budget in budgets:
+        given = (f"{name} {value}" for name, value in budget.items() if value is not None)
+        lines.append("- " + ", ".join(given))
+    commits = sorted({str(result["environment"]["commit"]) for result in results})
+    devices = sorted({result["environment"]["device"] for result in results})
+    seconds = sum(result.get("seconds") or 0.0 for result in results)
+    lines.append(
+        f"- {len(results)} cells, {seconds / 3600:.1f} hours (a float stage counts for each "
+        f"that starts from it), on {'; '.join(devices)}; commits {', '.join(commits)}"
+    )
+    lines.append(
+        "- top-1 in percent after the last epoch, whole test set; mean ± sample "
+        "standard deviation (number of seeds)"
+    )
+    return "\n".join(lines)
+
+
 def table(heads: list[str], lines: list[list[str]]) -> str:
     """Return a table in Markdown."""
     rows = [heads, ["---"] * len(heads), *lines]
@@ -314,7 +323,7 @@ def spread(values: Iterable[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)})"
 
 
-def _read(folders: Iterable[Path]) -> dict[str, dict]:
+def read_results(folders: Iterable[Path]) -> dict[str, dict]:
     """Return the results in folders by the name of their cell."""
     found: dict[str, dict] = {}
     for folder in folders:

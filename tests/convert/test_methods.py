@@ -30,21 +30,10 @@ def source():
     return tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
 
 
-def lowest_bits(method):
-    """Return the lowest width of hidden weights that a method defines."""
-    for bits in range(1, 9):
-        try:
-            method.check(bits)
-        except ValueError:
-            continue
-        return bits
-    raise AssertionError(method.name)
-
-
 @EVERY
 def test_it_rounds_what_is_hidden(name):
     method = methods.get(name)
-    bits = lowest_bits(method)
+    bits = method.lowest_bits
     model, report = quantize(source(), bits, 3, "linear", images=IMAGES, method=name)
     first, depth, hidden = map(model.get_layer, ("first", "depth", "hidden"))
     assert type(first.kernel_quantizer) is type(method.end_weights(8))
