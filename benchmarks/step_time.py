@@ -7,10 +7,16 @@ what it holds before there is a network.
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py --stem imagenet --batch-size 128 --precision mixed_bfloat16
+    python benchmarks/step_time.py --method all --memory-repeats 0 --output step_times.json
+
+With --method each method of dlqat_tf.methods (or the one named) takes the place of the widths: its
+lowest bits with float activations and with 2 bits. What a method's callback does between steps is
+not counted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -47,21 +53,34 @@ class Settings:
     steps: int = 2
     """Steps per turn."""
     memory_repeats: int = 5
-    """Processes whose peak memory is measured, for each configuration."""
+    """Processes whose peak memory is measured, for each configuration; 0 for none."""
     core: int = 0
     """Core to run on."""
     configurations: tuple[str, ...] = ("float", "W1A2", "W2A2", "W4A4")
-    """Networks to compare, the first one is the reference; "float" is plain Keras."""
+    """Networks to compare, the first one is the reference; "float" is plain Keras, "lsq:W2A2" has a
+    method of dlqat_tf.methods."""
+    method: str | None = None
+    """Compare this method, or "all", with float instead of the configurations."""
     output: Path | None = None
     """JSON file for the figures."""
 
 
-def widths(name: str) -> tuple[int | None, int | None]:
-    """Return (weight_bits, activation_bits) of a name such as "W1A2"."""
+def parts(name: str) -> tuple[str, int | None, int | None]:
+    """Return (method, weight_bits, activation_bits) of a name such as "W1A2" or "lsq:W2A2"."""
     if name == "float":
-        return None, None
-    weight, activation = name.removeprefix("W").split("A")
-    return int(weight), int(activation)
+        return "sat", None, None
+    method, _, widths = name.rpartition(":")
+    weight, activation = widths.removeprefix("W").split("A")
+    return method or "sat", int(weight), int(activation)
+
+
+def of_methods(method: str) -> tuple[str, ...]:
+    """Return the configurations of a method, or of all."""
+    from dlqat_tf import methods
+
+    names = methods.names() if method == "all" else (method,)
+    lowest = {name: methods.get(name).lowest_bits for name in names}
+    return "float", *(f"{name}:W{lowest[name]}A{bits}" for name in names for bits in (32, 2))
 
 
 def stepper(settings: Settings, name: str):
@@ -71,7 +90,7 @@ def stepper(settings: Settings, name: str):
     import dlqat_tf
 
     tf.keras.mixed_precision.set_global_policy(settings.precision)
-    weight_bits, activation_bits = widths(name)
+    method, weight_bits, activation_bits = parts(name)
     size = settings.image_size
     model = dlqat_tf.resnet18(
         100,
@@ -80,7 +99,9 @@ def stepper(settings: Settings, name: str):
         activation_bits,
         stem=settings.stem,
         width=settings.width,
-        residual_bits=None if name == "float" else settings.residual_bits,
+        # Float activations are not rounded before they are added either.
+        residual_bits=None if activation_bits in (None, 32) else settings.residual_bits,
+        method=method,
         kernel_regularizer=tf.keras.regularizers.L2(2e-5),
     )
     model.compile(
@@ -123,12 +144,14 @@ def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.method is not None:
+        settings = dataclasses.replace(settings, configurations=of_methods(settings.method))
     peaks = {name: [] for name in settings.configurations}
     for _ in range(settings.memory_repeats):
         for name in settings.configurations:
             with multiprocessing.get_context("spawn").Pool(1) as process:
                 peaks[name].append(process.apply(peak_memory, (settings, name)))
-    memory = {name: np.median(each, axis=0).tolist() for name, each in peaks.items()}
+    memory = {name: np.median(each, axis=0).tolist() for name, each in peaks.items() if each}
 
     pin(settings.core)
     steppers = {name: stepper(settings, name) for name in settings.configurations}
@@ -149,32 +172,31 @@ def main() -> None:
         f"{settings.image_size} px, batch {settings.batch_size}, residual bits "
         f"{settings.residual_bits}, {settings.precision}, one core, CPU time"
     )
-    for heading in ("network", "images/s", f"time over {reference}", "quartiles", "peak MB"):
+    headings = ["network", "images/s", f"time over {reference}", "quartiles"]
+    if memory:
+        headings += ["peak MB", f"process over {reference}", f"network over {reference}"]
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    for heading in ("process over", "network over"):
-        table.add_column(f"{heading} {reference}", justify="right")
     figures = {}
     for name, times in seconds.items():
         ratios = np.array(times) / np.array(seconds[reference])
         low, median, high = np.percentile(ratios, [25, 50, 75])
+        rate = settings.batch_size / float(np.median(times))
         figures[name] = {
-            "images_per_second": settings.batch_size / float(np.median(times)),
+            "images_per_second": rate,
             "time_ratio": [float(low), float(median), float(high)],
-            "peak_megabytes": {"process": memory[name][0], "network": memory[name][1]},
-            "memory_ratio": {
-                "process": memory[name][0] / memory[reference][0],
-                "network": memory[name][1] / memory[reference][1],
-            },
         }
-        table.add_row(
-            name,
-            f"{figures[name]['images_per_second']:.1f}",
-            f"{median:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{memory[name][0]:.0f}",
-            f"{figures[name]['memory_ratio']['process']:.3f}",
-            f"{figures[name]['memory_ratio']['network']:.3f}",
-        )
+        row = [name, f"{rate:.1f}", f"{median:.3f}", f"{low:.3f} to {high:.3f}"]
+        if memory:
+            process, network = (
+                mine / other for mine, other in zip(memory[name], memory[reference], strict=True)
+            )
+            figures[name]["peak_megabytes"] = dict(
+                zip(("process", "network"), memory[name], strict=True)
+            )
+            figures[name]["memory_ratio"] = {"process": process, "network": network}
+            row += [f"{memory[name][0]:.0f}", f"{process:.3f}", f"{network:.3f}"]
+        table.add_row(*row)
     Console().print(table)
     if settings.output:
         settings.output.write_text(json.dumps(figures, indent=2) + "\n")

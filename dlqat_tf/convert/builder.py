@@ -222,7 +222,7 @@ class Builder:
             values = np.concatenate(measured.samples[place])
             if isinstance(made, CGPACT):
                 measured.ranges[made.name] = set_range(made, values)
-            else:  # what other methods start from data they start as in the first step of training
+            else:  # what starts from the first batch of training
                 made(values, training=True)
         measured.features = self._run_result(data, measured.moments)
         if note:
