@@ -317,9 +317,12 @@ def test_files_of_the_variants_compute_what_keras_does(tmp_path, variant):
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
     for _ in range(20):  # statistics of batch norms
         model(images / np.float32(255), training=True)
-    for write in (to_tflite, to_lce):
-        write(model, tmp_path / "model.tflite")
-        agreement = parity(model, tmp_path / "model.tflite", images).agreement
+    for write in (
+        (to_tflite, to_lce) if variant == {"block": "pre", "shortcut": "A"} else (to_tflite,)
+    ):
+        file = tmp_path / f"{write.__name__}.tflite"
+        write(model, file)
+        agreement = parity(model, file, images).agreement
         assert agreement["simulation_file"] == agreement["keras_file"] == 100.0
 
 
