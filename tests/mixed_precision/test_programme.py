@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dlqat_tf.programme import Programme, Reader
+from dlqat_tf.mixed_precision.programme import Programme, Reader
 
 WEIGHTS, ACTIVATIONS = (1, 2, 4), (2, 8)
 

@@ -12,7 +12,7 @@ from dlqat_tf.convert import ConversionError
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.mixed_precision import BIT_OPERATIONS
-from dlqat_tf.sensitivity import Curvature, Trace, estimate
+from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
 from dlqat_tf.summary import predict
 
 layers = tf.keras.layers

@@ -1,0 +1,180 @@
+"""Which layer gets how many bits: the other half of HAWQ-V3 (Yao et al. 2021, arXiv 2011.10680).
+
+How much each width of each layer costs in accuracy is estimated from the Hessian of the loss
+(:mod:`~dlqat_tf.mixed_precision.sensitivity`), what it costs in bytes, bit operations or time is
+what this package predicts or what was measured (:mod:`~dlqat_tf.mixed_precision.candidates`), and
+an integer programme chooses (:mod:`~dlqat_tf.mixed_precision.programme`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf import methods
+from dlqat_tf.convert.ends import classes_of
+from dlqat_tf.mixed_precision.candidates import (
+    BIT_OPERATIONS,
+    LATENCY,
+    SIZES,
+    Candidates,
+    Latencies,
+)
+from dlqat_tf.mixed_precision.report import LayerBits, MixedPrecisionReport, Point
+from dlqat_tf.quantizers.base import check_bits
+
+__all__ = ["BIT_OPERATIONS", "LATENCY", "MixedPrecisionReport", "choose_bits"]
+
+_POINTS = 15  # of the trade-off curve
+
+
+def choose_bits(
+    model: tf.keras.Model,
+    images,
+    labels,
+    *,
+    weight_bits: Iterable[int] = (1, 2, 4, 8),
+    activation_bits: Iterable[int] = (2, 4, 8),
+    size: dict[str, int] | None = None,
+    bit_operations: float | None = None,
+    latency: tuple[float, Latencies] | None = None,
+    probes: int = 32,
+    seed: int = 0,
+    method: str = "sat",
+    head: str | None = None,
+    residual_bits: int | None = 8,
+    preprocessing=None,
+) -> tuple[dict[str, dict[str, int]], MixedPrecisionReport]:
+    r"""Choose the bits of each hidden kernel and activation under budgets.
+
+    To the second order, rounding by :math:`\delta` raises the loss of a trained network by
+
+    .. math:: \Omega = \tfrac12 \frac{\operatorname{Tr} H}{n} \|\delta\|^2
+
+    (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852, eq. 2), where n is the number of values. The trace
+    is Hutchinson's estimate; one that is not told from zero counts as its standard error. Of a
+    kernel, delta is what conversion makes of it minus the kernel; of activations, the error of the
+    range that loses least on the images. The widths with the smallest sum within all budgets are
+    chosen, by an integer programme solved to optimality.
+
+    Costs are exact: those of the networks that :func:`dlqat_tf.quantize` makes of the model, by
+    :func:`dlqat_tf.summary`. First and last layers keep 8 bits, residual sums ``residual_bits``.
+    Activations that one layer reads together get one width.
+
+    >>> overrides, report = dlqat_tf.choose_bits(model, images, labels, size={"lce": 200_000})
+    >>> quantized, _ = dlqat_tf.quantize(model, overrides=overrides, images=images)
+
+    Args:
+        model: Trained float model of one input and one output of class scores.
+        images: Some of its images, an array as the model takes it; one batch in memory, twice
+            differentiated. A few hundred.
+        labels: Their classes, integers (images,).
+        weight_bits: Widths to choose from, each one that the method defines.
+        activation_bits: Likewise.
+        size: Bytes of the weights at most, by way to store them: "declared" (packed), "int8",
+            "int4" or "lce" as :func:`dlqat_tf.summary` counts them.
+        bit_operations: Bit operations of an image at most.
+        latency: Time of an image at most, and the measured time of each layer by (weight bits, bits
+            that it reads), in the same unit. Layers that are not in it count as none.
+        probes: Random probes of the Hessian, at least 2.
+        seed: Of the probes.
+        method: As in :func:`dlqat_tf.quantize`.
+        head: Likewise; it decides the size of the last layer.
+        residual_bits: Likewise.
+        preprocessing: Likewise.
+
+    Returns:
+        Overrides for :func:`dlqat_tf.quantize` and :func:`dlqat_tf.resnet18`, which name every
+        layer that was chosen for, and the report.
+
+    Raises:
+        ConversionError: As :func:`dlqat_tf.quantize`, or the model has several inputs or outputs.
+        ValueError: There is no budget, none of the choices is within the budgets (the message has
+            the smallest that is), a width is out of range or not defined by the method, or the
+            latencies lack a layer's width.
+    """
+    budgets = _budgets(size, bit_operations, latency)
+    candidates = Candidates(
+        model,
+        _widths("weight_bits", weight_bits),
+        _widths("activation_bits", activation_bits),
+        methods.get(method),
+        dict(head=head, residual_bits=residual_bits, preprocessing=preprocessing, method=method),
+        budgets,
+        {} if latency is None else latency[1],
+    )
+    labels = classes_of(labels, len(images))
+    uniform = {pair: candidates.costs(*pair) for pair in candidates.pairs}
+    programme = candidates.programme(uniform)
+    programme.check(budgets)
+    found = candidates.sensitivities(np.asarray(images), labels, probes, seed)
+    rises = {name: rise for name, (_, rise) in found.items()}
+    choice = programme.solve(rises, budgets)
+    overrides = candidates.overrides(choice)
+    exact, _ = candidates.costs(max(weight_bits), max(activation_bits), overrides)
+    report = MixedPrecisionReport(
+        [
+            LayerBits(
+                " + ".join(call.name for call in candidates.groups.get(name, ())) or name,
+                "activation_bits" if name in candidates.groups else "weight_bits",
+                trace.mean,
+                trace.standard_error,
+                rise,
+                choice.bits[name],
+            )
+            for name, (trace, rise) in found.items()
+        ],
+        budgets,
+        Point("chosen", choice.increase, {name: exact[name] for name in budgets}),
+        [
+            Point(
+                f"W{weight}A{activation}",
+                sum(
+                    rise[activation if name in candidates.groups else weight]
+                    for name, rise in rises.items()
+                ),
+                {name: total[name] for name in budgets},
+            )
+            for (weight, activation), (total, _) in uniform.items()
+        ],
+        {
+            name: [
+                Point("", each.increase, each.costs)
+                for each in programme.curve(rises, name, _POINTS)
+            ]
+            for name in budgets
+        },
+    )
+    return overrides, report
+
+
+def _widths(name: str, bits: Iterable[int]) -> tuple[int, ...]:
+    try:
+        found = tuple(sorted({check_bits(each, allow_float=False) for each in bits}))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if not found:
+        raise ValueError(f"Expected {name} to choose from. Received: none.")
+    return found
+
+
+def _budgets(size, bit_operations, latency) -> dict[str, float]:
+    budgets: dict[str, float] = dict(size or {})
+    unknown = set(budgets) - set(SIZES)
+    if unknown:
+        raise ValueError(
+            f"Expected size to be a dict by way to store weights, of {', '.join(SIZES)}. Received: "
+            f"{', '.join(map(repr, sorted(unknown)))}."
+        )
+    if bit_operations is not None:
+        budgets[BIT_OPERATIONS] = bit_operations
+    if latency is not None:
+        budgets[LATENCY] = latency[0]
+    if not budgets:
+        raise ValueError(
+            "Expected a budget: size, bit_operations or latency. Received: none, which the widest "
+            "widths everywhere are within."
+        )
+    return budgets

@@ -1,0 +1,254 @@
+"""What there is a choice for in a model, and what each choice costs and does to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf import methods
+from dlqat_tf.convert import ConversionError, quantize
+from dlqat_tf.convert.calls import Call
+from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.overrides import Overrides
+from dlqat_tf.convert.weights import projection, started
+from dlqat_tf.graph import check_graph
+from dlqat_tf.heads import Head
+from dlqat_tf.mixed_precision.programme import Choice, Programme, Reader
+from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
+from dlqat_tf.quantizers.calibration import optimal_range
+from dlqat_tf.quantizers.pact import highest_code
+from dlqat_tf.summary import FILES, SummaryReport, predict
+
+SIZES = ("declared", *FILES)
+BIT_OPERATIONS, LATENCY = "bit operations", "latency"
+_HIDDEN = 2  # bits that mark what is hidden: ends have 8
+
+Latencies = dict[str, dict[tuple[int, int], float]]
+
+
+class Candidates:
+    """The layers and activations of a model that there is a choice for.
+
+    Attributes:
+        pairs: The widths of the networks that have the same ones everywhere.
+        kernels: By name, the first call of each hidden layer with a kernel.
+        groups: By name, the calls whose outputs have one width.
+    """
+
+    def __init__(
+        self, model, weight_bits, activation_bits, method, settings: dict, budgets, latencies
+    ):
+        check_graph(model, ConversionError)
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ConversionError(
+                "Expected a model of one input and one output, the class scores. Received: "
+                f"{len(model.inputs)} and {len(model.outputs)}."
+            )
+        for bits in weight_bits:
+            method.check(bits)
+        self._model, self._method, self._settings = model, method, settings
+        self._weight_bits, self._activation_bits = weight_bits, activation_bits
+        self._budgets, self._latencies = budgets, latencies
+        # Heads of this package bring quantizers; what converts keeps them as they are.
+        self._kept = {layer.name: "float" for layer in model.layers if isinstance(layer, Head)}
+        self.pairs = [(w, a) for w in weight_bits for a in activation_bits]
+        network = self._network = Network(
+            model,
+            Overrides(self._kept),
+            settings["head"],
+            dict.fromkeys(("weight_bits", "activation_bits"), _HIDDEN)
+            | {"residual_bits": settings["residual_bits"]},
+            preprocessing=settings["preprocessing"],
+        )
+        self._weighted = {
+            calls[0].name: calls[0]
+            for layer, calls in network.of.items()
+            if calls[0].role == "weighted" or calls[0] in network.heads
+        }
+        self.kernels = {
+            name: call
+            for name, call in self._weighted.items()
+            if not network.first(call) and call.layer not in network.ends
+        }
+        hidden = [
+            call
+            for call, place in network.places.items()
+            if network.width_of(call) == "activation_bits" and place.bits == _HIDDEN
+        ]
+        self.groups, self._reads = _grouped(network, hidden, self._weighted.values())
+        unknown = set(latencies) - set(self._weighted)
+        if unknown:
+            raise ValueError(
+                f"Expected latencies by layer, of {', '.join(self._weighted)}. Received: "
+                f"{', '.join(map(repr, sorted(unknown)))}."
+            )
+
+    def costs(self, weight_bits: int, activation_bits: int, overrides: dict | None = None):
+        """Return what a converted model costs in all, and by layer with a kernel."""
+        quantized, _ = quantize(
+            self._model,
+            weight_bits,
+            activation_bits,
+            overrides={**self._kept, **(overrides or {})},
+            **self._settings,
+        )
+        report = predict(quantized, [name for name in FILES if name in self._budgets])
+        for way in report.storage:
+            if way.reason:
+                raise ValueError(
+                    f"Expected a network that can be stored as {way.name!r}, for its budget. With "
+                    f"weights of {weight_bits} and activations of {activation_bits} bits: "
+                    f"{way.reason}"
+                )
+        layers = {name: self._layer_costs(report, call) for name, call in self._weighted.items()}
+        totals = dict.fromkeys(SIZES, 0.0)
+        totals |= {way.name: float(way.weight_bytes) for way in report.storage}
+        totals[BIT_OPERATIONS] = float(report.bit_operations)
+        totals[LATENCY] = sum(each[LATENCY] for each in layers.values())
+        return totals, layers
+
+    def _layer_costs(self, report: SummaryReport, call: Call) -> dict[str, float]:
+        count = len(self._network.of[call.layer])
+        names = {call.name, *(f"{call.name}_{number}" for number in range(2, count + 1))}
+        rows = [row for row in report.layers if row.layer in names]
+        costs = {size: float(sum(row.bytes.get(size, 0) for row in rows)) for size in SIZES}
+        macs = [each for row in rows for each in row.macs]
+        costs[BIT_OPERATIONS] = float(sum(each.bit_operations for each in macs))
+        costs[LATENCY] = 0.0
+        measured = self._latencies.get(call.name)
+        if measured is not None:
+            for each in macs[:1]:
+                pair = each.weight_bits, each.activation_bits
+                if pair not in measured:
+                    raise ValueError(
+                        f"Expected the latency of {call.name!r} at {pair}, (weight bits, bits that "
+                        f"it reads). Received: {', '.join(map(str, measured))}."
+                    )
+                costs[LATENCY] = float(measured[pair])
+        return costs
+
+    def programme(self, uniform: dict) -> Programme:
+        """Return the choice as a programme, from the costs of the uniform networks."""
+        readers = []
+        for name, call in self._weighted.items():
+            group = self._reads.get(call)
+            by_widths = {}
+            for (weight, activation), (_, layers) in uniform.items():
+                widths = (
+                    weight if name in self.kernels else 0,
+                    activation if group is not None else 0,
+                )
+                by_widths.setdefault(widths, layers[name])
+            readers.append(Reader(name, group, by_widths))
+        totals, layers = next(iter(uniform.values()))
+        fixed = {
+            name: total - sum(each[name] for each in layers.values())
+            for name, total in totals.items()
+            if name in (*SIZES, BIT_OPERATIONS, LATENCY)
+        }
+        return Programme(readers, dict.fromkeys(self.groups, self._activation_bits), fixed)
+
+    def sensitivities(
+        self, images: np.ndarray, labels: np.ndarray, probes: int, seed: int
+    ) -> dict[str, tuple[Trace, dict[int, float]]]:
+        """Return traces and the increase of the loss by bits, of kernels and then of groups."""
+        curvature = Curvature(
+            self._network,
+            images,
+            labels,
+            {name: _kernel(call)[0] for name, call in self.kernels.items()},
+            self.groups,
+        )
+        traces = {
+            name: estimate(np.array(each)) for name, each in curvature.samples(probes, seed).items()
+        }
+        found = {}
+        for name, call in self.kernels.items():
+            variable, axes = _kernel(call)
+            kernel = np.asarray(variable, np.float64)
+            errors = {
+                bits: _kernel_error(kernel, axes, self._method, bits) for bits in self._weight_bits
+            }
+            found[name] = traces[name], errors
+        for name, calls in self.groups.items():
+            values = np.concatenate([np.ravel(curvature.values[call]) for call in calls])
+            is_signed = self._network.places[calls[0]].signed
+            errors = {bits: _error(values, bits, is_signed) for bits in self._activation_bits}
+            found[name] = traces[name], errors
+        return {
+            name: (trace, {bits: trace.curvature * each / 2 for bits, each in errors.items()})
+            for name, (trace, errors) in found.items()
+        }
+
+    def overrides(self, choice: Choice) -> dict[str, dict[str, int]]:
+        """Return a choice as ``quantize`` and ``resnet18`` take it."""
+        found: dict[str, dict[str, int]] = {}
+        for name in self.kernels:
+            found.setdefault(name, {})["weight_bits"] = choice.bits[name]
+        for name, calls in self.groups.items():
+            for call in calls:
+                found.setdefault(call.name, {})["activation_bits"] = choice.bits[name]
+        return found
+
+
+def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):
+    """Return the calls of one width by the name of the first, and what each layer reads of them."""
+    of = {
+        call: {other for other in hidden if network.places[other] is network.places[call]}
+        for call in hidden
+    }
+    reads = {}
+    for call in weighted:
+        read = {
+            source
+            for each in network.of[call.layer]
+            for value in each.inputs
+            for source in _sources(network, value[0])
+            if source in of
+        }
+        if read:
+            together = set().union(*(of[source] for source in read))
+            for source in together:
+                of[source] = together
+            reads[call] = next(iter(read))
+    first = {call: min(of[call], key=hidden.index) for call in hidden}
+    groups: dict[str, list[Call]] = {}
+    for call in hidden:
+        groups.setdefault(first[call].name, []).append(call)
+    return groups, {call: first[source].name for call, source in reads.items()}
+
+
+def _sources(network: Network, call: Call) -> set[Call]:
+    """Return the rounded calls whose codes come out of a call."""
+    if call in network.places:
+        return {call}
+    if call.role != "moving":
+        return set()
+    return set().union(*(_sources(network, source) for source, _ in call.inputs))
+
+
+def _kernel(call: Call) -> tuple[tf.Variable, tuple[int, ...]]:
+    """Return a layer's kernel and the axes of one output channel."""
+    if isinstance(call.layer, tf.keras.layers.DepthwiseConv2D):
+        return call.layer.depthwise_kernel, (0, 1)
+    kernel = call.layer.kernel
+    return kernel, tuple(range(kernel.shape.rank - 1))
+
+
+def _kernel_error(kernel: np.ndarray, axes, method: methods.Method, bits: int) -> float:
+    """Return the mean squared error of what conversion makes of a kernel."""
+    constraint = None if method.kernel_constraint is None else method.kernel_constraint()
+    _, quantized = started(kernel, axes, method.weights(bits), constraint)
+    return float(np.square(projection(kernel, quantized, axes) * quantized - kernel).mean())
+
+
+def _error(values: np.ndarray, bits: int, is_signed: bool) -> float:
+    """Return the mean squared error of activations in the range that loses least."""
+    bits = max(bits, 2) if is_signed else bits
+    highest = highest_code(bits, is_signed)
+    lowest = -highest if is_signed else 0
+    step = optimal_range(values, lowest, highest) / highest
+    rounded = np.clip(np.rint(values / step), lowest, highest) * step
+    return float(np.square(rounded - values).mean())
