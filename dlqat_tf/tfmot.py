@@ -441,7 +441,7 @@ def _unwrap(wrapper) -> Unwrapped:
         kernel_quantizer = quantizer.larq_quantizer(variables, kernel.shape)
         parts = replace(parts, kernel=kernel, kernel_quantizer=kernel_quantizer)
     for quantizer in wrapper._output_quantizers:
-        shape = wrapper.layer.output_shape
+        shape = wrapper.get_output_shape_at(0)
         output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars, shape)
         parts = replace(parts, output_quantizer=output_quantizer)
     return parts

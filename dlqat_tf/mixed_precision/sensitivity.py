@@ -98,7 +98,9 @@ class Curvature:
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 inner.watch(variables)
                 loss, _ = self._run(offsets)
-            gradients = inner.gradient(loss, variables, tf.UnconnectedGradients.ZERO)
+            gradients = inner.gradient(
+                loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
         return outer.gradient(gradients, variables, probes, tf.UnconnectedGradients.ZERO)
 
     def samples(self, probes: int, seed: int) -> dict[str, list[float]]:
