@@ -158,7 +158,7 @@ class QuantizeConfig(_api.QuantizeConfig):
         if not at_end:
             chosen.check(weight_bits)
         weights = (chosen.end_weights if at_end else chosen.weights)(weight_bits)
-        if methods.clamps(weights):  # with both at False what it was
+        if (scale_adjust or keep_scale) and methods.clamps(weights):
             weights = SATWeights(weight_bits, scale_adjust, keep_scale)
         rectified = chosen.activations(
             activation_bits, alpha_init=alpha_init, regularizer=None, name="output"
