@@ -34,7 +34,7 @@ class Candidates:
     Attributes:
         pairs: The widths of the networks that have the same ones everywhere.
         kernels: By name, the first call of each hidden layer with a kernel.
-        groups: By name, the calls whose outputs have one width.
+        groups: By a name of their own, the calls whose outputs have one width.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Candidates:
 
 
 def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):
-    """Return the calls of one width by the name of the first, and what each layer reads of them."""
+    """Return the calls of one width, and which of these each layer reads, by name."""
     of = {
         call: {other for other in hidden if network.places[other] is network.places[call]}
         for call in hidden
@@ -214,10 +214,12 @@ def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):
                 of[source] = together
             reads[call] = next(iter(read))
     first = {call: min(of[call], key=hidden.index) for call in hidden}
+    # A layer with a kernel and a fused ReLU is in both.
+    names = {call: f"activations of {each.name}" for call, each in first.items()}
     groups: dict[str, list[Call]] = {}
     for call in hidden:
-        groups.setdefault(first[call].name, []).append(call)
-    return groups, {call: first[source].name for call, source in reads.items()}
+        groups.setdefault(names[call], []).append(call)
+    return groups, {call: names[source] for call, source in reads.items()}
 
 
 def _sources(network: Network, call: Call) -> set[Call]:
