@@ -159,14 +159,16 @@ class MethodsReport:
             row = key.dataset, key.method, key.widths, key.loss
             top1, source = self.accuracies(*row).get(key.seed), self.twin(*row).get(key.seed)
             is_float = key.widths == FLOAT
-            known = not is_float and source is not None and top1 is not None
+            drop = ""
+            if not is_float and source is not None and top1 is not None:
+                drop = f"{source - top1:.2f}"
             sizes, step = self.sizes[key], self.step_time(key.method, key.widths)
             paper = None if is_float else _of_paper(key.method, key.widths)
             writer.writerow(
                 [
                     *(key.dataset, key.method, key.loss, *key.widths, key.seed),
                     "diverged" if top1 is None else f"{top1:.2f}",
-                    f"{source - top1:.2f}" if known else "",
+                    drop,
                     "" if paper is None else paper,
                     "" if step is None else f"{step:.3f}",
                     *(recipe["float_epochs"], recipe["epochs"], recipe["stages"]),
