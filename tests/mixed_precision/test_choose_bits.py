@@ -67,7 +67,7 @@ def test_traces_are_those_of_the_whole_hessian(softmax):
     values = tf.keras.Model(model.input, model.get_layer("a").output)(IMAGES)
     traces = []
     for value, label in zip(values, LABELS, strict=True):
-        with tf.GradientTape() as outer:
+        with tf.GradientTape(persistent=True) as outer:
             outer.watch(value)
             with tf.GradientTape() as inner:
                 inner.watch(value)
