@@ -169,7 +169,8 @@ def test_a_cell_is_trained_measured_and_reported(run, tmp_path, capsys):
     kept = {path.parent.name for path in (tmp_path / "kept").glob("*/result.json")}
     assert len(kept) == 2
     sizes = json.loads((tmp_path / "kept" / "digits-hawq-CEL-W2A2-s0" / "sizes.json").read_text())
-    assert sizes["int8"] > 1000
+    assert sizes.keys() == {"int8", "int4", "lce"}  # bytes, or why there is no such file
+    assert all(sizes.values())
     capsys.readouterr()
     run(*folders, "--report", tmp_path / "report")
     assert "hawq" in capsys.readouterr().out
