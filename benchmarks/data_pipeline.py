@@ -5,6 +5,10 @@ augmentation, and of a training step of the W1A2 ResNet-18 on the same machine i
 pipeline runs alone here, while in training it shares the processor with the step where that has no
 accelerator of its own; so the ratio should be at least 1.5.
 
+A second table says where the time of a JPEG goes: reading, decoding all of it or only the crop that
+is trained on, and what comes after. From the last rate follows how many cores feed a GPU: as many
+as its images/s divided by those of one core.
+
     python benchmarks/data_pipeline.py --data-dir ../shared
 """
 
@@ -22,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dlqat_tf
+from dlqat_tf.training import sources
 from dlqat_tf.training.data import ImageData, load
 
 import tensorflow as tf  # isort: skip  (after dlqat_tf, which decides on the Keras version)
@@ -89,8 +94,57 @@ def step_rate(data: ImageData, batch_size: int, stem: str, settings: Settings) -
     return images_per_second(step, settings)
 
 
+def jpeg_stages(data: ImageData) -> dict[str, tf.data.Dataset]:
+    """Pipelines that do more and more of what training does to an image file."""
+    jpegs = [path for path in data._train.paths if path.lower().endswith((".jpg", ".jpeg"))]
+    paths = tf.data.Dataset.from_tensor_slices(jpegs)
+    files = paths.repeat().map(tf.io.read_file, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def decoded(encoded):
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+    def cropped(encoded):
+        window = sources.crop_window(
+            tf.io.extract_jpeg_shape(encoded), tf.constant([0, 1], tf.int64)
+        )
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
+
+    stages = {"read": tf.size, "read, decode all": decoded, "read, decode the crop": cropped}
+    return {
+        label: files.map(work, num_parallel_calls=tf.data.AUTOTUNE)
+        for label, work in stages.items()
+    } | {"all of training's pipeline": data.train_batches(1, seed=0)}
+
+
+def per_cpu_second(dataset: tf.data.Dataset, settings: Settings) -> float:
+    """Images per second of one core: of the processor's time, which other processes do not take."""
+    elements = iter(dataset)
+    for _ in range(64):
+        next(elements)
+    rates = []
+    for _ in range(settings.repeats):
+        start, cpu, images = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start < settings.seconds:
+            next(elements)
+            images += 1
+        rates.append(images / (time.process_time() - cpu))
+    return statistics.median(rates)
+
+
+def print_jpeg_stages(data: ImageData, settings: Settings) -> None:
+    """Measure where the time of an image file goes."""
+    rates = {label: per_cpu_second(each, settings) for label, each in jpeg_stages(data).items()}
+    *_, whole = rates.values()
+    table = Table(title=f"JPEG files to {data.image_shape[0]} x {data.image_shape[1]} pixels")
+    for column in ("work", "img / CPU second", "share of the whole time"):
+        table.add_column(column, justify="left" if column == "work" else "right")
+    for label, rate in rates.items():
+        table.add_row(label, f"{rate:,.0f}", f"{whole / rate:.0%}")
+    Console().print(table)
+
+
 def main(settings: Settings) -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     sets = [
         (load("cifar100", data_dir=settings.data_dir / "tfds"), settings.batch_size, settings.stem),
         (
@@ -117,6 +171,7 @@ def main(settings: Settings) -> None:
                 f"[{color}]{ratio:,.1f}[/{color}]",
             )
     Console().print(table)
+    print_jpeg_stages(sets[-1][0], settings)
 
 
 if __name__ == "__main__":

@@ -353,7 +353,7 @@ def _decode(encoded, size: int, crop_seed, position) -> tf.Tensor:
         image = tf.cond(
             tf.io.is_jpeg(encoded),
             lambda: tf.io.decode_and_crop_jpeg(
-                encoded, _crop_window(tf.io.extract_jpeg_shape(encoded), key), channels=3
+                encoded, crop_window(tf.io.extract_jpeg_shape(encoded), key), channels=3
             ),
             lambda: _decode_then_crop(encoded, key),
         )
@@ -364,10 +364,10 @@ def _decode(encoded, size: int, crop_seed, position) -> tf.Tensor:
 
 def _decode_then_crop(encoded, key) -> tf.Tensor:
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.image.crop_to_bounding_box(image, *tf.unstack(_crop_window(tf.shape(image), key)))
+    return tf.image.crop_to_bounding_box(image, *tf.unstack(crop_window(tf.shape(image), key)))
 
 
-def _crop_window(shape, key) -> tf.Tensor:
+def crop_window(shape, key) -> tf.Tensor:
     """(top, left, height, width) of a crop of 20 to 100 % of the area, aspect 3/4 to 4/3."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
