@@ -678,10 +678,10 @@ def test_a_method_trains_in_wrappers_and_is_exported(tmp_path):
         model.compile(tf.keras.optimizers.SGD(0.01), loss)
         callbacks = methods.get(name).callbacks(10)
         model.fit(pixels / 255, np.arange(16) % 3, 16, 10, callbacks=callbacks, verbose=0)
-        model.save(tmp_path / "model.keras")
-        loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-        to_tflite(loaded, tmp_path / "model.tflite")
-        agreement = parity(loaded, tmp_path / "model.tflite", pixels).agreement
+        model.save(tmp_path / f"{name}.keras")
+        loaded = tf.keras.models.load_model(tmp_path / f"{name}.keras")
+        to_tflite(loaded, tmp_path / f"{name}.tflite")
+        agreement = parity(loaded, tmp_path / f"{name}.tflite", pixels).agreement
         assert agreement["simulation_file"] == 100.0
 
 
