@@ -51,22 +51,23 @@ def test_estimates():
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_traces_are_those_of_the_whole_hessian(softmax):
+    images, labels = IMAGES[:3], LABELS[:3]
     model = source(softmax)
     kernel = model.get_layer("b").kernel
     calls = network(model)
     (place,) = [call for call in calls.calls if call.name == "a"]
     with tf.GradientTape() as outer:
         with tf.GradientTape() as inner:
-            outputs = model(IMAGES)
+            outputs = model(images)
             entropy = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
-            loss = entropy(LABELS, outputs)
+            loss = entropy(labels, outputs)
         gradient = inner.gradient(loss, kernel)
     hessian = outer.jacobian(gradient, kernel)
     expected = float(tf.linalg.trace(tf.reshape(hessian, (32, 32))))
     rest = tf.keras.Sequential([model.get_layer(name) for name in ("b", "features", "scores")])
-    values = tf.keras.Model(model.input, model.get_layer("a").output)(IMAGES)
+    values = tf.keras.Model(model.input, model.get_layer("a").output)(images)
     traces = []
-    for value, label in zip(values, LABELS, strict=True):
+    for value, label in zip(values, labels, strict=True):
         with tf.GradientTape(persistent=True) as outer:
             outer.watch(value)
             with tf.GradientTape() as inner:
@@ -75,7 +76,7 @@ def test_traces_are_those_of_the_whole_hessian(softmax):
             gradient = inner.gradient(loss, value)
         hessian = outer.jacobian(gradient, value, experimental_use_pfor=False)
         traces.append(float(tf.linalg.trace(tf.reshape(hessian, (128, 128)))))
-    curvature = Curvature(calls, IMAGES, LABELS, {"b": kernel}, {"a": [place]})
+    curvature = Curvature(calls, images, labels, {"b": kernel}, {"a": [place]})
     samples = curvature.samples(150, seed=0)
     for name, whole in (("b", expected), ("a", np.mean(traces))):
         trace = estimate(np.array(samples[name]))
