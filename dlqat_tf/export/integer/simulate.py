@@ -7,6 +7,7 @@ weights) and of Larq Compute Engine's output transform; none of them is an appro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from dlqat_tf.export.integer.integers import (
     fixed_point,
     integers,
     is_integer,
+    product_ratio,
     target_of,
 )
 from dlqat_tf.export.integer.network import (
@@ -35,7 +37,11 @@ from dlqat_tf.export.integer.network import (
     IntegerNetwork,
     Island,
     Lookup,
+    Maximum,
     MaxPool,
+    Merge,
+    Minimum,
+    Multiply,
     Node,
     Output,
     Pad,
@@ -43,12 +49,15 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
     Sign,
+    Subtract,
     Transpose,
+    TransposedConvolution,
     Upsample,
     Weighted,
+    output_shape,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, grids, integer_add, planes
+from dlqat_tf.export.integer.plan import code_of, grids, integer_merge, planes
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -66,9 +75,10 @@ class _Accumulator:
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """The two coded inputs of an add, before the activation that rounds it."""
+class _Merged:
+    """The two coded inputs of an operation, before the activation that rounds its output."""
 
+    node: Merge
     codes: tuple[np.ndarray, np.ndarray]
     sources: tuple[ActivationGrid, ActivationGrid]
 
@@ -134,7 +144,7 @@ class Simulation:
         values = [self.run(each) for each in batches(images, batch_size)]
         return [np.concatenate([each[name] for each in values]) for name in names]
 
-    def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Sum:
+    def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Merged:
         """Return a node's value, given the values of its inputs."""
         match node:
             case Lookup():
@@ -150,8 +160,9 @@ class Simulation:
                 x = self._float(node.inputs[0], inputs[0])
                 product = _product(node, _padded(node, x, node.pad_value), node.values)
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
-            case Add() if integer_add(node, self.network, self.grids, self._readers):
-                return _Sum(tuple(inputs), tuple(self.grids[name] for name in node.inputs))
+            case Merge() if integer_merge(node, self.grids, self._readers):
+                sources = tuple(self.grids[name] for name in node.inputs)
+                return _Merged(node, tuple(inputs), sources)
             case Island():
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
                 return self._run_part(node.part, floats)
@@ -183,8 +194,9 @@ class Simulation:
             # XNNPACK: one float32 multiplication, rounded half to even.
             ratio = value.source.step * value.scale / grid.step
             rounded = np.rint(value.sums.astype(np.float32) * ratio)
-        elif isinstance(value, _Sum):
-            rounded = _fixed_point_sum(node.inputs[0], value, grid)
+        elif isinstance(value, _Merged):
+            merged = _product_of_codes if isinstance(value.node, Multiply) else _fixed_point_sum
+            rounded = merged(value, grid)
         else:
             rounded = np.rint(value * (np.float32(1) / grid.step))
         return np.clip(rounded, grid.lowest, grid.highest).astype(np.int32)
@@ -265,11 +277,20 @@ def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarra
     return (product + ((1 << right) >> 1)) >> right
 
 
-def _fixed_point_sum(name: str, value: _Sum, grid: ActivationGrid) -> np.ndarray:
-    """XNNPACK's add: 21-bit multipliers with a common shift, rounded half up."""
-    first, second, shift = add_multipliers(name, value.sources, grid)
+def _fixed_point_sum(value: _Merged, grid: ActivationGrid) -> np.ndarray:
+    """XNNPACK's add and subtract: 21-bit multipliers with a common shift, rounded half up."""
+    first, second, shift = add_multipliers(value.node.name, value.sources, grid)
+    if isinstance(value.node, Subtract):
+        second = -second
     sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
     return (sums + (1 << (shift - 1))) >> shift
+
+
+def _product_of_codes(value: _Merged, grid: ActivationGrid) -> np.ndarray:
+    """XNNPACK's multiply: the exact product times a float32, rounded half to even."""
+    ratio = product_ratio(value.node.name, value.sources, grid)
+    product = value.codes[0].astype(np.int32) * value.codes[1]
+    return np.rint(product.astype(np.float32) * ratio)
 
 
 def _padded(node: Node, x: np.ndarray, value: float) -> np.ndarray:
@@ -305,6 +326,10 @@ def _product(node: Weighted, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the convolution (valid padding) or matrix product, without bias."""
     if isinstance(node, Dense):
         return x.astype(np.float64) @ weights.astype(np.float64)
+    if isinstance(node, TransposedConvolution):
+        kernel = weights.transpose(0, 1, 3, 2)
+        shape = (len(x), *output_shape(node, [x.shape[1:]]))
+        return tf.nn.conv2d_transpose(x, kernel, shape, node.strides, node.padding.upper()).numpy()
     if node.depthwise:
         strides = (1, *node.strides, 1)
         # TensorFlow wants square strides here; the rest of a larger stride is dropped afterwards.
@@ -324,6 +349,8 @@ def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.nda
     """Return the output of an operation that moves codes and changes none."""
     if isinstance(node, MaxPool):
         return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
+    if isinstance(node, Merge):
+        return _merged(node, inputs)
     value = code_of(node.value, grid) if isinstance(node, Pad) else 0
     return _rearranged(node, inputs, value)
 
@@ -356,13 +383,24 @@ def _pooled(node: Pool, x: np.ndarray, kind: str) -> np.ndarray:
     return pool(x, node.size, node.strides, node.padding.upper()).numpy()
 
 
+# What each operation computes of two inputs.
+_FUNCTIONS = {
+    Add: np.add,
+    Subtract: np.subtract,
+    Multiply: np.multiply,
+    Maximum: np.maximum,
+    Minimum: np.minimum,
+}
+
+
+def _merged(node: Merge, inputs: list[np.ndarray]) -> np.ndarray:
+    return functools.reduce(_FUNCTIONS[type(node)], inputs)
+
+
 def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     match node:
-        case Add():
-            total = inputs[0]
-            for value in inputs[1:]:
-                total = total + value
-            return total
+        case Merge():
+            return _merged(node, inputs)
         case Affine():
             return inputs[0] * node.gain + node.offset
         case Sign():
