@@ -61,10 +61,11 @@ from dlqat_tf.quantizers import (
     WeightQuantizer,
     unwrapped,
 )
+from dlqat_tf.quantizers.of_larq import Steps, is_of_larq, is_sign, steps_of, weight_grid
 
 SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
-    "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
+    "ReLU6, quantizers of dlqat_tf and Larq, Add, Concatenate, ZeroPadding2D, "
     "Cropping2D, MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
     "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
     "of these, operators that compute the same, what changes values in training only, "
@@ -72,8 +73,6 @@ SUPPORTED = (
     "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
 _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
-# Larq quantizers that compute the sign; they differ in the gradient only.
-_SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
 _OPERATORS = {"elu": "ELU", "gelu": "GELU", "sigmoid": "LOGISTIC", "tanh": "TANH"}
@@ -192,7 +191,7 @@ class _Lowering:
         if parts.output_quantizer is None:
             return output
         around = dict(name=f"{name}_output", inputs=(output,))
-        return self.add(_activation(parts.output_quantizer, around))
+        return self.rounded(parts.output_quantizer, around)
 
     def node(self, name: str) -> Node:
         """Return a node that was added."""
@@ -225,13 +224,10 @@ class _Lowering:
             return inputs[0]
         if isinstance(layer, Head):
             return self.add(_head(layer, shared))
-        if isinstance(layer, (ActivationQuantizer, *_SIGNS)):
-            node, source = _activation(layer, shared), self.node(inputs[0])
-            is_image = isinstance(source, Input) and source.preprocessing is not None
-            is_image = is_image or isinstance(source, Prepared)
-            if is_image and isinstance(layer, InputQuantizer):
-                node = lookup(layer, source, node)
-            return self.add(node)
+        if isinstance(layer, ActivationQuantizer) or is_of_larq(layer):
+            return self.rounded(layer, shared)
+        if kind is _layers.Activation and is_of_larq(layer.activation):
+            return self.rounded(layer.activation, shared)
         if kind in _WEIGHTED:
             return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
@@ -274,6 +270,27 @@ class _Lowering:
             return self.add(Reshape(**shared, shape=tuple(shape)))
         raise _NoIntegerForm(name)
 
+    def rounded(self, quantizer, shared: dict) -> str:
+        """Add the nodes of a quantizer of activations and return the name of the last one."""
+        if is_sign(quantizer):
+            return self.add(Sign(**shared))
+        steps, (source,) = _steps(quantizer, shared["name"]), shared["inputs"]
+        node = Activation(**shared, grid=steps.grid, bits=steps.bits)
+        if isinstance(quantizer, InputQuantizer):
+            before = self.node(source)
+            is_image = isinstance(before, Input) and before.preprocessing is not None
+            if is_image or isinstance(before, Prepared):
+                node = lookup(quantizer, before, node)
+        if (steps.gain, steps.offset) != (1.0, 0.0):
+            gain, offset = (
+                np.full(self.shapes[source][-1], each, np.float32)
+                for each in (steps.gain, steps.offset)
+            )
+            name = f"{shared['name']}_scaled"
+            scaled = self.add(Affine(name=name, inputs=(source,), gain=gain, offset=offset))
+            node = replace(node, inputs=(scaled,))
+        return self.add(node)
+
     def weighted(self, parts: Unwrapped, shared: dict) -> str:
         """Add a convolution or dense layer with its quantizers and activation around it."""
         layer, name = parts.layer, shared["name"]
@@ -281,7 +298,7 @@ class _Lowering:
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
-            shared["inputs"] = (self.add(_activation(quantizer, around)),)
+            shared["inputs"] = (self.rounded(quantizer, around),)
         kernel = _array(parts.kernel, name)
         channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
         bias = _array(layer.bias, name) if layer.use_bias else np.zeros(channels)
@@ -323,8 +340,8 @@ class _Lowering:
             return output
         if activation in _RELUS:
             return self.add(ReLU(**around, highest=_RELUS[activation]))
-        if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
-            return self.add(_activation(activation, around))
+        if isinstance(activation, ActivationQuantizer) or is_of_larq(activation):
+            return self.rounded(activation, around)
         if isinstance(activation, lq.quantizers.Quantizer):
             raise _unsupported(name, layer, "its activation says no integer codes")
 
@@ -371,17 +388,12 @@ def _codes(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | Non
     """Return weights (codes, or floats where there is no quantizer), step and declared bits."""
     if quantizer is None:
         return kernel, None, 32
-    if isinstance(quantizer, _SIGNS):
-        return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
-    if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
-        scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
-        step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
-        codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
-        return codes, np.where(step > 0, step, 1).astype(np.float32), 1
     if not isinstance(quantizer, WeightQuantizer):
-        raise _unsupported(
-            name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
-        )
+        try:
+            grid, bits = weight_grid(quantizer, kernel)
+        except ValueError as error:
+            raise _unsupported(name, layer, str(error)) from error
+        return grid.codes, np.atleast_1d(grid.step), bits
     try:
         grid = quantizer.grid(kernel)
     except ValueError as error:
@@ -401,16 +413,15 @@ def _head(layer: Head, shared: dict) -> Node:
     return Dense(**shared, weights=weights, step=step, bits=bits, bias=bias.astype(np.float64))
 
 
-def _activation(quantizer, shared: dict) -> Node:
-    if isinstance(quantizer, _SIGNS):
-        return Sign(**shared)
-    name = shared["name"]
-    if not isinstance(quantizer, ActivationQuantizer):
-        raise _unsupported(name, quantizer, "it says no integer codes")
+def _steps(quantizer, name: str) -> Steps:
     try:
-        grid = quantizer.grid()
+        if isinstance(quantizer, ActivationQuantizer):
+            steps = Steps(quantizer.grid(), quantizer.precision)
+        else:
+            steps = steps_of(quantizer)
     except ValueError as error:
         raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    grid = steps.grid
     if not 0 < grid.step <= _LARGEST_STEP:
         raise ExportError(
             f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
@@ -421,7 +432,7 @@ def _activation(quantizer, shared: dict) -> Node:
             f"Layer {name!r} has codes from {grid.lowest} to {grid.highest}: expected at most 256 "
             "of them, zero included, as an int8 holds."
         )
-    return Activation(**shared, grid=grid, bits=quantizer.precision)
+    return steps
 
 
 def _batch_norm(layer, shared: dict) -> Node:
