@@ -173,12 +173,14 @@ class Built:
         data: Content of the file.
         ranges: Ranges that were measured, by node: (lowest, highest) value.
         input_types: By input.
+        warnings: What to look at.
     """
 
     planned: IntegerNetwork
     data: bytes
     ranges: dict[str, tuple[float, float]]
     input_types: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
 
 
 def build(
@@ -286,7 +288,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         census=census(targets[0]),
         shifts=shifts,
         calibrated=built.ranges,
-        warnings=_dead_channels(built.planned) + clipped(built.planned),
+        warnings=built.warnings + _dead_channels(built.planned) + clipped(built.planned),
         placements=[
             Placement(node.name, node.kernel, node.why)
             for node in built.planned

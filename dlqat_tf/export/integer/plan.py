@@ -14,7 +14,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from dlqat_tf.export.integer.cores import dearer
+from dlqat_tf.export.integer.binary import (
+    no_planes,
+    with_clipped_sums,
+    with_dense_as_convolutions,
+)
 from dlqat_tf.export.integer.integers import add_multipliers, is_integer, rounding_of, stored
 from dlqat_tf.export.integer.network import (
     Activation,
@@ -98,6 +102,8 @@ def plan(
         ExportError: A layer has no kernel that computes what was trained; names it.
     """
     network = _with_integer_pools(_with_common_grids(network))
+    if plane_limit:
+        network = with_dense_as_convolutions(network, grids, plane_limit)
     planned = _with_kernels(network, plane_limit, target)
     missing = _without_range(planned)
     if not missing:
@@ -122,6 +128,8 @@ def plan(
                 "form. Export with to_lce (binarized kernels)."
             )
     _check_kernels(network)
+    readers = network.consumers()
+    network = with_clipped_sums(network, lambda node: rounding_of(node, readers) is not None)
     return _with_stored_biases(network, clear)
 
 
@@ -247,7 +255,8 @@ def _with_kernels(network: IntegerNetwork, plane_limit: int, target: str) -> Int
         if isinstance(node, Weighted):
             why = "not a convolution"
             if isinstance(node, Convolution):
-                why = _no_planes(node, known, by_name, plane_limit, target, network.shapes)
+                source, shape = by_name[node.inputs[0]], network.shapes[node.name]
+                why = no_planes(node, source, known[source.name], plane_limit, target, shape)
             if plane_limit and not why:
                 kernel, why = "planes", "cheaper so" if target != "all" else "all that can are"
             elif node.step is None or known[node.inputs[0]] is None or node.name in tail:
@@ -272,65 +281,6 @@ def _without_int8(
         return replace(node, kernel="planes" if planes else "float", why=why)
 
     return IntegerNetwork(tuple(map(other, network)))
-
-
-def _no_planes(node: Convolution, known, by_name, plane_limit: int, target: str, shapes) -> str:
-    """Return why a convolution does not run as planes, "" where it does."""
-    source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
-    signed = isinstance(source, Sign)
-    if not signed and not _hidden(node, by_name):
-        return "reads what comes in"
-    activation_bits = 1 if signed else _activation_bits(grid)
-    if not activation_bits:
-        return "its input is signed" if grid else "its input is not rounded"
-    if not _binary(node):
-        return "its weights are no sum of planes"
-    if not (_pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0):
-        return f"pads with {node.pad_value:g}"
-    planes = node.bits * activation_bits
-    if planes > plane_limit:
-        return f"{planes} planes, plane_limit is {plane_limit}"
-    return "" if signed else dearer(node, planes, shapes[node.name], target)
-
-
-def _pads_signs(node: Convolution, shape: tuple[int, ...]) -> bool:
-    """Return whether LCE's kernel puts what the layer does around signs.
-
-    It pads with ones and corrects the result where zeros were asked for, which is wrong where a
-    window, gaps of its dilation included, is larger than the image: it takes a window to stick out
-    on one side only. (Compared with sums of integers for windows and images of 1 to 5 and 1 to 7
-    rows and columns, strides of 1 to 3 and dilations of 1 to 3: wrong there and only there.)
-    """
-    if node.padding == "valid" or node.pad_value == 1:
-        return True
-    windows = (
-        (size - 1) * dilation + 1
-        for size, dilation in zip(node.weights.shape, node.dilation, strict=False)
-    )
-    return node.pad_value == 0 and all(
-        window <= size for window, size in zip(windows, shape, strict=False)
-    )
-
-
-def _hidden(node: Convolution, by_name: dict[str, Node]) -> bool:
-    return not isinstance(by_name[node.inputs[0]], (Input, Lookup))
-
-
-def _activation_bits(grid: ActivationGrid | None) -> int | None:
-    """Return how many binary planes make the codes, or None where they are signed or float."""
-    return grid.highest.bit_length() if grid and grid.lowest == 0 else None
-
-
-def _binary(node: Convolution) -> bool:
-    """Return whether the codes are a sum of ``bits`` planes of +-2^i, all of one group."""
-    top = 2**node.bits - 1
-    return (
-        node.step is not None
-        and not node.depthwise
-        and node.groups == 1
-        and bool(np.all(node.weights % 2))
-        and np.abs(node.weights).max() <= top
-    )
 
 
 def planes(node: Convolution) -> list[np.ndarray]:

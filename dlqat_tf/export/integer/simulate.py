@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.export.integer.binary import pads_zeros_apart
 from dlqat_tf.export.integer.integers import (
     add_multipliers,
     fixed_point,
@@ -196,19 +197,22 @@ class Simulation:
         """
         grid = self.grids[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
+        border = correction(node, grid, value.shape[1:])
         total = None
         for part in binary_parts(node, grid):
             if grid is None:  # signs
-                signs = _padded(node, value, node.pad_value)
+                signs = _padded(node, value, node.pad_value if border is None else 1)
             else:
                 bit = (value >> part.activation_bit) & 1
                 signs = _padded(node, 1 - 2 * bit, 1)
             sums = _product(node, signs.astype(np.float32), part.signs.astype(np.float32))
             doubled = (size - sums).astype(np.float32)  # twice the number of differing bits
+            if node.clipped is not None:
+                doubled = np.minimum(doubled, size)  # sums below zero
             offset = part.bias.astype(np.float64) + size * part.multiplier.astype(np.float64)
             term = doubled * -part.multiplier + offset.astype(np.float32)
             total = term if total is None else total + term
-        return total
+        return total if border is None else total + border
 
 
 @dataclass(frozen=True)
@@ -250,10 +254,32 @@ def binary_parts(node: Convolution, grid: ActivationGrid | None) -> list[BinaryP
     parts = []
     for i, signs in enumerate(planes(node)):
         for j in range(bits):
-            multiplier = np.float32(step * (-(2.0 ** (i + j - 1)) if grid else 2.0**i))
-            parts.append(BinaryPart(i, j, signs, multiplier, np.float32(bias)))
+            multiplier = step * (-(2.0 ** (i + j - 1)) if grid else 2.0**i)
+            if node.clipped is not None:
+                multiplier = multiplier * node.clipped
+            parts.append(BinaryPart(i, j, signs, np.float32(multiplier), np.float32(bias)))
             bias = np.zeros_like(step)
     return parts
+
+
+def correction(
+    node: Convolution, grid: ActivationGrid | None, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Return what zeros around an image add to what ones around it give, float32.
+
+    Args:
+        node: The convolution.
+        grid: Of its input; None for signs.
+        shape: Of its input.
+
+    Returns:
+        (1, height, width, output channels) of the output; None where the kernel pads as asked.
+    """
+    if grid is not None or not pads_zeros_apart(node, shape):
+        return None
+    outside = _padded(node, np.zeros((1, *shape), np.float32), 1)
+    sums = _product(node, outside, node.weights.astype(np.float32))
+    return (-sums * node.step.astype(np.float64)).astype(np.float32)
 
 
 def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:
