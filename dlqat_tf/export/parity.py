@@ -271,6 +271,7 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
         build, options["plane_limit"] = lce.build, record["plane_limit"]
     else:
         build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
+        options["activations"] = "float32" if record["floats"] else "int8"
     plans = []
     for clear in (True, False):
         built = build(network, clear=clear, **options)
@@ -299,7 +300,9 @@ def _record(content, path) -> dict:
     record = read_record(content, path)
     if record is None:
         raise ExportError(f"{path} was not written by this package, so its codes have no meaning.")
-    if not record.keys() >= {"inputs", "int4", "plane_limit", "ranges", "layers", "endings"}:
+    if not record.keys() >= {
+        *("inputs", "int4", "floats", "plane_limit", "ranges", "layers", "endings")
+    }:
         raise ExportError(f"{path} is of another version of this package: export it again.")
     return record
 

@@ -37,6 +37,11 @@ class ActivationPlanes:
         return total
 
     @property
+    def between(self) -> np.ndarray:
+        """float32 (thresholds,), which tell the levels themselves apart."""
+        return (self.values[1:] + self.values[:-1]) / np.float32(2)
+
+    @property
     def signed(self) -> bool:
         """Whether planes are of -1 and 1."""
         return bool(self.planes.min() < 0)

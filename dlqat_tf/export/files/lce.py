@@ -23,6 +23,7 @@ from dlqat_tf.export.files.tflite import (
 )
 from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
+from dlqat_tf.export.integer.binary import binary_layer
 from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
@@ -31,13 +32,15 @@ from dlqat_tf.export.integer.network import (
     Dense,
     ExportError,
     IntegerNetwork,
+    Levels,
     Node,
     Sign,
     Weighted,
 )
-from dlqat_tf.export.integer.plan import grids, plan
-from dlqat_tf.export.integer.simulate import batches, binary_layer
+from dlqat_tf.export.integer.plan import free_levels, grids, plan
+from dlqat_tf.export.integer.simulate import batches
 from dlqat_tf.float_part import FloatPart
+from dlqat_tf.quantizers import ActivationPlanes
 
 PLANE_LIMIT = 9
 _WIDEST = 64  # planes of 8 bits times 8 bits
@@ -135,6 +138,7 @@ def build(
         calibrate,
         input_type,
         int4=False,
+        floats=False,
         plane_limit=plane_limit,
         clear=clear,
     )
@@ -145,9 +149,9 @@ def build(
 
 def _nothing_binary(network: IntegerNetwork, plane_limit: int) -> ExportError:
     widest = plan(network, plane_limit=_WIDEST, clear=False)
-    known = grids(widest)
+    known, levels = grids(widest), free_levels(widest)
     counts = [
-        len(binary_layer(node, known[node.inputs[0]]).parts)
+        len(binary_layer(node, known[node.inputs[0]] or levels[node.inputs[0]]).parts)
         for node in widest
         if getattr(node, "kernel", "") == "planes"
     ]
@@ -173,6 +177,7 @@ class _BinaryWriter(Writer):
     def __init__(self, network, input_types):
         super().__init__(network, input_types)
         self._run_part = PartRunner()
+        self.levels = free_levels(network)
         self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
         self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
 
@@ -185,6 +190,8 @@ class _BinaryWriter(Writer):
     def node(self, node: Node) -> None:
         if isinstance(node, Sign):
             self.tensors[node.name] = self._sign(node)
+        elif isinstance(node, Levels):
+            self.tensors[node.name] = self._on_levels(node)
         else:
             super().node(node)
 
@@ -192,12 +199,66 @@ class _BinaryWriter(Writer):
         """Pack the signs; unpack them too where something else than a binary kernel reads them."""
         packed = self._pack(f"{node.name}/bits", self.float(node.inputs[0]), node.name)
         self._bits[node.name] = [packed]
-        readers = self.readers[node.name]
-        if readers and all(getattr(reader, "kernel", "") == "planes" for reader in readers):
+        if self._only_planes_read(node):
             return packed
         output = self.float_tensor(node.name)
         self.file.operator("LceDequantize", [packed], output, custom=b"")
         return output
+
+    def _only_planes_read(self, node: Node) -> bool:
+        readers = self.readers[node.name]
+        return bool(readers) and all(
+            getattr(reader, "kernel", "") == "planes" for reader in readers
+        )
+
+    def _on_levels(self, node: Levels) -> int:
+        """Pack the planes of free levels; sum them too where something else reads them."""
+        (source,) = node.inputs
+        packed = self._above(self.float(source), node.planes, node.planes.thresholds, node.name)
+        self._bits[node.name] = packed
+        if self._only_planes_read(node):
+            return packed[0]
+        terms = []
+        for plane, scale in zip(packed, node.planes.scales, strict=True):
+            sign = self.float_tensor("", self.network.shapes[node.name])
+            self.file.operator("LceDequantize", [plane], sign, custom=b"")
+            alone = len(packed) == 1
+            factor = float(scale) if node.planes.signed else float(scale) / 2
+            name = node.name if alone and node.planes.signed else ""
+            term = self.float_tensor(name, self.network.shapes[node.name])
+            inputs = [sign, self._scalar("", -factor)]
+            self.file.operator("MUL", inputs, term, schema.MulOptionsT())
+            if not node.planes.signed:  # from one of -factor and factor to one of 0 and the scale
+                name = node.name if alone else ""
+                moved = self.float_tensor(name, self.network.shapes[node.name])
+                inputs = [term, self._scalar("", factor)]
+                self.file.operator("ADD", inputs, moved, schema.AddOptionsT())
+                term = moved
+            terms.append(term)
+        return terms[0] if len(terms) == 1 else self.add_floats(node.name, terms)
+
+    def _above(self, value: int, planes: ActivationPlanes, thresholds, name: str) -> list[int]:
+        """Pack where each plane is at its upper value; bit 1 where it is.
+
+        A plane changes at some of the thresholds, so it is up where a value is above an odd number
+        of them.
+        """
+        above = []
+        for threshold in thresholds:
+            difference = self.float_tensor("", self.network.shapes[name])
+            inputs = [self._scalar("", float(threshold)), value]
+            self.file.operator("SUB", inputs, difference, schema.SubOptionsT())
+            above.append(self._pack("", difference, name))
+        packed = []
+        for plane in planes.planes:
+            first, *others = (above[i] for i in np.flatnonzero(np.diff(plane)))
+            for other in others:
+                both = self.file.tensor("", self._packed_shape(name), np.int32)
+                options = schema.BitwiseXorOptionsT()
+                self.file.operator("BITWISE_XOR", [first, other], both, options)
+                first = both
+            packed.append(first)
+        return packed
 
     def _pack(self, name: str, value: int, node: str) -> int:
         """Pack 32 signs of a float tensor to an int32; bit 1 where negative."""
@@ -214,6 +275,10 @@ class _BinaryWriter(Writer):
         it is set (a Gray code): one XOR of packed words undoes that.
         """
         if name in self._bits:
+            return self._bits[name]
+        free = self.levels[name]
+        if free is not None:  # moved by a pool or the like, which leaves them levels
+            self._bits[name] = self._above(self.float(name), free, free.between, name)
             return self._bits[name]
         grid = self.grids[name]
         bits, step = grid.highest.bit_length(), float(grid.step)
@@ -243,18 +308,20 @@ class _BinaryWriter(Writer):
         return self.file.constant(name, np.array([value], np.float32))
 
     def planes(self, node: Convolution) -> int:
-        grid = self.grids[node.inputs[0]]
+        source = self.grids[node.inputs[0]] or self.levels[node.inputs[0]]
+        coded = source is not None and not getattr(source, "signed", False)
         bits = self._planes_of(node.inputs[0])
-        layer = binary_layer(node, grid)
+        layer = binary_layer(node, source)
         shape = self.network.shapes[node.name]
         filters: dict[int, int] = {}
-        total = None
+        outputs: list[int] = []
         for part in layer.parts:
             if part.weight_bit not in filters:
                 filters[part.weight_bit] = self.file.constant(
                     f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
                 )
-            output = self.float_tensor(node.name if layer.scale is None else "", shape)
+            alone = layer.scale is None and len(layer.parts) == 1
+            output = self.float_tensor(node.name if alone else "", shape)
             inputs = [
                 bits[part.activation_bit],
                 filters[part.weight_bit],
@@ -262,17 +329,16 @@ class _BinaryWriter(Writer):
                 self._per_channel(part.bias),
                 -1,
             ]
-            self.file.operator(
-                "LceBconv2d", inputs, output, custom=_options(node, grid is not None)
-            )
-            if total is not None:
-                added = self.float_tensor("", shape)
-                self.file.operator("ADD", [total, output], added, schema.AddOptionsT())
-                output = added
-            total = output
+            self.file.operator("LceBconv2d", inputs, output, custom=_options(node, coded))
+            outputs.append(output)
         self.weights[node.name] = list(filters.values())
         if layer.scale is None:
-            return total
+            return outputs[0] if len(outputs) == 1 else self.add_floats(node.name, outputs)
+        total = outputs[0]
+        for output in outputs[1:]:
+            added = self.float_tensor("", shape)
+            self.file.operator("ADD", [total, output], added, schema.AddOptionsT())
+            total = added
         scaled = self.float_tensor("", shape)
         scale = self._per_channel(layer.scale)
         self.file.operator("MUL", [total, scale], scaled, schema.MulOptionsT())

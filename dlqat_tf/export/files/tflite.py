@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import measured_ranges
-from dlqat_tf.export.integer.snap import Shift, SnapReport, snap
+from dlqat_tf.export.integer.snap import LevelShift, Shift, SnapReport, level_shifts, snap
 from dlqat_tf.report import Report
 
 
@@ -45,6 +45,7 @@ class ExportReport(Report):
         snapped: The Keras model whose biases are those of the file, or None.
         census: Content of the file, declared against stored bits among it.
         shifts: How far the biases moved.
+        levels: How far weights are from what was trained, whose levels no int8 grid holds.
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
         proof: The comparison of trained model, snapped one and file, where one was asked for.
@@ -57,12 +58,19 @@ class ExportReport(Report):
     calibrated: dict[str, tuple[float, float]]
     warnings: list[str]
     proof: Report | None = None
+    levels: list[LevelShift] = field(default_factory=list)
 
     def tables(self):
         moved = SnapReport(self.shifts).largest_steps
         lines = [f"biases moved by at most {moved:.2g} output steps"] if self.shifts else []
+        if self.levels:
+            farthest = max(self.levels, key=lambda each: each.relative)
+            lines.append(
+                f"weights of {len(self.levels)} layers, whose levels are on no int8 grid, moved by "
+                f"at most {farthest.relative:.2%} of the largest of their channel"
+            )
         if self.snapped:
-            lines.append(f"Keras model with these biases: {self.snapped}")
+            lines.append(f"Keras model with these numbers: {self.snapped}")
         if self.calibrated:
             lines.append(f"ranges from images, not from training: {', '.join(self.calibrated)}")
         proof = self.proof.tables() if self.proof else []
@@ -80,6 +88,7 @@ def to_tflite(
     *,
     input_type: InputTypes = None,
     weights: str = "int8",
+    activations: str = "int8",
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
     size: Size = None,
@@ -105,6 +114,9 @@ def to_tflite(
             "uint8" of images and "float32" of other inputs.
         weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
             Those run outside XNNPACK, several times slower and with their own rounding.
+        activations: "int8", or "float32" for float kernels on weights that are stored as codes, in
+            a network whose activations are not rounded: as small a file, and equal to Keras up to
+            the order of float32 additions. What is rounded in training stays so.
         calibration: Images, uint8 or float in [0, 1] (in [0, 255] too where the model rescales
             pixels itself), (images, height, width, channels); for a model of several inputs a list
             of such arrays, or a dictionary by input name; or a batched ``tf.data.Dataset`` of them,
@@ -129,6 +141,7 @@ def to_tflite(
     """
     path = Path(path)
     check_choice("weights", weights, ("int8", "int4"))
+    check_choice("activations", activations, ("int8", "float32"))
     targets = targets_of(path, snap, force)
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
@@ -137,6 +150,7 @@ def to_tflite(
         measure(calibration, network),
         input_type=input_type,
         weights=weights,
+        activations=activations,
         clear=snap,
     )
     _check_runs(built)
@@ -166,6 +180,7 @@ def build(
     *,
     input_type: InputTypes = None,
     weights: str = "int8",
+    activations: str = "int8",
     clear: bool = True,
 ) -> Built:
     """Build the file of :func:`to_tflite` in memory.
@@ -175,17 +190,26 @@ def build(
         calibrate: As for :func:`dlqat_tf.export.integer.plan.plan`.
         input_type: As for :func:`to_tflite`.
         weights: As for :func:`to_tflite`.
+        activations: As for :func:`to_tflite`.
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained.
     """
-    int4 = weights == "int4"
-    return assemble(Writer, network, calibrate, input_type, int4=int4, plane_limit=0, clear=clear)
+    how = dict(int4=weights == "int4", floats=activations == "float32", plane_limit=0)
+    return assemble(Writer, network, calibrate, input_type, clear=clear, **how)
 
 
 def assemble(
-    writer, network, calibrate, input_type: InputTypes, *, int4: bool, plane_limit: int, clear: bool
+    writer,
+    network,
+    calibrate,
+    input_type: InputTypes,
+    *,
+    int4: bool,
+    floats: bool,
+    plane_limit: int,
+    clear: bool,
 ) -> Built:
     """Plan a network and write it in memory by a class of writer."""
     ranges: dict[str, tuple[float, float]] = {}
@@ -199,11 +223,16 @@ def assemble(
         network,
         calibrate=None if calibrate is None else recording,
         int4=int4,
+        floats=floats,
         plane_limit=plane_limit,
         clear=clear,
     )
     record = dict(
-        inputs=recorded(network, types), int4=int4, plane_limit=plane_limit, ranges=ranges
+        inputs=recorded(network, types),
+        int4=int4,
+        floats=floats,
+        plane_limit=plane_limit,
+        ranges=ranges,
     )
     return Built(planned, writer(planned, types).write(record), ranges, types)
 
@@ -253,6 +282,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         shifts=shifts,
         calibrated=built.ranges,
         warnings=_dead_channels(built.planned) + clipped(built.planned),
+        levels=level_shifts(built.planned),
     )
 
 

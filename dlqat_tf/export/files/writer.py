@@ -314,7 +314,13 @@ class Writer:
             stored = weights = self.file.constant(f"{node.name}/weights", codes)
         else:
             codes, axis = _file_layout(node, node.weights.astype(np.int8))
-            stored = self.file.constant(f"{node.name}/weights", codes, scale=node.step, axis=axis)
+            stored = self.file.constant(
+                f"{node.name}/weights",
+                codes,
+                scale=node.step,
+                axis=axis,
+                int4=node.storage == "int4",
+            )
             weights = self.float_tensor(f"{node.name}/weights/float", codes.shape[1:])
             tensor = self.file.tensors[weights]
             tensor.shape, tensor.shapeSignature = np.array(codes.shape, np.int32), None

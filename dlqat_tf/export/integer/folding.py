@@ -14,6 +14,7 @@ from dlqat_tf.export.integer.network import (
     Crop,
     Input,
     IntegerNetwork,
+    Levels,
     MaxPool,
     Node,
     ReLU,
@@ -124,7 +125,8 @@ def _with_gain(node: Weighted, affine: Scaled) -> Weighted:
         return replace(node, weights=weights, bias=bias, bias_sources=sources)
     step = np.where(gain == 0, node.step, node.step * np.abs(gain)).astype(np.float32)
     weights = (node.weights * np.sign(per_channel)).astype(np.int16)
-    return replace(node, weights=weights, step=step, bias=bias, bias_sources=sources)
+    free = node.free and node.free.times(gain)
+    return replace(node, weights=weights, step=step, free=free, bias=bias, bias_sources=sources)
 
 
 def _as_depthwise(affine: Scaled, channels: int) -> Convolution:
@@ -152,12 +154,12 @@ def simplified(nodes: list[Node]) -> list[Node]:
     while changed:
         changed = False
         for node in nodes:
-            if not isinstance(node, (Activation, ReLU)):
+            if not isinstance(node, (Activation, Levels, ReLU)):
                 continue
             source = next(other for other in nodes if other.name == node.inputs[0])
             if sum(source.name in other.inputs for other in nodes) != 1:
                 continue
-            if isinstance(source, ReLU) and (isinstance(node, ReLU) or node.grid.lowest == 0):
+            if isinstance(source, ReLU) and _holds_relu(node):
                 both = _ended(node, source.highest)
                 nodes = [both if other is node else other for other in nodes if other is not source]
                 nodes = _replaced(nodes, source.name, source.inputs[0])
@@ -178,6 +180,11 @@ def simplified(nodes: list[Node]) -> list[Node]:
             changed = True
             break
     return nodes
+
+
+def _holds_relu(node: Activation | Levels | ReLU) -> bool:
+    """Return whether a node does what a ReLU before it does."""
+    return isinstance(node, ReLU) or (isinstance(node, Activation) and node.grid.lowest == 0)
 
 
 def _ended(node: Activation | ReLU, highest: float) -> Activation | ReLU:

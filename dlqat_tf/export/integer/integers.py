@@ -227,7 +227,7 @@ def stored(
     """
     if is_integer(node):
         return _stored_in_integers(node, source, target.grid, clear, largest)
-    if not clear:
+    if not clear or node.free is not None:  # sums on a free basis are hardly ever at a threshold
         return node
     unit = node.step.astype(np.float64) * (float(source.step) if source else 1.0)
     bias, moved = node.bias / unit, node.bias.copy()

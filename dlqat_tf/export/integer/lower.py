@@ -43,13 +43,19 @@ from dlqat_tf.export.integer.network import (
     Pad,
     ReLU,
     Reshape,
-    Sign,
     Transpose,
     Upsample,
     Weighted,
     output_shape,
 )
 from dlqat_tf.export.integer.precision import in_float32
+from dlqat_tf.export.integer.quantized import (
+    SIGNS,
+    activation_node,
+    array_of,
+    unsupported,
+    weight_levels,
+)
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
 from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
@@ -58,22 +64,9 @@ from dlqat_tf.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
     Unwrapped,
-    WeightQuantizer,
     unwrapped,
 )
 
-SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
-    "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
-    "Cropping2D, MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
-    "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
-    "of these, operators that compute the same, what changes values in training only, "
-    "Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
-    "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
-)
-_LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
-# Larq quantizers that compute the sign; they differ in the gradient only.
-_SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
 _OPERATORS = {"elu": "ELU", "gelu": "GELU", "sigmoid": "LOGISTIC", "tanh": "TANH"}
@@ -137,7 +130,7 @@ class _Lowering:
         layer = call.layer
         name = prefix + layer.name
         if training and isinstance(layer, (*IN_TRAINING, _layers.BatchNormalization)):
-            raise _unsupported(name, layer, "it is called with training=True")
+            raise unsupported(name, layer, "it is called with training=True")
         if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer, inputs, name + "/", training)
         # What computes with an operator on a part that stays float, goes on with that part.
@@ -192,7 +185,19 @@ class _Lowering:
         if parts.output_quantizer is None:
             return output
         around = dict(name=f"{name}_output", inputs=(output,))
-        return self.add(_activation(parts.output_quantizer, around))
+        return self.rounded(parts.output_quantizer, around)
+
+    def rounded(self, quantizer, shared: dict) -> str:
+        """Add what a quantizer makes of activations and return its name."""
+        node, (name,) = activation_node(quantizer, shared), shared["inputs"]
+        if node is None:
+            return name
+        source = self.node(name)
+        is_image = isinstance(source, Input) and source.preprocessing is not None
+        is_image = is_image or isinstance(source, Prepared)
+        if is_image and isinstance(quantizer, InputQuantizer) and isinstance(node, Activation):
+            node = lookup(quantizer, source, node)
+        return self.add(node)
 
     def node(self, name: str) -> Node:
         """Return a node that was added."""
@@ -225,13 +230,8 @@ class _Lowering:
             return inputs[0]
         if isinstance(layer, Head):
             return self.add(_head(layer, shared))
-        if isinstance(layer, (ActivationQuantizer, *_SIGNS)):
-            node, source = _activation(layer, shared), self.node(inputs[0])
-            is_image = isinstance(source, Input) and source.preprocessing is not None
-            is_image = is_image or isinstance(source, Prepared)
-            if is_image and isinstance(layer, InputQuantizer):
-                node = lookup(layer, source, node)
-            return self.add(node)
+        if isinstance(layer, (ActivationQuantizer, *SIGNS)):
+            return self.rounded(layer, shared)
         if kind in _WEIGHTED:
             return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
@@ -281,18 +281,20 @@ class _Lowering:
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
-            shared["inputs"] = (self.add(_activation(quantizer, around)),)
-        kernel = _array(parts.kernel, name)
+            shared["inputs"] = (self.rounded(quantizer, around),)
+        kernel = array_of(parts.kernel, name)
         channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
-        bias = _array(layer.bias, name) if layer.use_bias else np.zeros(channels)
-        weights, step, bits = _codes(parts.kernel_quantizer, kernel, name, layer)
+        bias = array_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
+        levels = weight_levels(parts.kernel_quantizer, kernel, name, layer)
+        weights, step = levels.weights, levels.step
         if step is not None:
             # A step per last axis of a depthwise kernel is one per multiplier.
             step = np.tile(step, channels // step.size).astype(np.float32)
         shared |= dict(
             weights=weights,
             step=step,
-            bits=bits,
+            bits=levels.bits,
+            free=levels.free,
             bias=bias.astype(np.float64),
             bias_sources=(name,) if layer.use_bias else (),
         )
@@ -323,10 +325,10 @@ class _Lowering:
             return output
         if activation in _RELUS:
             return self.add(ReLU(**around, highest=_RELUS[activation]))
-        if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
-            return self.add(_activation(activation, around))
+        if isinstance(activation, (ActivationQuantizer, *SIGNS)):
+            return self.rounded(activation, around)
         if isinstance(activation, lq.quantizers.Quantizer):
-            raise _unsupported(name, layer, "its activation says no integer codes")
+            raise unsupported(name, layer, "its activation says no integer codes")
 
         def function(tensors):
             return [activation(*tensors)]
@@ -348,50 +350,9 @@ class _NoIntegerForm(Exception):
     """A layer that nothing here computes in integers, so that it runs in float."""
 
 
-def _unsupported(name: str, layer, reason: str) -> ExportError:
-    return ExportError(
-        f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
-        f"Supported: {SUPPORTED}."
-    )
-
-
-def _array(variable, name: str) -> np.ndarray:
-    """Return a variable's float32 (latent) value, whatever policy or strategy it lives under."""
-    with lq.context.quantized_scope(False):
-        value = np.asarray(tf.convert_to_tensor(variable), np.float32)
-    if not np.all(np.isfinite(value)):
-        raise ExportError(
-            f"Layer {name!r} holds NaN or infinity in {variable.name!r}: the training diverged; "
-            "export an earlier checkpoint."
-        )
-    return value
-
-
-def _codes(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Return weights (codes, or floats where there is no quantizer), step and declared bits."""
-    if quantizer is None:
-        return kernel, None, 32
-    if isinstance(quantizer, _SIGNS):
-        return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
-    if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
-        scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
-        step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
-        codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
-        return codes, np.where(step > 0, step, 1).astype(np.float32), 1
-    if not isinstance(quantizer, WeightQuantizer):
-        raise _unsupported(
-            name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
-        )
-    try:
-        grid = quantizer.grid(kernel)
-    except ValueError as error:
-        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
-    return grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision
-
-
 def _head(layer: Head, shared: dict) -> Node:
     name = shared["name"]
-    _array(layer.kernel, name)
+    array_of(layer.kernel, name)
     kernel, bias = layer.dense()
     weights, step, bits = kernel, None, 32
     if layer.weight_bits not in (None, 32):
@@ -401,36 +362,13 @@ def _head(layer: Head, shared: dict) -> Node:
     return Dense(**shared, weights=weights, step=step, bits=bits, bias=bias.astype(np.float64))
 
 
-def _activation(quantizer, shared: dict) -> Node:
-    if isinstance(quantizer, _SIGNS):
-        return Sign(**shared)
-    name = shared["name"]
-    if not isinstance(quantizer, ActivationQuantizer):
-        raise _unsupported(name, quantizer, "it says no integer codes")
-    try:
-        grid = quantizer.grid()
-    except ValueError as error:
-        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
-    if not 0 < grid.step <= _LARGEST_STEP:
-        raise ExportError(
-            f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
-            f"most {_LARGEST_STEP:g}. The training diverged; export an earlier checkpoint."
-        )
-    if grid.highest - grid.lowest > 255 or grid.lowest > 0:
-        raise ExportError(
-            f"Layer {name!r} has codes from {grid.lowest} to {grid.highest}: expected at most 256 "
-            "of them, zero included, as an int8 holds."
-        )
-    return Activation(**shared, grid=grid, bits=quantizer.precision)
-
-
 def _batch_norm(layer, shared: dict) -> Node:
     name = shared["name"]
     axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
     if axis not in (-1, layer.input_spec.ndim - 1):
         raise _NoIntegerForm(name)
     mean, variance = (
-        _array(variable, name).astype(np.float64)
+        array_of(variable, name).astype(np.float64)
         for variable in (layer.moving_mean, layer.moving_variance)
     )
     if np.any(variance + layer.epsilon <= 0):
@@ -440,6 +378,6 @@ def _batch_norm(layer, shared: dict) -> Node:
         )
     gain = 1 / np.sqrt(variance + layer.epsilon)
     if layer.scale:
-        gain = gain * _array(layer.gamma, name)
-    beta = _array(layer.beta, name) if layer.center else 0.0
+        gain = gain * array_of(layer.gamma, name)
+    beta = array_of(layer.beta, name) if layer.center else 0.0
     return Scaled(**shared, layer=name, gain=gain, offset=beta - mean * gain)

@@ -26,6 +26,7 @@ from dlqat_tf.export.integer.network import (
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Levels,
     Lookup,
     MaxPool,
     Node,
@@ -37,7 +38,7 @@ from dlqat_tf.export.integer.network import (
     Upsample,
     Weighted,
 )
-from dlqat_tf.quantizers import ActivationGrid
+from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 
 def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
@@ -61,6 +62,20 @@ def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
     return found
 
 
+def free_levels(network: IntegerNetwork) -> dict[str, ActivationPlanes | None]:
+    """Return the levels of every node's output that are no grid; None where there are none."""
+    found: dict[str, ActivationPlanes | None] = {}
+    for node in network:
+        match node:
+            case Levels():
+                found[node.name] = node.planes
+            case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
+                found[node.name] = found[node.inputs[0]]
+            case _:
+                found[node.name] = None
+    return found
+
+
 def code_of(value: float, grid: ActivationGrid) -> int | None:
     """Return the code of ``value`` on the grid, or None where it is none of its levels."""
     code = round(value / float(grid.step))
@@ -74,6 +89,7 @@ def plan(
     calibrate: Callable[[IntegerNetwork, list[str]], dict[str, tuple[float, float]]] | None = None,
     plane_limit: int = 0,
     int4: bool = False,
+    floats: bool = False,
     clear: bool = True,
 ) -> IntegerNetwork:
     """Return the network with the kernel and the stored bias of every node decided.
@@ -86,6 +102,7 @@ def plan(
         plane_limit: Largest product of weight and activation bits that runs as binary planes;
             0 for stock kernels only.
         int4: Store hidden weights of up to 3 bits as int4.
+        floats: Run every layer with weights in float.
         clear: Choose biases by the rounding thresholds around them, see
             :func:`dlqat_tf.export.integer.integers.stored`; else they are as trained, up to what
             the kernel can hold.
@@ -94,7 +111,7 @@ def plan(
         ExportError: A layer has no kernel that computes what was trained; names it.
     """
     network = _with_integer_pools(_with_common_grids(network))
-    network = _with_kernels(network, plane_limit)
+    network = _with_kernels(network, plane_limit, floats)
     missing = _without_range(network)
     if missing and plane_limit and calibrate is None:
         nodes = (replace(n, kernel="float") if n.name in missing else n for n in network)
@@ -104,17 +121,23 @@ def plan(
             f"The output range of {', '.join(repr(name) for name in missing)} cannot be known from "
             "the model: no activation quantizer directly follows. Either train with one there "
             "(resnet18(residual_bits=8) has one on each input of its residual adds), or pass "
-            "calibration images."
+            'calibration images, or run everything in float: activations="float32".'
         )
     elif missing:
         network = _calibrated(network, missing, calibrate)
     if int4:
-        network = _with_int4(network)
+        network = _with_int4(network, floats)
     for node in network:
         if isinstance(node, Sign) and not plane_limit:
             raise ExportError(
                 f"Layer {node.name!r} takes the sign of its input: stock int8 kernels have no such "
                 "form. Export with to_lce (binarized kernels)."
+            )
+        if isinstance(node, Levels) and not plane_limit:
+            raise ExportError(
+                f"Layer {node.name!r} has activation levels that are no grid, which stock kernels "
+                "do not have and Larq Compute Engine (LCE) computes by thresholds: export with "
+                "to_lce."
             )
     _check_kernels(network)
     return _with_stored_biases(network, clear)
@@ -146,7 +169,7 @@ def _tail(network: IntegerNetwork) -> set[str]:
     readers = network.consumers()
     tail: set[str] = set()
     for node in reversed(network.nodes):
-        if not isinstance(node, (Activation, Sign)) and all(
+        if not isinstance(node, (Activation, Levels, Sign)) and all(
             reader.name in tail for reader in readers[node.name]
         ):
             tail.add(node.name)
@@ -235,23 +258,31 @@ def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
     return IntegerNetwork(tuple(nodes))
 
 
-def _with_kernels(network: IntegerNetwork, plane_limit: int) -> IntegerNetwork:
+def _with_kernels(network: IntegerNetwork, plane_limit: int, floats: bool) -> IntegerNetwork:
     known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
+    levels = free_levels(network)
     nodes: list[Node] = []
     for node in network:
         if isinstance(node, Weighted):
-            kernel = _kernel(node, known, tail, by_name, plane_limit, network.shapes)
+            kernel = "float"
+            if not floats:
+                kernel = _kernel(node, known, levels, tail, by_name, plane_limit, network.shapes)
             node = replace(node, kernel=kernel)
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))
 
 
-def _kernel(node: Weighted, known, tail, by_name, plane_limit: int, shapes) -> str:
+def _kernel(node: Weighted, known, levels, tail, by_name, plane_limit: int, shapes) -> str:
     source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
-    signed = isinstance(source, Sign)
+    free = levels[node.inputs[0]]
+    signed = isinstance(source, Sign) or (free is not None and free.signed)
     if isinstance(node, Convolution) and plane_limit and (signed or _hidden(node, by_name)):
-        activation_bits = 1 if signed else _activation_bits(grid)
+        activation_bits = 1 if isinstance(source, Sign) else _activation_bits(grid)
+        if free is not None:
+            activation_bits = len(free.scales)
         pads = _pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0
+        if free is not None and node.pad_value == 1:
+            pads = False  # one is no sign of theirs
         fits = activation_bits and node.bits * activation_bits <= plane_limit
         if fits and pads and _binary(node):
             return "planes"
@@ -290,20 +321,11 @@ def _activation_bits(grid: ActivationGrid | None) -> int | None:
 
 def _binary(node: Convolution) -> bool:
     """Return whether the codes are a sum of ``bits`` planes of +-2^i, all of one group."""
-    top = 2**node.bits - 1
-    return (
-        node.step is not None
-        and not node.depthwise
-        and node.groups == 1
-        and bool(np.all(node.weights % 2))
-        and np.abs(node.weights).max() <= top
-    )
-
-
-def planes(node: Convolution) -> list[np.ndarray]:
-    """Return int8 arrays of -1 and +1, least significant first: codes = sum_i 2^i planes[i]."""
-    offsets = (node.weights.astype(np.int32) + 2**node.bits - 1) // 2
-    return [(2 * ((offsets >> i) & 1) - 1).astype(np.int8) for i in range(node.bits)]
+    if node.step is None or node.depthwise or node.groups > 1:
+        return False
+    if node.free is not None:
+        return node.free.signs is not None
+    return bool(np.all(node.weights % 2)) and np.abs(node.weights).max() <= 2**node.bits - 1
 
 
 def integer_add(node: Node, network: IntegerNetwork, known, readers) -> bool:
@@ -368,20 +390,25 @@ def _calibrated(network: IntegerNetwork, missing: list[str], calibrate) -> Integ
     return IntegerNetwork(tuple(nodes))
 
 
-def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
-    nodes = (
-        replace(node, kernel="int4")
-        if isinstance(node, Convolution)
-        and node.kernel == "int8"
+def _with_int4(network: IntegerNetwork, floats: bool) -> IntegerNetwork:
+    change = dict(storage="int4") if floats else dict(kernel="int4")
+    fits = [
+        isinstance(node, Convolution)
+        and node.step is not None
+        and node.kernel == ("float" if floats else "int8")
         and node.bits <= 4
         and np.abs(node.weights).max() <= 7
         and node.groups == 1
         and not node.depthwise
-        else node
         for node in network
+    ]
+    planned = IntegerNetwork(
+        tuple(
+            replace(node, **change) if fit else node
+            for node, fit in zip(network, fits, strict=True)
+        )
     )
-    planned = IntegerNetwork(tuple(nodes))
-    if not any(getattr(node, "kernel", "") == "int4" for node in planned):
+    if not any(fits):
         raise ExportError(
             'weights="int4" holds codes from -7 to 7, that is 1 to 3 bits: no convolution of this '
             'model has them. Export with weights="int8".'
@@ -390,11 +417,11 @@ def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
 
 
 def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
-    known, readers = grids(network), network.consumers()
+    known, levels, readers = grids(network), free_levels(network), network.consumers()
 
     def planned(node: Node, **options) -> Node:
         target = rounding_of(node, readers)
-        if not target:
+        if not target or levels[node.inputs[0]]:
             return node
         return stored(node, known[node.inputs[0]], target, clear=clear, **options)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.export.integer.binary import binary_layer
 from dlqat_tf.export.integer.integers import (
     add_multipliers,
     fixed_point,
@@ -34,6 +35,7 @@ from dlqat_tf.export.integer.network import (
     Input,
     IntegerNetwork,
     Island,
+    Levels,
     Lookup,
     MaxPool,
     Node,
@@ -48,9 +50,9 @@ from dlqat_tf.export.integer.network import (
     Weighted,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, grids, integer_add, planes
+from dlqat_tf.export.integer.plan import code_of, free_levels, grids, integer_add
 from dlqat_tf.float_part import FloatPart
-from dlqat_tf.quantizers import ActivationGrid
+from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 _EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
 
@@ -87,6 +89,7 @@ class Simulation:
         self.network = network
         self._run_part = run_part
         self.grids = grids(network)
+        self.levels = free_levels(network)
         self._readers = network.consumers()
         self._integers = {
             node.name: integers(
@@ -150,6 +153,8 @@ class Simulation:
                 x = self._float(node.inputs[0], inputs[0])
                 product = _product(node, _padded(node, x, node.pad_value), node.values)
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
+            case Levels():
+                return _on_levels(node, self._float(node.inputs[0], inputs[0]))
             case Add() if integer_add(node, self.network, self.grids, self._readers):
                 return _Sum(tuple(inputs), tuple(self.grids[name] for name in node.inputs))
             case Island():
@@ -194,13 +199,16 @@ class Simulation:
 
         A bit is (1 - s) / 2 with s = -1 where it is set, so padding by +1 stands for code 0.
         """
-        grid = self.grids[node.inputs[0]]
+        source = self.grids[node.inputs[0]] or self.levels[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
-        layer = binary_layer(node, grid)
+        layer = binary_layer(node, source)
         total = None
         for part in layer.parts:
-            if grid is None:  # signs
+            if source is None:  # signs
                 signs = _padded(node, value, node.pad_value)
+            elif isinstance(source, ActivationPlanes):
+                bit = _bits_of_levels(source, value, part.activation_bit)
+                signs = _padded(node, 1 - 2 * bit, 0 if source.signed else 1)
             else:
                 bit = (value >> part.activation_bit) & 1
                 signs = _padded(node, 1 - 2 * bit, 1)
@@ -212,65 +220,14 @@ class Simulation:
         return total if layer.scale is None else total * layer.scale + layer.bias
 
 
-@dataclass(frozen=True)
-class BinaryPart:
-    """One binary convolution: output = sums of (signs * input signs) * multiplier + bias.
-
-    Attributes:
-        weight_bit: Which plane of the weights.
-        activation_bit: Which bit of the activation's codes.
-        signs: int8 (height, width, input channels, output channels) of -1 and +1.
-        multiplier: float32 (output channels,).
-        bias: float32 (output channels,).
-    """
-
-    weight_bit: int
-    activation_bit: int
-    signs: np.ndarray
-    multiplier: np.ndarray
-    bias: np.ndarray
+def _on_levels(node: Levels, value: np.ndarray) -> np.ndarray:
+    """Return the level of the interval that each value lies in."""
+    return node.planes.values[np.searchsorted(node.planes.thresholds, value, side="left")]
 
 
-@dataclass(frozen=True)
-class BinaryLayer:
-    """A layer as binary convolutions: output = (sum of the parts) * scale + bias.
-
-    Attributes:
-        parts: The binary convolutions.
-        scale: float32 (output channels,), or None where one part does all of it.
-        bias: float32 (output channels,), or None likewise.
-    """
-
-    parts: list[BinaryPart]
-    scale: np.ndarray | None
-    bias: np.ndarray | None
-
-
-def binary_layer(node: Convolution, grid: ActivationGrid | None) -> BinaryLayer:
-    """Return the binary convolutions of ``node``; ``grid`` is None for sign inputs.
-
-    The sum of several parts is taken in codes, where float32 is exact, and scaled once: large terms
-    cancel in it, and rounding each before would cost more than Keras's own rounding.
-    """
-    step = node.step.astype(np.float64) * (float(grid.step) if grid else 1.0)
-    constant = np.zeros_like(step)
-    bits = 1
-    if grid:
-        bits = grid.highest.bit_length()
-        constant = (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2), dtype=np.float64)
-    signs = planes(node)
-    alone = len(signs) * bits == 1
-    parts = []
-    for i, each in enumerate(signs):
-        for j in range(bits):
-            factor = np.full_like(step, -(2.0 ** (i + j - 1)) if grid else 2.0**i)
-            bias = np.zeros_like(step) if parts else constant
-            if alone:
-                factor, bias = factor * step, bias * step + node.bias
-            parts.append(BinaryPart(i, j, each, np.float32(factor), np.float32(bias)))
-    if alone:
-        return BinaryLayer(parts, None, None)
-    return BinaryLayer(parts, step.astype(np.float32), node.bias.astype(np.float32))
+def _bits_of_levels(planes: ActivationPlanes, values: np.ndarray, plane: int) -> np.ndarray:
+    """Return whether a plane is at its upper value, of values that are levels."""
+    return (planes.planes[plane] > 0)[np.searchsorted(planes.between, values)].astype(np.int32)
 
 
 def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:
