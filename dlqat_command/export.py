@@ -15,6 +15,7 @@ def tflite(
     output: Annotated[Path, tyro.conf.Positional],
     input_type: Literal["uint8", "int8", "float32"] | None = None,
     weights: Literal["int8", "int4"] = "int8",
+    activations: Literal["int8", "float32"] = "int8",
     calibration: Annotated[str | None, DATASET] = None,
     calibration_images: Annotated[int, COUNT] = 256,
     data: Annotated[str | None, DATASET] = None,
@@ -39,6 +40,8 @@ def tflite(
         input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
             takes. By default uint8 of images and float32 of other inputs.
         weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
+        activations: float32 runs float kernels on weights that are stored as codes, in a network
+            whose activations are not rounded.
         calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
             imagenet2012 or folder).
         calibration_images: How many of its images.
@@ -65,6 +68,7 @@ def tflite(
         json=json,
         input_type=input_type,
         weights=weights,
+        activations=activations,
         preprocessing=preprocessing,
         size=size,
         outputs=outputs,

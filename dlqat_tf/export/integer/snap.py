@@ -91,8 +91,8 @@ def snap(
     :func:`dlqat_tf.export.integer.integers.stored`. The copy's batch norms have their beta (their
     moving mean, or the convolution's bias, where there is none) moved likewise, and weights whose
     levels are on no grid are at the int8 codes of the file where it has no binary planes of them,
-    so the copy and the file compute the same numbers. A layer that is called more than once moves where all its calls
-    move it by the same, as where they read one grid and end on one.
+    so the copy and the file compute the same numbers. A layer that is called more than once moves
+    where all its calls move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
