@@ -219,9 +219,15 @@ class Levels(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU(Node):
-    """The larger of the input and 0, but at most ``highest``, which is 6 or infinite."""
+    """The larger of the input and 0, but at most ``highest``, which is 6 or infinite.
+
+    Attributes:
+        highest: 6 or infinite.
+        unrounded: Whether an activation quantizer of 32 bits is what it is.
+    """
 
     highest: float = math.inf
+    unrounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

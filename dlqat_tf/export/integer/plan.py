@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.calibrated import rounded_to_ranges, with_ranges
 from dlqat_tf.export.integer.integers import add_multipliers, is_integer, rounding_of, stored
 from dlqat_tf.export.integer.network import (
     Activation,
@@ -31,7 +32,6 @@ from dlqat_tf.export.integer.network import (
     MaxPool,
     Node,
     Pad,
-    ReLU,
     Reshape,
     Sign,
     Transpose,
@@ -110,6 +110,9 @@ def plan(
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
     """
+    if not plane_limit:
+        _check_stock(network)
+        network = rounded_to_ranges(network, calibrate, floats)
     network = _with_integer_pools(_with_common_grids(network))
     network = _with_kernels(network, plane_limit, floats)
     missing = _without_range(network)
@@ -121,26 +124,30 @@ def plan(
             f"The output range of {', '.join(repr(name) for name in missing)} cannot be known from "
             "the model: no activation quantizer directly follows. Either train with one there "
             "(resnet18(residual_bits=8) has one on each input of its residual adds), or pass "
-            'calibration images, or run everything in float: activations="float32".'
+            "calibration images."
         )
     elif missing:
-        network = _calibrated(network, missing, calibrate)
+        network = with_ranges(network, missing, calibrate)
     if int4:
         network = _with_int4(network, floats)
+    _check_kernels(network)
+    return _with_stored_biases(network, clear)
+
+
+def _check_stock(network: IntegerNetwork) -> None:
+    """Raise ExportError where stock kernels have no form of a node."""
     for node in network:
-        if isinstance(node, Sign) and not plane_limit:
+        if isinstance(node, Sign):
             raise ExportError(
                 f"Layer {node.name!r} takes the sign of its input: stock int8 kernels have no such "
                 "form. Export with to_lce (binarized kernels)."
             )
-        if isinstance(node, Levels) and not plane_limit:
+        if isinstance(node, Levels):
             raise ExportError(
                 f"Layer {node.name!r} has activation levels that are no grid, which stock kernels "
                 "do not have and Larq Compute Engine (LCE) computes by thresholds: export with "
                 "to_lce."
             )
-    _check_kernels(network)
-    return _with_stored_biases(network, clear)
 
 
 def _check_kernels(network: IntegerNetwork) -> None:
@@ -348,46 +355,6 @@ def _without_range(network: IntegerNetwork) -> list[str]:
         and node.kernel == "int8"
         and not _single_activation(node, readers)
     ]
-
-
-def _calibrated(network: IntegerNetwork, missing: list[str], calibrate) -> IntegerNetwork:
-    """Add an 8-bit activation, its range measured on images, after each node in ``missing``."""
-    readers = network.consumers()
-    # A ReLU that follows is where the range is: its zero is the lowest code.
-    at = {
-        name: readers[name][0].name
-        if len(readers[name]) == 1 and isinstance(readers[name][0], ReLU)
-        else name
-        for name in missing
-    }
-    ranges = calibrate(network, list(at.values()))
-    nodes: list[Node] = []
-    renamed: dict[str, str] = {}
-    for node in network:
-        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
-        if node.name not in at.values():
-            nodes.append(node)
-            continue
-        low, high = ranges[node.name]
-        if isinstance(node, ReLU):
-            grid = ActivationGrid(0, 255, np.float32(max(high, 1e-6) / 255))
-            nodes.append(
-                Activation(name=node.name, inputs=node.inputs, grid=grid, bits=8, calibrated=True)
-            )
-            continue
-        step = np.float32(max(high / 127, -low / 128, 1e-8))
-        renamed[node.name] = f"{node.name}_calibrated"
-        nodes.append(node)
-        nodes.append(
-            Activation(
-                name=renamed[node.name],
-                inputs=(node.name,),
-                grid=ActivationGrid(-128, 127, step),
-                bits=8,
-                calibrated=True,
-            )
-        )
-    return IntegerNetwork(tuple(nodes))
 
 
 def _with_int4(network: IntegerNetwork, floats: bool) -> IntegerNetwork:

@@ -133,7 +133,7 @@ def activation_node(quantizer, shared: dict) -> Node | None:
     if not isinstance(quantizer, ActivationQuantizer):
         raise unsupported(name, quantizer, "it says no integer codes")
     if quantizer.precision == 32:
-        return ReLU(**shared) if quantizer.rectifies else None
+        return ReLU(**shared, unrounded=True) if quantizer.rectifies else None
     try:
         grid = quantizer.grid()
     except NoGrid:
