@@ -33,7 +33,7 @@ def test_gradient_and_ends():
     quantizer = SnappedWeights(2)
     quantizer.build((1, 2))
     quantizer.step.assign([0.1, 1.0])
-    values, gradient = gradient_of(quantizer, [[0.26, 200.0]], [[3.0, 4.0]])
+    values, gradient = gradient_of(quantizer, [[0.26, 200.0]], np.float32([[3, 4]]))
     np.testing.assert_allclose(values, [[0.3, 127]], 1e-6)
     np.testing.assert_array_equal(gradient, [[3, 4]])
     assert quantizer.precision == 2

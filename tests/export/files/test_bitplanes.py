@@ -67,7 +67,7 @@ def test_layers_of_too_many_planes_are_snapped_and_the_others_exact(tmp_path):
     for number, (weight_bits, activation_bits) in enumerate([(8, 2), (2, 4), (2, 2)]):
         quantizer = SATWeights(8) if number == 0 else LQNetWeights(weight_bits)
         name = f"conv_{number}"
-        x = lq.layers.QuantConv2D(8, 3, kernel_quantizer=quantizer, use_bias=False, name=name)(x)
+        x = lq.layers.QuantConv2D(8, 2, kernel_quantizer=quantizer, use_bias=False, name=name)(x)
         x = CGPACT(activation_bits, 2.0)(layers.BatchNormalization()(x))
     model = tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(layers.Flatten()(x)))
     model = randomize(model)
