@@ -66,6 +66,9 @@ def to_lce(
     until it is rounded, so residual adds need no ``residual_bits``. Convolutions of more planes
     than ``plane_limit``, depthwise ones and the 8-bit ends run on int8 kernels, or in float32 where
     no activation quantizer directly follows. Networks of plain ``SteSign`` layers export too.
+    Levels on a free basis (LQ-Net, ABC-Net) are exact: weight planes have their own factors for
+    each channel, and activation planes come from thresholds. Where such weights run on int8 kernels
+    they are at the nearest codes, as in ``to_tflite``.
 
     LCE's fast kernels are for ARM64; on other processors it runs reference kernels.
 

@@ -101,7 +101,9 @@ def to_tflite(
     Activations of b bits are int8 codes whose highest stands at 127, so that saturation clips;
     weights are int8 codes stretched to fill the width; requantization does the rounding. After the
     last activation quantizer everything is float32 (the head's weights are stored in 8 bits), so
-    that logits have no ties that the model did not have. The logits of a cosine or Gaussian mixture
+    that logits have no ties that the model did not have. Weights on levels that no grid holds (free
+    bases, a scale for each kernel position) are at the nearest int8 codes, which the report says
+    and the snapped model then has. The logits of a cosine or Gaussian mixture
     head are those of the equivalent dense layer: same arg-max, another scale and offset.
 
     Args:
