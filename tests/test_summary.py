@@ -97,9 +97,8 @@ def test_peak_activations_by_hand(report):
     assert found["float32"] == 4 * (6 * 6 * 4 + 4 * 4 * 16)
     assert found["declared"] == 6 * 6 * 4 + 4 * 4 * 16 * 2 // 8
     assert found["int8"] == found["int4"] == 6 * 6 * 4 + 4 * 4 * 16
-    # To find the lowest of three bits: a float32 tensor and its absolute, 2 * 2 * 32 each, beside
-    # the two planes found already, 32 signs to 4 bytes.
-    assert found["lce"] == 2 * (4 * 2 * 2 * 32) + 2 * (4 * 2 * 2)
+    # Planes are packed from int8 codes of 2 * 2 * 32 values, which is less than that.
+    assert found["lce"] == 6 * 6 * 4 + 4 * 4 * 16
 
 
 def test_a_shortcut_is_live_until_the_add():
