@@ -78,7 +78,8 @@ class Grid:
             histories), to be kept where checkpoints are not. A cell that is in it is finished.
 
     Raises:
-        ValueError: Two cells have one name, or a cell starts from one that there is not.
+        ValueError: Two cells have one name, a cell starts from one that there is not, or needs
+            several processes at once.
     """
 
     def __init__(self, cells: Sequence[Cell], folder: Path, archive: Path | None = None):
@@ -93,6 +94,12 @@ class Grid:
                 raise ValueError(
                     f"Expected {cell.name} to start from a cell of the grid. "
                     f"Received: starts_from={cell.starts_from!r}."
+                )
+            if cell.recipe.strategy == "multiworker":
+                raise ValueError(
+                    "Expected cells that one process trains each: several processes share a grid "
+                    "cell by cell, without TF_CONFIG. Received: strategy=multiworker. Choose "
+                    "another --strategy."
                 )
             cell.recipe.validate()
 

@@ -144,6 +144,7 @@ def test_pace_of_an_outcome():
     [
         ([Cell("a", TINY), Cell("a", TINY)], r"Received twice: \['a'\]"),
         ([Cell("a", TINY, "b")], "starts_from='b'"),
+        ([Cell("a", dataclasses.replace(TINY, strategy="multiworker"))], "one process trains each"),
         ([Cell("a", dataclasses.replace(TINY, epochs=0))], "epochs of at least 1"),
     ],
 )
