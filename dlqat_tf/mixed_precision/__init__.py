@@ -53,7 +53,7 @@ def choose_bits(
 
     .. math:: \Omega = \tfrac12 \frac{\operatorname{Tr} H}{n} \|\delta\|^2
 
-    (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852, eq. 2), where n is the number of values. The trace
+    (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852), where n is the number of values. The trace
     is Hutchinson's estimate; one that is not told from zero counts as its standard error. Of a
     kernel, delta is what conversion makes of it minus the kernel; of activations, the error of the
     range that loses least on the images. The widths with the smallest sum within all budgets are

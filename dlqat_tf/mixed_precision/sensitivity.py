@@ -44,7 +44,7 @@ class Curvature:
 
     .. math:: \operatorname{Tr} H = \mathbb{E}_v \, v^\top H v, \qquad v_i = \pm 1
 
-    (Hutchinson 1990; HAWQ-V2, Dong et al. 2020, arXiv 1911.03852, section 3.2). Each probe takes
+    (Hutchinson 1990; HAWQ-V2, Dong et al. 2020, arXiv 1911.03852). Each probe takes
     two backward passes for all kernels together, and two for all activations; what one kernel's
     probe gives another averages out. The trace of activations is that of an image, averaged.
 
