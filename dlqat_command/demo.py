@@ -31,11 +31,11 @@ DEMO = Recipe(
 def demo(recipe: Recipe, changes: dict[str, Any]) -> None:
     """Train the network, export it twice and compare it with both files."""
     result = training.train(recipe, changes)
+    if result is None:  # the first worker of the job has it
+        return
     from dlqat_tf._script import ending
 
     with ending(ValueError):
-        if result is None:  # the first worker of the job has it
-        return
         failed = _deploy(Path(result.recipe["output"]), result.float_accuracy or result.accuracy)
     sys.exit("\n".join(failed) if failed else 0)
 
