@@ -23,6 +23,7 @@ from dlqat_tf.mixed_precision.candidates import (
     Latencies,
 )
 from dlqat_tf.mixed_precision.report import LayerBits, MixedPrecisionReport, Point
+from dlqat_tf.mixed_precision.sensitivity import FEWEST_PROBES
 from dlqat_tf.quantizers.base import check_bits
 
 __all__ = ["BIT_OPERATIONS", "LATENCY", "MixedPrecisionReport", "choose_bits"]
@@ -95,6 +96,10 @@ def choose_bits(
             the smallest that is), a width is out of range or not defined by the method, or the
             latencies lack a layer's width.
     """
+    if probes < FEWEST_PROBES:
+        raise ValueError(
+            f"Expected at least {FEWEST_PROBES} probes, for a standard error. Received: {probes}."
+        )
     budgets = _budgets(size, bit_operations, latency)
     candidates = Candidates(
         model,

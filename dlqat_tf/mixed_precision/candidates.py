@@ -104,7 +104,8 @@ class Candidates:
                 )
         layers = {name: self._layer_costs(report, call) for name, call in self._weighted.items()}
         totals = dict.fromkeys(SIZES, 0.0)
-        totals |= {way.name: float(way.weight_bytes) for way in report.storage}
+        stored = (way for way in report.storage if way.name in SIZES)
+        totals |= {way.name: float(way.weight_bytes) for way in stored}
         totals[BIT_OPERATIONS] = float(report.bit_operations)
         totals[LATENCY] = sum(each[LATENCY] for each in layers.values())
         return totals, layers
@@ -146,7 +147,6 @@ class Candidates:
         fixed = {
             name: total - sum(each[name] for each in layers.values())
             for name, total in totals.items()
-            if name in (*SIZES, BIT_OPERATIONS, LATENCY)
         }
         return Programme(readers, dict.fromkeys(self.groups, self._activation_bits), fixed)
 

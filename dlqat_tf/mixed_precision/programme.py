@@ -93,8 +93,12 @@ class Programme:
             ]
         )
 
-    def _minimise(self, objective: np.ndarray, budgets: Costs) -> np.ndarray | None:
-        """Return which columns are chosen, None where no choice is within the budgets."""
+    def _minimise(self, objective: np.ndarray, budgets: Costs) -> np.ndarray:
+        """Return which columns are chosen.
+
+        Raises:
+            ValueError: No choice is within the budgets.
+        """
         from scipy.optimize import LinearConstraint, milp
 
         constraints = [LinearConstraint(self._rows, self._sums, self._sums)]
@@ -112,13 +116,12 @@ class Programme:
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
-            return None
+            raise ValueError(f"Expected budgets that some choice is within. Received: {budgets}.")
         return result.x > 0.5
 
-    def smallest(self, name: str, within: Costs) -> float | None:
-        """Return the least that a choice may cost, None where none is within the other budgets."""
-        chosen = self._minimise(self._costs(name), within)
-        return None if chosen is None else self._total(name, chosen)
+    def smallest(self, name: str, within: Costs) -> float:
+        """Return the least that a choice may cost within other budgets, which must be possible."""
+        return self._total(name, self._minimise(self._costs(name), within))
 
     def _total(self, name: str, chosen: np.ndarray) -> float:
         return float(self._costs(name)[chosen].sum() + self._fixed[name])
@@ -132,7 +135,7 @@ class Programme:
         within: Costs = {}
         for name, budget in budgets.items():
             smallest = self.smallest(name, within)
-            if smallest is None or smallest > budget:
+            if smallest > budget:
                 others = " and ".join(f"{other} of {each:g}" for other, each in within.items())
                 raise ValueError(
                     f"Expected a budget of at least {smallest:,.10g} for {name}, the smallest that "
@@ -158,8 +161,6 @@ class Programme:
             ]
         )
         chosen = self._minimise(objective, budgets)
-        if chosen is None:
-            raise ValueError(f"No choice is within {budgets}.")
         bits = {
             each.name if isinstance(each, Reader) else each: (
                 weight if isinstance(each, Reader) else activation
@@ -180,7 +181,6 @@ class Programme:
         """
         lowest = self.smallest(name, {})
         best = self.solve(rises, {})
-        assert lowest is not None
         seen = None
         for budget in np.linspace(lowest, max(best.costs[name], lowest), points):
             choice = self.solve(rises, {name: float(budget) * (1 + 1e-9)})

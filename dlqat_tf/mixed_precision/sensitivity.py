@@ -11,7 +11,7 @@ import tensorflow as tf
 from dlqat_tf.convert.kinds import is_softmax
 from dlqat_tf.convert.network import Network
 
-_FEWEST = 2  # probes: a standard error needs a spread
+FEWEST_PROBES = 2  # a standard error needs a spread
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,7 @@ class Curvature:
         Args:
             probes: How many, at least 2.
             seed: Of the random signs.
-
-        Raises:
-            ValueError: Fewer than 2.
         """
-        if probes < _FEWEST:
-            raise ValueError(
-                f"Expected at least {_FEWEST} probes, for a standard error. Received: {probes}."
-            )
         kernels = list(self._kernels.values())
         places = list(self._calls)
 
