@@ -11,12 +11,10 @@ from dlqat_command import (
     __version__,
     benchmark,
     census,
-    comparison,
     demo,
     environment,
     export,
     figure1,
-    methods_comparison,
     parity,
     summary,
     training,
@@ -37,22 +35,7 @@ def _recipe(name: str) -> Command:
 
 
 def _table(name: str) -> Command:
-    module = import_module(f"dlqat_command.tables.{name.replace('-', '_')}")
-    if hasattr(module, "AS_IN_PAPERS"):
-        return methods_comparison.command(
-            module.PAPER,
-            short=module.SHORT,
-            losses=module.LOSSES,
-            as_in_papers=module.AS_IN_PAPERS,
-            description=module.__doc__,
-        )
-    return comparison.command(
-        module.PAPER,
-        short=module.SHORT,
-        losses=module.LOSSES,
-        figures=module.FIGURES,
-        description=module.__doc__,
-    )
+    return import_module(f"dlqat_command.tables.{name.replace('-', '_')}").COMMAND
 
 
 COMMANDS = Group(

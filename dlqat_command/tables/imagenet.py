@@ -12,6 +12,7 @@ rate here, and GML no margin.
 
 from pathlib import Path
 
+from dlqat_command import comparison
 from dlqat_command.budgets import IMAGENET_SHORT
 from dlqat_command.recipe import Recipe
 
@@ -49,3 +50,7 @@ FIGURES = {
     for widths, row in _TOP1.items()
     for loss, top1 in zip(LOSSES, row, strict=True)
 }
+
+COMMAND = comparison.of_losses(
+    PAPER, short=SHORT, losses=LOSSES, figures=FIGURES, description=__doc__
+)

@@ -14,10 +14,12 @@ sets holds for all methods, over what their papers settle.
 import dataclasses
 from pathlib import Path
 
+from dlqat_command import comparison
 from dlqat_command.tables import imagenet
 from dlqat_command.tables.imagenet import LOSSES, SHORT
 
-__all__ = ["AS_IN_PAPERS", "LOSSES", "PAPER", "SHORT"]
-
 PAPER = dataclasses.replace(imagenet.PAPER, output=Path("runs/imagenet_methods"))
-AS_IN_PAPERS = True
+
+COMMAND = comparison.of_methods(
+    PAPER, short=SHORT, losses=LOSSES, as_in_papers=True, description=__doc__
+)

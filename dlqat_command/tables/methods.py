@@ -18,10 +18,12 @@ several processes may work on one --output.
 
 from pathlib import Path
 
+from dlqat_command import comparison
 from dlqat_command.recipe import Recipe
 from dlqat_command.tables.table1 import LOSSES, SHORT
 
-__all__ = ["AS_IN_PAPERS", "LOSSES", "PAPER", "SHORT"]
-
 PAPER = Recipe(dataset="cifar100", reference_batch=768, output=Path("runs/methods"))
-AS_IN_PAPERS = False
+
+COMMAND = comparison.of_methods(
+    PAPER, short=SHORT, losses=LOSSES, as_in_papers=False, description=__doc__
+)

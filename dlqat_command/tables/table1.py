@@ -19,6 +19,7 @@ learning rate for the quantized stage of every loss. --budget short: 30 + 10 epo
 
 from pathlib import Path
 
+from dlqat_command import comparison
 from dlqat_command.recipe import Recipe
 
 PAPER = Recipe(dataset="cifar100", reference_batch=768, output=Path("runs/table1"))
@@ -62,3 +63,7 @@ FIGURES = {
     for widths, row in rows.items()
     for loss, top1 in zip(LOSSES, row, strict=True)
 }
+
+COMMAND = comparison.of_losses(
+    PAPER, short=SHORT, losses=LOSSES, figures=FIGURES, description=__doc__
+)
