@@ -62,8 +62,38 @@ def order_of(accuracies: list[list[float]]) -> Order:
     return Order(held, len(accuracies), p_value)
 
 
-class ComparisonReport:
-    """The finished cells of a comparison.
+class TableReport:
+    """What the reports on comparisons have in common: three files, and finished cells."""
+
+    def markdown(self) -> str:
+        """Return the report as Markdown."""
+        raise NotImplementedError
+
+    def csv(self) -> str:
+        """Return one line for each cell."""
+        raise NotImplementedError
+
+    def draw(self, path: Path) -> None:
+        """Draw the report."""
+        raise NotImplementedError
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``table.md``, ``table.csv`` and ``table.png`` to a folder, and return the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "table.md", self.markdown())
+        write_whole(folder / "table.csv", self.csv())
+        self.draw(folder / "table.png")
+        return [folder / f"table.{kind}" for kind in ("md", "csv", "png")]
+
+
+def no_cells(folders: Iterable[Path]) -> ValueError:
+    """Return what to say of folders without a finished cell."""
+    shown = ", ".join(map(str, folders))
+    return ValueError(f"Expected finished cells of this comparison in {shown}, found none.")
+
+
+class ComparisonReport(TableReport):
+    """The finished cells of a comparison of losses.
 
     Args:
         folders: Where runs and archived results are; the first folder that has a cell counts.
@@ -84,8 +114,7 @@ class ComparisonReport:
             elif swept := Swept.parse(name):
                 self.swept[swept] = result
         if not self.results:
-            shown = ", ".join(str(folder) for folder in folders)
-            raise ValueError(f"Expected finished cells of this comparison in {shown}, found none.")
+            raise no_cells(folders)
 
     def _distinct(self, field: str, known: Iterable = ()) -> list:
         """Return the values of a field of the keys, those of ``known`` first and in its order."""
@@ -264,14 +293,6 @@ class ComparisonReport:
             axes.errorbar(x, y, errors, fmt="o-", color=color, label=loss, capsize=3)
         else:
             axes.plot([], [], "o-", color=color, label=loss)
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``table.md``, ``table.csv`` and ``table.png`` to a folder, and return the paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "table.md", self.markdown())
-        write_whole(folder / "table.csv", self.csv())
-        self.draw(folder / "table.png")
-        return [folder / f"table.{kind}" for kind in ("md", "csv", "png")]
 
 
 def budgets_of(results: list[dict]) -> list[dict]:

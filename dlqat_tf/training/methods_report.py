@@ -10,16 +10,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dlqat_tf import methods
-from dlqat_tf._host import replacing, write_whole
+from dlqat_tf._host import replacing
 from dlqat_tf.training.comparison import FLOAT, label
-from dlqat_tf.training.comparison_report import read_results, settings_of, spread, table
+from dlqat_tf.training.comparison_report import (
+    TableReport,
+    no_cells,
+    read_results,
+    settings_of,
+    spread,
+    table,
+)
 from dlqat_tf.training.methods_comparison import SIZES, Key
 
 _TARGETS = ("int8", "int4", "lce")
 _Row = tuple[str, str, tuple[int, int], str]  # dataset, method, widths, loss
 
 
-class MethodsReport:
+class MethodsReport(TableReport):
     """The finished cells of a comparison of methods.
 
     Args:
@@ -40,8 +47,7 @@ class MethodsReport:
             if key is not None
         }
         if not self.results:
-            shown = ", ".join(map(str, folders))
-            raise ValueError(f"Expected finished cells of this comparison in {shown}, found none.")
+            raise no_cells(folders)
         self.sizes = {key: _sizes(folders, key) for key in self.results}
         self.step_times = {} if step_times is None else json.loads(step_times.read_text())
 
@@ -216,14 +222,6 @@ class MethodsReport:
         panels[0].legend(fontsize="small")
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=120)
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``table.md``, ``table.csv`` and ``table.png`` to a folder, and return the paths."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "table.md", self.markdown())
-        write_whole(folder / "table.csv", self.csv())
-        self.draw(folder / "table.png")
-        return [folder / f"table.{kind}" for kind in ("md", "csv", "png")]
 
 
 def _of_paper(method: str, widths: tuple[int, int]) -> float | None:

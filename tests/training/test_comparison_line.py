@@ -1,32 +1,17 @@
 """recipes/table1.py on the digits: cells, archive and report by its command line."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import pytest
 
 from dlqat_command.tables import table1
 
-TABLE1 = Path(__file__).parents[2] / "recipes" / "table1.py"
-TINY = ["--dataset", "digits", "--budget", "smoke", "--width", "2"]
-TINY += ["--batch-size", "64", "--images-per-epoch", "64"]
+TABLE1 = "table1.py"
 
 
-@pytest.fixture
-def run(monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TABLE1), *map(str, arguments)])
-        runpy.run_path(str(TABLE1), run_name="__main__")
-
-    return run
-
-
-def test_cells_are_trained_kept_and_reported(run, tmp_path, capsys):
+def test_cells_are_trained_kept_and_reported(run_recipe, tmp_path, capsys):
     folders = ("--output", tmp_path / "runs", "--archive", tmp_path / "kept")
     cells = ("--cells", "digits-CEL-W1A2-tuned-s3", "--seeds", 3)
     rates = ("--rates", 0.1, "--rate-epochs", 1, 1, "--held-out", 50)
-    run(*TINY, "--train-size", 128, *folders, *cells, *rates)
+    run_recipe(TABLE1, "--train-size", 128, *folders, *cells, *rates)
     kept = {path.parent.name for path in (tmp_path / "kept").glob("*/result.json")}
     assert kept == {
         "rates-digits-CEL-0.1",
@@ -34,7 +19,7 @@ def test_cells_are_trained_kept_and_reported(run, tmp_path, capsys):
         "digits-CEL-W1A2-tuned-s3",
     }
     capsys.readouterr()
-    run(*folders, "--report", tmp_path / "report")
+    run_recipe(TABLE1, *folders, "--report", tmp_path / "report", tiny=False)
     assert "Delta P" in capsys.readouterr().out
     assert "| digits | W1A2 | CEL |" in (tmp_path / "report" / "table.md").read_text()
 
@@ -47,12 +32,8 @@ def test_cells_are_trained_kept_and_reported(run, tmp_path, capsys):
         (["--report", "nowhere"], "found none"),
     ],
 )
-def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as ending:
-        run(*TINY, "--output", tmp_path / "runs", *arguments)
-    assert ending.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+def test_mistakes_are_one_sentence(assert_refused, arguments, message):
+    assert_refused(TABLE1, arguments, message)
 
 
 def test_the_papers_figures_are_those_of_its_table():

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +21,7 @@ LOSSES = {
     "GML": {"head": "gml", "learning_rate": 0.2},
 }
 FLOAT = (32, 32)
-METHODS = Path(__file__).parents[2] / "recipes" / "methods.py"
+METHODS = "methods.py"
 
 
 def named(**settings):
@@ -150,29 +147,16 @@ def test_csv_and_picture(report, tmp_path):
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.fixture
-def run(monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(METHODS), *map(str, arguments)])
-        runpy.run_path(str(METHODS), run_name="__main__")
-
-    return run
-
-
-TINY = ["--dataset", "digits", "--budget", "smoke", "--width", "2"]
-TINY += ["--batch-size", "64", "--images-per-epoch", "64"]
-
-
-def test_a_cell_is_trained_measured_and_reported(run, tmp_path, capsys):
+def test_a_cell_is_trained_measured_and_reported(run_recipe, tmp_path, capsys):
     folders = ("--output", tmp_path / "runs", "--archive", tmp_path / "kept")
-    run(*TINY, "--train-size", 128, *folders, "--cells", "digits-hawq-CEL-W2A2-s0")
+    run_recipe(METHODS, "--train-size", 128, *folders, "--cells", "digits-hawq-CEL-W2A2-s0")
     kept = {path.parent.name for path in (tmp_path / "kept").glob("*/result.json")}
     assert len(kept) == 2
     sizes = json.loads((tmp_path / "kept" / "digits-hawq-CEL-W2A2-s0" / "sizes.json").read_text())
     assert sizes.keys() == {"int8", "int4", "lce"}  # bytes, or why there is no such file
     assert all(sizes.values())
     capsys.readouterr()
-    run(*folders, "--report", tmp_path / "report")
+    run_recipe(METHODS, *folders, "--report", tmp_path / "report", tiny=False)
     assert "hawq" in capsys.readouterr().out
     assert "| digits | hawq | W2A2 | CEL |" in (tmp_path / "report" / "table.md").read_text()
 
@@ -187,9 +171,5 @@ def test_a_cell_is_trained_measured_and_reported(run, tmp_path, capsys):
         (["--report", "nowhere"], "found none"),
     ],
 )
-def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as ending:
-        run(*TINY, "--output", tmp_path / "runs", *arguments)
-    assert ending.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+def test_mistakes_are_one_sentence(assert_refused, arguments, message):
+    assert_refused(METHODS, arguments, message)
