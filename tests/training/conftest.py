@@ -11,7 +11,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 @pytest.fixture
 def run_recipe(monkeypatch):
-    """Runs a script that compares, unless told otherwise on networks of two channels and one step."""
+    """Runs a script that compares; if tiny, networks of two channels for one step."""
 
     def run(script, *arguments, tiny=True):
         path = str(RECIPES / script)
