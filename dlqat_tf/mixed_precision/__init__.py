@@ -75,7 +75,8 @@ def choose_bits(
         weight_bits: Widths to choose from, each one that the method defines.
         activation_bits: Likewise.
         size: Bytes of the weights at most, by way to store them: "declared" (packed), "int8",
-            "int4" or "lce" as :func:`dlqat_tf.summary` counts them.
+            "int4" or "lce" as :func:`dlqat_tf.summary` counts them. "lce" are int8 where no layer
+            has planes.
         bit_operations: Bit operations of an image at most.
         latency: Time of an image at most, and the measured time of each layer by (weight bits, bits
             that it reads), in the same unit. Layers that are not in it count as none.

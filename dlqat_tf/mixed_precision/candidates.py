@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +14,7 @@ from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.convert.weights import projection, started
+from dlqat_tf.export.files.lce import PLANE_LIMIT
 from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import Head
 from dlqat_tf.mixed_precision.programme import Choice, Programme, Reader
@@ -95,6 +97,10 @@ class Candidates:
             **self._settings,
         )
         report = predict(quantized, [name for name in FILES if name in self._budgets])
+        if "lce" in self._budgets and not _has_planes(report):
+            # to_lce refuses it; its layers would be stored there as in an int8 file.
+            report = predict(quantized, {"int8", *self._budgets}.intersection(FILES) - {"lce"})
+            report = _stored_alike(report, "lce", "int8")
         for way in report.storage:
             if way.reason:
                 raise ValueError(
@@ -191,6 +197,20 @@ class Candidates:
             for call in calls:
                 found.setdefault(call.name, {})["activation_bits"] = choice.bits[name]
         return found
+
+
+def _has_planes(report: SummaryReport) -> bool:
+    widths = [macs for layer in report.layers for macs in layer.macs]
+    return any(macs.weight_bits * macs.activation_bits <= PLANE_LIMIT for macs in widths)
+
+
+def _stored_alike(report: SummaryReport, name: str, other: str) -> SummaryReport:
+    """Return a report with one more way to store, which stores all as another does."""
+    storage = [replace(way, name=name) for way in report.storage if way.name == other]
+    for layer in report.layers:
+        if other in layer.bytes:
+            layer.bytes[name] = layer.bytes[other]
+    return replace(report, storage=report.storage + storage)
 
 
 def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):

@@ -222,3 +222,25 @@ def test_several_outputs():
     model = tf.keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)])
     with pytest.raises(ConversionError, match="one input and one output"):
         choose_bits(model, np.ones((2, 4)), np.zeros(2, int), bit_operations=1)
+
+
+def test_layers_without_planes_count_as_int8():
+    """W2A8 has 16 planes, more than binary kernels run: such a network has no file of its own."""
+    model = source()
+    overrides, report = choose_bits(
+        model,
+        IMAGES,
+        LABELS,
+        weight_bits=(1, 2),
+        activation_bits=(2, 8),
+        size={"lce": 1e6},
+        probes=2,
+    )
+    uniform = {point.label: point.costs["lce"] for point in report.uniform}
+    for label, name in (("W1A2", "lce"), ("W2A8", "int8")):
+        weight_bits, activation_bits = map(int, label[1:].split("A"))
+        quantized, _ = quantize(model, weight_bits, activation_bits)
+        (stored,) = [way for way in predict(quantized, [name]).storage if way.name == name]
+        assert uniform[label] == stored.weight_bytes
+    assert report.chosen.costs["lce"] == uniform["W2A8"]  # the best, which the budget has room for
+    assert {each for choice in overrides.values() for each in choice.values()} == {2, 8}
