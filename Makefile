@@ -1,7 +1,7 @@
 # `make demo` and `make test` create what they need; `. .venv/bin/activate` uses it afterwards.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format env lock
+.PHONY: demo test lint format docs env lock
 
 BIN := .venv/bin
 
@@ -20,6 +20,11 @@ format: .venv/ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The site, in build/site. Its pages hold what the package has and draws, so this runs the package.
+docs: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	$(BIN)/python docs/_generate/links.py build/site
+
 env: .venv/ready
 
 # requirements.lock pins everything that pyproject.toml leaves open.
@@ -34,9 +39,9 @@ env: .venv/ready
 	echo "Creating .venv with $$($$python --version); the first time downloads about 1 GB." && \
 	rm -rf .venv && $$python -m venv .venv && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint requirements.lock --editable '.[test]' && \
+	    --constraint requirements.lock --editable '.[test,docs]' && \
 	touch $@
 
 lock:
-	uv pip compile pyproject.toml --extra test --universal --python-version 3.10 \
+	uv pip compile pyproject.toml --extra test --extra docs --universal --python-version 3.10 \
 	    --no-annotate --no-header --output-file requirements.lock
