@@ -1,7 +1,7 @@
 # `make demo` and `make test` create what they need; `. .venv/bin/activate` uses it afterwards.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format docs env lock
+.PHONY: demo test test-lowest lint format docs env lock
 
 BIN := .venv/bin
 
@@ -10,6 +10,14 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# The lowest versions that pyproject.toml allows, on tests that use each of these packages.
+test-lowest:
+	uv venv --clear build/lowest
+	uv pip install --python build/lowest --resolution lowest-direct --editable '.[test]'
+	build/lowest/bin/python -m pytest tests/command tests/quantizers/test_sat.py \
+	    tests/test_analysis.py tests/test_loading.py tests/training/test_folder.py \
+	    tests/training/test_history.py tests/export/files/test_functions.py
 
 lint: .venv/ready
 	$(BIN)/ruff check
