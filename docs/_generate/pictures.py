@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import larq as lq
 import matplotlib
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 
 import dlqat_tf
@@ -16,6 +14,9 @@ from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Convolution
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.quantizers.base import WeightQuantizer
+
+import larq as lq  # isort: skip  (after dlqat_tf, which selects Keras 2)
+import tensorflow as tf  # isort: skip
 
 matplotlib.rcParams["svg.hashsalt"] = "dlqat_tf"  # the same file from the same picture
 _COLOURS = {1: "#c0392b", 2: "#2471a3", 3: "#b7950b", 4: "#1e8449"}
