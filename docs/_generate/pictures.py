@@ -147,29 +147,35 @@ def stretch() -> Figure:
 
 
 def snapping() -> Figure:
-    """Draw sums near a rounding threshold, with the bias as trained and as stored."""
+    """Draw the biases of some channels, as trained and as stored, among the places for them."""
     lowered = lower(small_network())
     planned = plan(lowered)
     after = _hidden(planned)
     before = lowered[after.name]
-    (rounding,) = planned.consumers()[after.name]
     source = next(each for each in planned if each.name == after.inputs[0])
-    unit = float(source.grid.step) * before.step  # what a sum changes by, channel by channel
-    threshold = 0.5 * float(rounding.grid.step)
-    shifts = (after.bias - before.bias) / unit
-    channel = int(np.abs(shifts).argmax())
-    figure = Figure((8.5, 2.6), layout="constrained")
+    place = float(source.grid.step) * before.step / after.stretch
+    figure = Figure((8.5, 3), layout="constrained")
     axes = figure.subplots()
-    for row, (name, node) in enumerate((("stored", after), ("trained", before))):
-        above = (node.bias[channel] - threshold) / unit[channel] % 1  # the first sum above it
-        places = np.arange(-2, 2) + above
-        colour = ("#1f618d", "#c0392b")[row]
-        axes.plot(places, np.full(4, row), "o", color=colour, markersize=8, label=name)
-    axes.axvline(0, color=_GREY, linestyle="--")
-    axes.text(0.02, 1.5, "threshold", color=_GREY, va="top")
-    axes.set_yticks([0, 1], ["bias as stored", "bias as trained"])
-    axes.set(ylim=(-0.6, 1.6), xlim=(-2.1, 2.1))
-    axes.set_xlabel(f"sum plus bias, in sums; the bias moved by {shifts[channel]:+.3f} of one")
+    shown = range(6)
+    for channel in shown:
+        trained, stored = (
+            before.bias[channel] / place[channel],
+            after.bias[channel] / place[channel],
+        )
+        origin = np.floor(trained)
+        places = np.arange(-2, 4)
+        axes.plot(places, np.full(6, channel), "|", color=_GREY, markersize=14)
+        if abs(stored - origin) < 4:
+            axes.plot(stored - origin, channel, "o", color="#1f618d", markersize=9)
+        axes.plot(trained - origin, channel, "o", color="#c0392b", markersize=5)
+    axes.set_yticks(shown, [f"channel {channel}" for channel in shown])
+    axes.set_xticks([])
+    axes.set_xlabel(
+        f"places for the bias, {after.stretch.min()} to {after.stretch.max()} between two sums; "
+        "red: as trained, blue: as stored"
+    )
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
     return figure
 
 
