@@ -87,9 +87,13 @@ PYTHON = (images, labels, digits, digit_labels, float_model, model, siamese, lef
 
 def write_files(folder: Path) -> None:
     """Write what commands read: the demo's network, untrained, and its files."""
-    network = dlqat_tf.resnet18(CLASSES, (8, 8, 1), head="gml", width=2, residual_bits=8)
-    for name in ("demo", "x"):
+    shapes = {
+        "demo": ((8, 8, 1), 2),
+        "x": ((16, 16, 3), 16),  # with convolutions for which planes pay on some phones
+    }
+    for name, (shape, width) in shapes.items():
         (folder / "runs" / name).mkdir(parents=True)
+        network = dlqat_tf.resnet18(CLASSES, shape, head="gml", width=width, residual_bits=8)
         network.save(folder / "runs" / name / "model.keras")
 
 
