@@ -14,6 +14,7 @@ def tflite(
     model: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
     input_type: Literal["uint8", "int8", "float32"] | None = None,
+    batch_size: Annotated[int | None, COUNT] = 1,
     weights: Literal["int8", "int4"] = "int8",
     calibration: Annotated[str | None, DATASET] = None,
     calibration_images: Annotated[int, COUNT] = 256,
@@ -38,6 +39,7 @@ def tflite(
         output: The .tflite file to write.
         input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
             takes. By default uint8 of images and float32 of other inputs.
+        batch_size: How many images the file takes at once, or None for any number.
         weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
         calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
             imagenet2012 or folder).
@@ -64,6 +66,7 @@ def tflite(
         proof=(data, images),
         json=json,
         input_type=input_type,
+        batch_size=batch_size,
         weights=weights,
         preprocessing=preprocessing,
         size=size,
@@ -78,6 +81,7 @@ def lce(
     model: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
     input_type: Literal["uint8", "int8", "float32"] | None = None,
+    batch_size: Annotated[int | None, COUNT] = 1,
     plane_limit: Annotated[int, COUNT] = 9,
     target: Literal["armv8.0", "dotprod", "i8mm", "all"] = "all",
     calibration: Annotated[str | None, DATASET] = None,
@@ -103,6 +107,7 @@ def lce(
         output: The .tflite file to write.
         input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
             takes. By default uint8 of images and float32 of other inputs.
+        batch_size: How many images the file takes at once, or None for any number.
         plane_limit: Convolutions of more planes (weight bits times activation bits) stay int8.
         target: Cores that the file is for: layers that are cheaper on int8 kernels there run on
             those. armv8.0 is without the int8 dot product (Cortex-A53, A72), dotprod with it
@@ -133,6 +138,7 @@ def lce(
         proof=(data, images),
         json=json,
         input_type=input_type,
+        batch_size=batch_size,
         plane_limit=plane_limit,
         target=target,
         preprocessing=preprocessing,

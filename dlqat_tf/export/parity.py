@@ -31,7 +31,8 @@ from dlqat_tf.report import Report
 
 RUNTIMES = ("tflite", "web")
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
-_RECORDED = {"inputs", "int4", "plane_limit", "target", "ranges", "layers", "endings"}
+_RECORDED = {"inputs", "batch_size", "int4", "plane_limit", "target", "ranges", "layers"}
+_RECORDED |= {"endings"}
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 
 
@@ -278,6 +279,7 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
     as they are, so it too is tried as trained.
     """
     options = dict(
+        batch_size=record["batch_size"],
         calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
         input_type=_types(record, network),
     )

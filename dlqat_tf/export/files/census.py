@@ -14,7 +14,7 @@ from flatbuffers import flexbuffers
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.files.flatbuffer import content, metadata, parsed
+from dlqat_tf.export.files.flatbuffer import batch_size_of, content, metadata, parsed
 from dlqat_tf.export.files.verify import BITS, OPERATORS, elements, number_of
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.report import Report
@@ -117,6 +117,7 @@ class Census(Report):
         layers: Storage of each layer with weights.
         warnings: What will run slower than its width suggests.
         islands: Parts that run in float for want of an integer form.
+        batch_size: How many images it takes at once, None for any number.
     """
 
     path: str
@@ -130,6 +131,7 @@ class Census(Report):
     layers: list[LayerStorage]
     warnings: list[str]
     islands: list[IslandCost] = field(default_factory=list)
+    batch_size: int | None = None
 
     def tables(self):
         title = f"{self.path}: {self.file_bytes:,} bytes, deflated {self.deflated_bytes:,} bytes"
@@ -153,6 +155,7 @@ class Census(Report):
         return [
             layers,
             *map(str, self.inputs),
+            f"images at once: {self.batch_size or 'any number'}",
             *([self._islands()] if self.islands else []),
             f"operations: {counts}",
             f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
@@ -225,19 +228,20 @@ def count(data: bytes, path: str | Path) -> Census:
         file_bytes=len(data),
         deflated_bytes=len(zlib.compress(data, 9, -zlib.MAX_WBITS)),
         predicted_bytes=predicted,
-        peak_activation_bytes=_peak_activation_bytes(model),
+        peak_activation_bytes=_peak_activation_bytes(model) // (batch_size_of(model) or 1),
         operators=dict(Counter(names)),
         constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
         inputs=[_input(graph.tensors[int(i)]) for i in graph.inputs],
         layers=layers,
         warnings=list(dict.fromkeys(warnings)),
         islands=_islands(model, record.get("islands", []), sizes),
+        batch_size=batch_size_of(model),
     )
 
 
 def _islands(model: schema.ModelT, recorded: list[dict], sizes: dict[int, int]) -> list[IslandCost]:
     """Return what the parts cost whose operations a file's record names."""
-    graph, found = model.subgraphs[0], []
+    graph, found, images = model.subgraphs[0], [], batch_size_of(model) or 1
     every = [macs(model, operator) for operator in graph.operators]
     for island in recorded:
         first, end = island["operators"]
@@ -251,7 +255,7 @@ def _islands(model: schema.ModelT, recorded: list[dict], sizes: dict[int, int]) 
                 macs=number,
                 share=number / max(sum(every), 1),
                 values=sum(
-                    elements(graph.tensors[int(i)])
+                    elements(graph.tensors[int(i)]) // images
                     for operator in graph.operators[first:end]
                     for i in operator.outputs
                 ),
@@ -263,6 +267,10 @@ def _islands(model: schema.ModelT, recorded: list[dict], sizes: dict[int, int]) 
 
 def macs(model: schema.ModelT, operator: schema.OperatorT) -> int:
     """Return the multiply-accumulates of an operation for one image; 0 where it is no product."""
+    return _macs(model, operator) // (batch_size_of(model) or 1)
+
+
+def _macs(model: schema.ModelT, operator: schema.OperatorT) -> int:
     graph, name = model.subgraphs[0], operator_name(model, operator)
     output = elements(graph.tensors[int(operator.outputs[0])])
     if name == "TRANSPOSE_CONV":  # weights and then the input, each value of which they spread

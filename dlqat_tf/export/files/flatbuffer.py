@@ -193,9 +193,11 @@ class FileBuilder:
             self.operators.append(operator)
         return [tensors[int(i)] for i in graph.outputs]
 
-    def fix_batch(self) -> None:
-        """Let the file take one image at once, and no other number."""
+    def fix_batch(self, size: int) -> None:
+        """Let the file take ``size`` images at once, and no other number."""
         for tensor in self.tensors:
+            if _takes_any_number(tensor):
+                tensor.shape = np.array([size, *tensor.shape[1:]], np.int32)
             tensor.shapeSignature = None
 
     def _code(self, number: int, custom: str | None, version: int) -> int:
@@ -268,12 +270,25 @@ def with_batch(model: schema.ModelT, size: int) -> bytes:
     tensors = model.subgraphs[0].tensors
     shapes = [tensor.shape for tensor in tensors]
     for tensor in tensors:
-        if tensor.shapeSignature is not None and tensor.shapeSignature[0] == -1:
+        if _takes_any_number(tensor):
             tensor.shape = np.array([size, *tensor.shape[1:]], np.int32)
     data = packed(model)
     for tensor, shape in zip(tensors, shapes, strict=True):
         tensor.shape = shape
     return data
+
+
+def batch_size_of(model: schema.ModelT) -> int | None:
+    """Return how many images a file takes at once, None where it takes any number."""
+    graph = model.subgraphs[0]
+    inputs = [graph.tensors[int(i)] for i in graph.inputs]
+    fixed = [int(each.shape[0]) for each in inputs if not _takes_any_number(each)]
+    return fixed[0] if fixed else None
+
+
+def _takes_any_number(tensor: schema.TensorT) -> bool:
+    signature = tensor.shapeSignature
+    return signature is not None and len(signature) > 0 and signature[0] == -1
 
 
 def _tensor(name: str, shape, kind: int) -> schema.TensorT:

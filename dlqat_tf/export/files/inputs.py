@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.export.files.flatbuffer import packed, parsed
+from dlqat_tf.export.files.flatbuffer import batch_size_of, packed, parsed
 from dlqat_tf.export.integer.network import (
     Activation,
     ExportError,
@@ -280,8 +280,9 @@ def check_lookups(
     graph.outputs = np.array([names.index(node.name) for node in nodes], np.int32)
     run, feed = opened(packed(content)), for_file(network, types)
     images = [_all_pixels(node) for node in network.inputs]
+    count = batch_size_of(content) or 1
     for i in range(max(map(len, images))):
-        arrays = [each[[i % len(each)]] for each in images]
+        arrays = [each[[i % len(each)] * count] for each in images]
         by_name = dict(zip((node.name for node in network.inputs), arrays, strict=True))
         for node, output in zip(nodes, run(feed(arrays)), strict=True):
             expected = looked_up(node.codes, node.order, by_name[node.inputs[0]])

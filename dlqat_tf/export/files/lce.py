@@ -52,6 +52,7 @@ def to_lce(
     path: str | Path,
     *,
     input_type: InputTypes = None,
+    batch_size: int | None = 1,
     plane_limit: int = PLANE_LIMIT,
     target: str = "all",
     calibration: Images | tf.data.Dataset | None = None,
@@ -79,6 +80,7 @@ def to_lce(
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
         path: The file to write.
         input_type: As for ``to_tflite``.
+        batch_size: As for ``to_tflite``.
         plane_limit: Largest number of binary convolutions for one layer.
         target: The cores that the file is for, "armv8.0", "dotprod" or "i8mm": layers that are
             cheaper on int8 kernels there run on those, see
@@ -111,6 +113,7 @@ def to_lce(
         network,
         measure(calibration, network),
         input_type=input_type,
+        batch_size=batch_size,
         plane_limit=plane_limit,
         target=target,
         clear=snap,
@@ -124,6 +127,7 @@ def build(
     calibrate=None,
     *,
     input_type: InputTypes = None,
+    batch_size: int | None = 1,
     plane_limit: int = PLANE_LIMIT,
     target: str = "all",
     clear: bool = True,
@@ -134,6 +138,7 @@ def build(
         network: What :func:`dlqat_tf.export.integer.lower.lower` returns.
         calibrate: As for :func:`dlqat_tf.export.integer.plan.plan`.
         input_type: As for :func:`to_lce`.
+        batch_size: As for :func:`to_lce`.
         plane_limit: As for :func:`to_lce`.
         target: As for :func:`to_lce`.
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
@@ -146,6 +151,7 @@ def build(
         network,
         calibrate,
         input_type,
+        batch_size=batch_size,
         int4=False,
         plane_limit=plane_limit,
         target=target,
@@ -188,8 +194,8 @@ class _BinaryWriter(Writer):
     Tensors between a layer's operations have no names: those would be a percent of the file.
     """
 
-    def __init__(self, network, input_types):
-        super().__init__(network, input_types)
+    def __init__(self, network, input_types, batch_size):
+        super().__init__(network, input_types, batch_size)
         self._run_part = PartRunner()
         self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
         self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
@@ -424,7 +430,8 @@ def open_interpreter(data: bytes, *, threads: int = 1, xnnpack: bool = True):
 
 def _check_runs(built: Built) -> None:
     inputs = built.planned.inputs
-    images = [np.zeros((1, *each.shape), built.input_types[each.name]) for each in inputs]
+    count = built.batch_size or 1
+    images = [np.zeros((count, *each.shape), built.input_types[each.name]) for each in inputs]
     open_interpreter(built.data).predict(images)
     check_lookups(
         built.data,

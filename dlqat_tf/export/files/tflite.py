@@ -30,7 +30,7 @@ from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Island, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import measured_ranges
 from dlqat_tf.export.integer.snap import Shift, SnapReport, snap
@@ -100,6 +100,7 @@ def to_tflite(
     path: str | Path,
     *,
     input_type: InputTypes = None,
+    batch_size: int | None = 1,
     weights: str = "int8",
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
@@ -124,6 +125,8 @@ def to_tflite(
             the model takes (of images, pixels / 255 or as they are prepared). A dtype of TensorFlow
             or numpy is as good as its name. A dictionary of these by input name, or None for
             "uint8" of images and "float32" of other inputs.
+        batch_size: How many images the file takes at once, which browsers and microcontrollers
+            want to know, or None for any number: an interpreter then resizes it.
         weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
             Those run outside XNNPACK, several times slower and with their own rounding.
         calibration: Images, uint8 or float in [0, 1] (in [0, 255] too where the model rescales
@@ -157,6 +160,7 @@ def to_tflite(
         network,
         measure(calibration, network),
         input_type=input_type,
+        batch_size=batch_size,
         weights=weights,
         clear=snap,
     )
@@ -173,12 +177,14 @@ class Built:
         data: Content of the file.
         ranges: Ranges that were measured, by node: (lowest, highest) value.
         input_types: By input.
+        batch_size: How many images it takes at once, None for any number.
     """
 
     planned: IntegerNetwork
     data: bytes
     ranges: dict[str, tuple[float, float]]
     input_types: dict[str, str]
+    batch_size: int | None
 
 
 def build(
@@ -186,6 +192,7 @@ def build(
     calibrate=None,
     *,
     input_type: InputTypes = None,
+    batch_size: int | None = 1,
     weights: str = "int8",
     clear: bool = True,
 ) -> Built:
@@ -195,6 +202,7 @@ def build(
         network: What :func:`dlqat_tf.export.integer.lower.lower` returns.
         calibrate: As for :func:`dlqat_tf.export.integer.plan.plan`.
         input_type: As for :func:`to_tflite`.
+        batch_size: As for :func:`to_tflite`.
         weights: As for :func:`to_tflite`.
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
 
@@ -202,7 +210,16 @@ def build(
         ExportError: A layer has no kernel that computes what was trained.
     """
     int4 = weights == "int4"
-    return assemble(Writer, network, calibrate, input_type, int4=int4, plane_limit=0, clear=clear)
+    return assemble(
+        Writer,
+        network,
+        calibrate,
+        input_type,
+        batch_size=batch_size,
+        int4=int4,
+        plane_limit=0,
+        clear=clear,
+    )
 
 
 def assemble(
@@ -211,12 +228,14 @@ def assemble(
     calibrate,
     input_type: InputTypes,
     *,
+    batch_size: int | None,
     int4: bool,
     plane_limit: int,
     clear: bool,
     target: str = "all",
 ) -> Built:
     """Plan a network and write it in memory by a class of writer."""
+    _check_batch(batch_size, network)
     ranges: dict[str, tuple[float, float]] = {}
 
     def recording(network, names):
@@ -234,12 +253,28 @@ def assemble(
     )
     record = dict(
         inputs=recorded(network, types),
+        batch_size=batch_size,
         int4=int4,
         plane_limit=plane_limit,
         target=target,
         ranges=ranges,
     )
-    return Built(planned, writer(planned, types).write(record), ranges, types)
+    data = writer(planned, types, batch_size).write(record)
+    return Built(planned, data, ranges, types, batch_size)
+
+
+def _check_batch(size: int | None, network: IntegerNetwork) -> None:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ExportError(
+            "Expected batch_size to be a positive integer, or None for any number of images at "
+            f"once. Received: batch_size={size!r}."
+        )
+    for node in network:
+        if size != 1 and isinstance(node, Island) and node.part.batch:
+            raise ExportError(
+                f"The operations that TFLite has for {', '.join(node.layers)} take one image at "
+                f"once: expected batch_size=1. Received: batch_size={size}."
+            )
 
 
 def check_choice(name: str, value, expected: tuple[str, ...]) -> None:

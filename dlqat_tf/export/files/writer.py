@@ -47,11 +47,15 @@ class Writer:
     Args:
         network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
         input_types: "uint8", "int8" or "float32" for each input, by its name.
+        batch_size: How many images the file takes at once, None for any number.
     """
 
-    def __init__(self, network: IntegerNetwork, input_types: dict[str, str]):
+    def __init__(
+        self, network: IntegerNetwork, input_types: dict[str, str], batch_size: int | None = 1
+    ):
         self.network = network
         self.input_types = input_types
+        self.batch_size = batch_size
         self.file = FileBuilder()
         self.grids = grids(network)
         self.readers = network.consumers()
@@ -78,8 +82,8 @@ class Writer:
         encoded = encode_record(
             {**metadata, "layers": layers, "islands": self.islands, "endings": endings}
         )
-        if any(isinstance(node, Island) and node.part.batch for node in self.network):
-            self.file.fix_batch()
+        if self.batch_size is not None:
+            self.file.fix_batch(self.batch_size)
         names = [node.name.removesuffix(OUTPUT) for node in self.network.outputs]
         named = list(zip(names, outputs, strict=True))
         return self.file.finish(self.inputs, named, {METADATA: encoded})

@@ -36,25 +36,24 @@ def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
     """Return a function from lists of inputs to lists of outputs.
 
     Its inputs are arrays, one for each input, which ``feed`` turns into what the file takes
-    (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that); ``batch_size`` of each
-    run at once.
+    (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that). ``batch_size`` of each run
+    at once, or as many as the file is fixed to.
 
     Raises:
         ExportError: The kernels refuse the file, which the message calls ``path``.
     """
-    inputs = [content.subgraphs[0].tensors[int(i)] for i in content.subgraphs[0].inputs]
-    # Files may be fixed to one image at once.
-    batch_size = batch_size if all(each.shapeSignature is not None for each in inputs) else 1
+    batch_size = flatbuffer.batch_size_of(content) or batch_size
     data = flatbuffer.with_batch(content, batch_size)
     if is_binarized(content):
-        interpreter = lce.open_interpreter(data)
+        # Its threads wait for each other at every operation, for long where the machine is busy.
+        interpreter = lce.open_interpreter(data, threads=1)
 
         def invoke(images):
             return interpreter.predict(images)
 
     else:
         with _refusals(path):
-            interpreter = tflite_interpreter(data, num_threads=2)
+            interpreter = tflite_interpreter(data, num_threads=min(batch_size, 2))
 
         def invoke(images):
             for index, each in zip(content.subgraphs[0].inputs, images, strict=True):

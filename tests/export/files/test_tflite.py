@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf.export import ExportError, parity, to_tflite
+from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
+from dlqat_tf.export.files import flatbuffer
+from dlqat_tf.export.runtimes.host import runner
 from tests.export.networks import (
     convolution,
     draw_network,
@@ -19,6 +21,7 @@ from tests.export.networks import (
     quantized,
     randomize,
     siamese_network,
+    small_network,
 )
 
 layers = tf.keras.layers
@@ -70,6 +73,62 @@ def test_input_types_give_the_same_logits(tmp_path, input_type):
     path = tmp_path / "model.tflite"
     to_tflite(model, path, input_type=input_type, snap=False)
     assert parity(model, path, images_for(model, 4)).agreement["simulation_file"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"), [({}, 1), ({"batch_size": 3}, 3), ({"batch_size": None}, None)]
+)
+@pytest.mark.parametrize("write", [to_tflite, to_lce])
+def test_batch_sizes(tmp_path, write, batch_size, expected):
+    model = small_network()
+    report = write(model, tmp_path / "model.tflite", **batch_size)
+    content = flatbuffer.read(report.path)
+    graph = content.subgraphs[0]
+    for index in (*graph.inputs, *graph.outputs):
+        tensor = graph.tensors[index]
+        if expected is None:
+            assert tensor.shapeSignature[0] == -1
+        else:
+            assert tensor.shapeSignature is None
+            assert tensor.shape[0] == expected
+    assert report.census.batch_size == expected
+    # 6 x 6 bytes of 8 channels, of both inputs of the add and of its output; of one image.
+    if write is to_tflite:
+        assert report.census.peak_activation_bytes == 36 * 8 * 5
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 7))  # no multiple of 3
+    assert result.failures() == []
+    assert result.layers[0].values == 7 * 36 * 8
+
+
+def test_two_batch_sizes_give_the_same_logits(tmp_path):
+    model, logits = small_network(), []
+    images = images_for(model, 4)
+    for batch_size in (1, 4):
+        path = tmp_path / f"{batch_size}.tflite"
+        to_tflite(model, path, batch_size=batch_size, snap=False)
+        logits.append(runner(flatbuffer.read(path), 2)([images])[0])
+    np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, True, 2.0, "1"])
+def test_batch_sizes_that_are_none(tmp_path, batch_size):
+    for write in (to_tflite, to_lce):
+        with pytest.raises(ExportError, match="batch_size to be a positive integer"):
+            write(small_network(), tmp_path / "model.tflite", batch_size=batch_size)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_parts_for_one_image_want_files_for_one_image(tmp_path, batch_size):
+    inputs = tf.keras.Input((6, 6, 3))
+    x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 4, 3, weight_bits=8))
+    x = layers.Conv2DTranspose(4, 3, name="up")(x)
+    x = dlqat_tf.CGPACT(2, 2.0)(x)
+    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x)))
+    with pytest.raises(ExportError, match=r"for up take one image at once: .* batch_size=1\."):
+        to_tflite(model, tmp_path / "model.tflite", batch_size=batch_size)
+    assert to_tflite(model, tmp_path / "model.tflite").census.batch_size == 1
 
 
 def test_int4_is_half_the_size_and_simulated_exactly(tmp_path):
