@@ -16,6 +16,7 @@ def tflite(
     input_type: Literal["uint8", "int8", "float32"] | None = None,
     batch_size: Annotated[int | None, COUNT] = 1,
     weights: Literal["int8", "int4"] = "int8",
+    kernels: Literal["xnnpack", "builtin"] = "xnnpack",
     calibration: Annotated[str | None, DATASET] = None,
     calibration_images: Annotated[int, COUNT] = 256,
     data: Annotated[str | None, DATASET] = None,
@@ -41,6 +42,8 @@ def tflite(
             takes. By default uint8 of images and float32 of other inputs.
         batch_size: How many images the file takes at once, or None for any number.
         weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
+        kernels: builtin for TFLite Micro and for TFLite without XNNPACK, whose kernels round
+            otherwise; --data then runs the file without XNNPACK.
         calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
             imagenet2012 or folder).
         calibration_images: How many of its images.
@@ -68,6 +71,7 @@ def tflite(
         input_type=input_type,
         batch_size=batch_size,
         weights=weights,
+        kernels=kernels,
         preprocessing=preprocessing,
         size=size,
         outputs=outputs,

@@ -18,7 +18,7 @@ def compare(
     trained: Annotated[Path | None, FILE] = None,
     data_dir: Annotated[Path | None, FOLDER] = None,
     images: Annotated[int | None, COUNT] = None,
-    runtime: Literal["tflite", "web"] = "tflite",
+    runtime: Literal["tflite", "builtin", "micro", "web"] | None = None,
     trained_agreement: Annotated[float, PERCENT] = 99.5,
     keras_agreement: Annotated[float, PERCENT] = 99.5,
     file_agreement: Annotated[float, PERCENT] = 100.0,
@@ -42,7 +42,9 @@ def compare(
         data_dir: Where the data set lies.
         images: How many test images; all by default.
         runtime: What runs the file: tflite, on this host (Larq Compute Engine where the file is for
-            it), or web: LiteRT.js in a headless browser (pip install 'dlqat_tf[web]', Chromium).
+            it); builtin, TFLite without XNNPACK; micro, TFLite Micro, which is on microcontrollers
+            (pip install 'dlqat_tf[micro]'); or web, LiteRT.js in a headless browser (pip install
+            'dlqat_tf[web]', Chromium). By default tflite or builtin, as the file was exported for.
         trained_agreement: Least percentage of arg-maxes that the trained model and the file share.
         keras_agreement: The same for the snapped model and the file.
         file_agreement: The same for simulation and file; at 100 no layer may differ at all.

@@ -22,6 +22,7 @@ from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.precision import in_float32
+from dlqat_tf.export.integer.rounding import RUNTIMES
 from dlqat_tf.export.integer.simulate import Simulation, batches
 from dlqat_tf.export.runtimes import web
 from dlqat_tf.export.runtimes.host import is_binarized, kernels_of, runner
@@ -29,10 +30,9 @@ from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 
-RUNTIMES = ("tflite", "web")
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
-_RECORDED = {"inputs", "batch_size", "int4", "plane_limit", "target", "ranges", "layers"}
-_RECORDED |= {"endings"}
+_RECORDED = {"inputs", "batch_size", "int4", "kernels", "plane_limit", "target", "ranges"}
+_RECORDED |= {"layers", "endings"}
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 
 
@@ -174,7 +174,7 @@ def parity(
     labels: Labels = None,
     *,
     trained: tf.keras.Model | None = None,
-    runtime: str = "tflite",
+    runtime: str | None = None,
     layer_images: int = 16,
     batch_size: int = 64,
 ) -> ParityReport:
@@ -193,22 +193,33 @@ def parity(
         labels: Class of each image, for accuracies; for several outputs a list of such arrays,
             None for those without, or a dictionary by output name.
         trained: The model as trained, where ``model`` is the snapped one, to compare with too.
-        runtime: What runs the file: "tflite", on this host (Larq Compute Engine where the file has
-            its operations), or "web", LiteRT.js in a headless browser
-            (:mod:`dlqat_tf.export.runtimes.web`).
+        runtime: What runs the file, and whose rounding the simulation has: "tflite", on this host
+            with XNNPACK (Larq Compute Engine where the file has its operations); "builtin", TFLite
+            without XNNPACK; "micro", TFLite Micro (the extra ``micro``); or "web", LiteRT.js in a
+            headless browser (:mod:`dlqat_tf.export.runtimes.web`). Layers agree on all of them, the
+            Keras model and the file best on what the file was exported for: None stands for
+            "tflite" or "builtin", whichever that is.
         layer_images: How many images the comparison layer by layer takes.
-        batch_size: Images that run at once.
+        batch_size: Images that run at once; of the file as many as it is fixed to, one by default.
 
     Raises:
         ExportError: The file is not such a file or not of this model, arguments do not fit, or the
             runtime is not installed or refuses the file.
     """
-    check_choice("runtime", runtime, RUNTIMES)
+    if runtime is not None:
+        check_choice("runtime", runtime, tuple(RUNTIMES))
     for name, value in dict(layer_images=layer_images, batch_size=batch_size).items():
         if value < 1:
             raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
     content = flatbuffer.read(path)
     record = _record(content, path)
+    if runtime is None:
+        runtime = {"xnnpack": "tflite", "builtin": "builtin"}[record["kernels"]]
+    if runtime in ("builtin", "micro") and is_binarized(content):
+        raise ExportError(
+            f"{path} has operations of Larq Compute Engine, which run on none but its own "
+            f'interpreter: expected runtime="tflite". Received: runtime={runtime!r}.'
+        )
     model = _as_recorded(model, record, path)
     network = lower(model)
     images = arrays_of(images, network)
@@ -225,7 +236,7 @@ def parity(
         _, others = _plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
     run_part = lce.PartRunner() if is_binarized(content) else FloatPart.run
-    simulation = Simulation(planned, run_part)
+    simulation = Simulation(planned, run_part, runtime)
     feed = for_file(planned, _types(record, network))
     some = list(batches(images, batch_size))
     with _runner(runtime, content, batch_size, feed, path) as run:
@@ -251,7 +262,7 @@ def parity(
     ]
     return ParityReport(
         path=str(path),
-        kernels=web.version() if runtime == "web" else kernels_of(content),
+        kernels=web.version() if runtime == "web" else kernels_of(content, runtime),
         images=count,
         top1=mean_of(outputs),
         agreement={
@@ -288,6 +299,7 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
         options |= dict(plane_limit=record["plane_limit"], target=record["target"])
     else:
         build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
+        options["kernels"] = record["kernels"]
     plans = []
     for clear in (True, False):
         built = build(network, clear=clear, **options)
@@ -418,7 +430,7 @@ def _runner(runtime: str, content, batch_size: int, feed, path):
     """Return a context that gives what runs a file; several batches share a browser."""
     if runtime == "web":
         return web.runner(content, feed, path)
-    return contextlib.nullcontext(runner(content, batch_size, feed, path))
+    return contextlib.nullcontext(runner(content, batch_size, feed, path, runtime))
 
 
 def _recorded(content, simulation: Simulation, images: list[np.ndarray], runtime: str, feed, path):

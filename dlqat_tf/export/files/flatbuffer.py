@@ -282,8 +282,9 @@ def batch_size_of(model: schema.ModelT) -> int | None:
     """Return how many images a file takes at once, None where it takes any number."""
     graph = model.subgraphs[0]
     inputs = [graph.tensors[int(i)] for i in graph.inputs]
-    fixed = [int(each.shape[0]) for each in inputs if not _takes_any_number(each)]
-    return fixed[0] if fixed else None
+    if any(map(_takes_any_number, inputs)):
+        return None
+    return next((int(each.shape[0]) for each in inputs if each.shape is not None), 1)
 
 
 def _takes_any_number(tensor: schema.TensorT) -> bool:

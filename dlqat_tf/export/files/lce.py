@@ -194,8 +194,8 @@ class _BinaryWriter(Writer):
     Tensors between a layer's operations have no names: those would be a percent of the file.
     """
 
-    def __init__(self, network, input_types, batch_size):
-        super().__init__(network, input_types, batch_size)
+    def __init__(self, network, input_types, batch_size, kernels):
+        super().__init__(network, input_types, batch_size, kernels)
         self._run_part = PartRunner()
         self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
         self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length

@@ -102,6 +102,7 @@ def to_tflite(
     input_type: InputTypes = None,
     batch_size: int | None = 1,
     weights: str = "int8",
+    kernels: str = "xnnpack",
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
     size: Size = None,
@@ -129,6 +130,8 @@ def to_tflite(
             want to know, or None for any number: an interpreter then resizes it.
         weights: "int8", or "int4" to store hidden convolutions of 1 to 3 bits at half the size.
             Those run outside XNNPACK, several times slower and with their own rounding.
+        kernels: Whose rounding the biases are for: "xnnpack", TFLite's kernels by default, or
+            "builtin", those it has without XNNPACK and those of TFLite Micro, which round twice.
         calibration: Images, uint8 or float in [0, 1] (in [0, 255] too where the model rescales
             pixels itself), (images, height, width, channels); for a model of several inputs a list
             of such arrays, or a dictionary by input name; or a batched ``tf.data.Dataset`` of them,
@@ -153,6 +156,7 @@ def to_tflite(
     """
     path = Path(path)
     check_choice("weights", weights, ("int8", "int4"))
+    check_choice("kernels", kernels, ("xnnpack", "builtin"))
     targets = targets_of(path, snap, force)
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
@@ -162,6 +166,7 @@ def to_tflite(
         input_type=input_type,
         batch_size=batch_size,
         weights=weights,
+        kernels=kernels,
         clear=snap,
     )
     _check_runs(built)
@@ -178,6 +183,7 @@ class Built:
         ranges: Ranges that were measured, by node: (lowest, highest) value.
         input_types: By input.
         batch_size: How many images it takes at once, None for any number.
+        kernels: Whose kernels it is for.
     """
 
     planned: IntegerNetwork
@@ -185,6 +191,7 @@ class Built:
     ranges: dict[str, tuple[float, float]]
     input_types: dict[str, str]
     batch_size: int | None
+    kernels: str
 
 
 def build(
@@ -194,6 +201,7 @@ def build(
     input_type: InputTypes = None,
     batch_size: int | None = 1,
     weights: str = "int8",
+    kernels: str = "xnnpack",
     clear: bool = True,
 ) -> Built:
     """Build the file of :func:`to_tflite` in memory.
@@ -204,6 +212,7 @@ def build(
         input_type: As for :func:`to_tflite`.
         batch_size: As for :func:`to_tflite`.
         weights: As for :func:`to_tflite`.
+        kernels: As for :func:`to_tflite`.
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
 
     Raises:
@@ -217,6 +226,7 @@ def build(
         input_type,
         batch_size=batch_size,
         int4=int4,
+        kernels=kernels,
         plane_limit=0,
         clear=clear,
     )
@@ -233,6 +243,7 @@ def assemble(
     plane_limit: int,
     clear: bool,
     target: str = "all",
+    kernels: str = "xnnpack",
 ) -> Built:
     """Plan a network and write it in memory by a class of writer."""
     _check_batch(batch_size, network)
@@ -249,18 +260,20 @@ def assemble(
         int4=int4,
         plane_limit=plane_limit,
         target=target,
+        library=kernels,
         clear=clear,
     )
     record = dict(
         inputs=recorded(network, types),
         batch_size=batch_size,
         int4=int4,
+        kernels=kernels,
         plane_limit=plane_limit,
         target=target,
         ranges=ranges,
     )
-    data = writer(planned, types, batch_size).write(record)
-    return Built(planned, data, ranges, types, batch_size)
+    data = writer(planned, types, batch_size, kernels).write(record)
+    return Built(planned, data, ranges, types, batch_size, kernels)
 
 
 def _check_batch(size: int | None, network: IntegerNetwork) -> None:
@@ -347,8 +360,8 @@ def _saved(model: tf.keras.Model | None, path: Path) -> Iterator[Path | None]:
         yield temporary
 
 
-def _opened(data: bytes):
-    interpreter = tflite_interpreter(data)
+def _opened(data: bytes, kernels: str):
+    interpreter = tflite_interpreter(data, xnnpack=kernels == "xnnpack")
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
         for details, each in zip(interpreter.get_input_details(), inputs, strict=True):
@@ -373,7 +386,12 @@ def _dead_channels(network: IntegerNetwork) -> list[str]:
 def _check_runs(built: Built) -> None:
     """Run the file once, so that no file that cannot run is ever written."""
     try:
-        tflite_interpreter(built.data).invoke()
-        check_lookups(built.data, built.planned, built.input_types, _opened)
+        tflite_interpreter(built.data, xnnpack=built.kernels == "xnnpack").invoke()
+        check_lookups(
+            built.data,
+            built.planned,
+            built.input_types,
+            lambda data: _opened(data, built.kernels),
+        )
     except (RuntimeError, ValueError) as error:
         raise ExportError(f"The interpreter refuses the file that was built: {error}") from error

@@ -48,14 +48,21 @@ class Writer:
         network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
         input_types: "uint8", "int8" or "float32" for each input, by its name.
         batch_size: How many images the file takes at once, None for any number.
+        kernels: Whose kernels it is for, see
+            :attr:`dlqat_tf.export.integer.network.Weighted.library`.
     """
 
     def __init__(
-        self, network: IntegerNetwork, input_types: dict[str, str], batch_size: int | None = 1
+        self,
+        network: IntegerNetwork,
+        input_types: dict[str, str],
+        batch_size: int | None = 1,
+        kernels: str = "xnnpack",
     ):
         self.network = network
         self.input_types = input_types
         self.batch_size = batch_size
+        self.kernels = kernels
         self.file = FileBuilder()
         self.grids = grids(network)
         self.readers = network.consumers()
@@ -126,6 +133,8 @@ class Writer:
 
     def _has_integer_form(self, node: Island) -> bool:
         """Return whether one int8 operation computes a part between two grids."""
+        if self.kernels == "builtin":  # whose int8 functions are not the same on a microcontroller
+            return False
         outputs = self.readers[node.name]
         reading = self.readers[outputs[0].name] if len(outputs) == 1 else []
         if len(node.inputs) != 1 or len(reading) != 1 or not isinstance(reading[0], Activation):
@@ -232,7 +241,8 @@ class Writer:
         if kind == "float32":
             self.file.operator("QUANTIZE", [self._pixels[name]], output, schema.QuantizeOptionsT())
         else:
-            add_lookup(self.file, node, self._pixels[name], output, self.network.shapes[node.name])
+            shape, signed = self.network.shapes[node.name], self.kernels == "builtin"
+            add_lookup(self.file, node, self._pixels[name], output, shape, signed=signed)
         return output
 
     def _activation(self, node: Activation) -> int:
@@ -313,8 +323,9 @@ class Writer:
         self._weighted(node, [value, weights, bias], output, fused, version)
 
     def _float_weighted(self, node: Weighted) -> int:
-        if node.step is None:
-            codes, _ = _file_layout(node, node.weights)
+        # TFLite Micro would dequantize them at every run, into RAM, and by one scale for all.
+        if node.step is None or self.kernels == "builtin":
+            codes, _ = _file_layout(node, node.values)
             stored = weights = self.file.constant(f"{node.name}/weights", codes)
         else:
             codes, axis = _file_layout(node, node.weights.astype(np.int8))

@@ -68,10 +68,12 @@ def integers(node: Weighted, source: ActivationGrid, target: ActivationGrid) -> 
     ratio = unit / float(target.step)
     lead = _lead(node, ratio)
     bias = np.rint(node.bias / unit - lead)
+    limit = _largest_bias(node, ratio)
     # Beyond this distance from the grid every output saturates, whatever the input is.
     saturated = np.abs(node.bias) - reach * step > 512 * float(target.step)
-    bias = np.where(saturated, np.clip(bias, -_LARGEST, _LARGEST), bias)
-    bad = (np.abs(bias) > _LARGEST) | (ratio >= _HIGHEST_RATIO) | (ratio < 2.0**-32)
+    bias = np.where(saturated, np.clip(bias, -np.floor(limit), np.floor(limit)), bias)
+    bad = (np.abs(bias) > limit) | (ratio >= _HIGHEST_RATIO) | (ratio < 2.0**-32)
+    bad |= reach * stretch > limit
     if np.any(bad):
         channel = int(np.argmax(bad))
         raise ExportError(
@@ -152,16 +154,28 @@ def add_multipliers(
     return first, second, shift
 
 
+def _rounds_twice(node: Weighted) -> bool:
+    return node.library == "builtin" or node.kernel == "int4"  # for which XNNPACK has no kernels
+
+
 def _lead(node: Weighted, ratio: np.ndarray) -> np.ndarray:
     """Return :attr:`Integers.lead`, which is 0 but on TFLite's built-in kernels.
 
     They round twice, half up: first to 2^-r of an output step, where r is the right shift, then to
-    whole ones. So every threshold lies half of that first grain lower, where r is above 0.
+    whole ones. So every threshold lies half of that first grain lower, where r is above 0. TFLite
+    Micro's take halves away from zero the second time, so that thresholds below zero lie half a
+    grain higher there: no bias suits those too.
     """
-    if node.kernel != "int4":
+    if not _rounds_twice(node):
         return np.zeros_like(ratio)
     shift = np.maximum(-fixed_point(ratio)[1], 0)
     return np.where(shift > 0, 0.5 * 2.0**-shift / ratio, 0.0)
+
+
+def _largest_bias(node: Weighted, ratio: np.ndarray) -> np.ndarray:
+    """Return the largest magnitude of sums and biases, which some kernels shift to the left."""
+    left = np.maximum(fixed_point(ratio)[1], 0) if _rounds_twice(node) else np.zeros_like(ratio)
+    return _LARGEST / 2.0**left
 
 
 def rounding_of(node: Node, readers: dict[str, list[Node]]) -> Activation | Sign | None:
@@ -244,11 +258,13 @@ def _stored_in_integers(
     numbers = integers(node, source, grid)
     codes, step, largest = _unstretched(node, source, grid)
     exact, stretch, moved = node.bias / step, largest.copy(), node.bias.copy()
-    only_largest |= node.kernel == "int4"  # of which few fit, each with another lead
+    limit = _largest_bias(node, numbers.scale * np.float64(source.step) / float(grid.step))
+    # Few fit an int4, and fractions with leads are too near to each other to be told apart.
+    only_largest |= node.kernel == "int4" or bool(np.any(numbers.lead))
     target = Activation(name=node.name, grid=grid, bits=node.bits)
     channels = _channels(codes, source, target, step, exact) if clear else [None] * len(exact)
     for i, places in enumerate(channels):
-        if abs(numbers.bias[i]) == _LARGEST:  # saturates its channel whatever comes in
+        if abs(numbers.bias[i]) >= np.floor(limit[i]):  # saturates its channel whatever comes in
             continue
         # The snapped model's float32 bias, beside sums of this size, has to tell fractions apart.
         walk = max(source.highest, -source.lowest) * np.linalg.norm(codes[:, i])

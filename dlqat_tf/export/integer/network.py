@@ -71,6 +71,7 @@ class Weighted(Node):
         bits: Declared width of the weights; 32 where ``step`` is None.
         kernel: What runs it: "int8", "int4", "planes" (binary), "float", or "" before planning.
         why: Why that kernel, where binary ones were a choice.
+        library: Whose kernels: "xnnpack", or "builtin", TFLite's own and TFLite Micro's.
         bias_sources: Keras layers that the bias was folded from, last one first; the name of
             a layer in a nested model follows the model's name and a slash.
         pad_value: What "same" padding puts around the image, where there is any.
@@ -84,6 +85,7 @@ class Weighted(Node):
     bits: int
     kernel: str = ""
     why: str = ""
+    library: str = "xnnpack"
     bias_sources: tuple[str, ...] = ()
     pad_value: float = 0.0
     stretch: np.ndarray | None = None

@@ -76,6 +76,7 @@ def plan(
     plane_limit: int = 0,
     target: str = "all",
     int4: bool = False,
+    library: str = "xnnpack",
     clear: bool = True,
 ) -> IntegerNetwork:
     """Return the network with the kernel and the stored bias of every node decided.
@@ -90,6 +91,8 @@ def plan(
         target: Which layers of those run as planes: all, or those that are cheaper so on a class of
             cores (:mod:`dlqat_tf.export.integer.cores`) or that int8 kernels cannot run.
         int4: Store hidden weights of up to 3 bits as int4.
+        library: Whose kernels the biases are for, see
+            :attr:`dlqat_tf.export.integer.network.Weighted.library`.
         clear: Choose biases by the rounding thresholds around them, see
             :func:`dlqat_tf.export.integer.integers.stored`; else they are as trained, up to what
             the kernel can hold.
@@ -98,7 +101,7 @@ def plan(
         ExportError: A layer has no kernel that computes what was trained; names it.
     """
     network = _with_integer_pools(_with_common_grids(network))
-    planned = _with_kernels(network, plane_limit, target)
+    planned = _with_kernels(network, plane_limit, target, library)
     missing = _without_range(planned)
     if not missing:
         network = planned
@@ -240,7 +243,9 @@ def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
     return IntegerNetwork(tuple(nodes))
 
 
-def _with_kernels(network: IntegerNetwork, plane_limit: int, target: str) -> IntegerNetwork:
+def _with_kernels(
+    network: IntegerNetwork, plane_limit: int, target: str, library: str = "xnnpack"
+) -> IntegerNetwork:
     known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
     nodes: list[Node] = []
     for node in network:
@@ -254,7 +259,8 @@ def _with_kernels(network: IntegerNetwork, plane_limit: int, target: str) -> Int
                 kernel = "float"
             else:
                 kernel = "int8"
-            node = replace(node, kernel=kernel, why=why if plane_limit else "")
+            why = why if plane_limit else ""
+            node = replace(node, kernel=kernel, why=why, library=library)
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))
 

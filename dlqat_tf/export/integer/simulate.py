@@ -1,8 +1,8 @@
 """Runs a planned IntegerNetwork in exact integer arithmetic, rounding as the kernels do.
 
 Independent of TFLite: the reference that files are compared with. The rounding rules are those of
-XNNPACK (which TFLite uses by default), of TFLite's built-in kernels where XNNPACK has none (int4
-weights) and of Larq Compute Engine's output transform; none of them is an approximation.
+:mod:`dlqat_tf.export.integer.rounding` and of Larq Compute Engine's output transform; none of them
+is an approximation.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.export.integer.integers import (
-    add_multipliers,
-    fixed_point,
-    integers,
-    is_integer,
-    target_of,
-)
+from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -49,28 +43,11 @@ from dlqat_tf.export.integer.network import (
     same_padding,
 )
 from dlqat_tf.export.integer.plan import code_of, grids, integer_add, planes
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Sum
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
 _EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
-
-
-@dataclass(frozen=True)
-class _Accumulator:
-    """Exact sums of a convolution or dense layer, before the activation that rounds them."""
-
-    sums: np.ndarray  # int64
-    scale: np.ndarray  # float32, per channel, of the stretched weights
-    source: ActivationGrid
-    fixed_point: bool  # whether TFLite's built-in kernels round it, as they do for int4 weights
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """The two coded inputs of an add, before the activation that rounds it."""
-
-    codes: tuple[np.ndarray, np.ndarray]
-    sources: tuple[ActivationGrid, ActivationGrid]
 
 
 class Simulation:
@@ -81,11 +58,18 @@ class Simulation:
     Args:
         network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
         run_part: Runs a part that stays float; that of another interpreter for its files.
+        runtime: Whose rounding, of :data:`dlqat_tf.export.integer.rounding.RUNTIMES`.
     """
 
-    def __init__(self, network: IntegerNetwork, run_part: Callable = FloatPart.run):
+    def __init__(
+        self,
+        network: IntegerNetwork,
+        run_part: Callable = FloatPart.run,
+        runtime: str = "tflite",
+    ):
         self.network = network
         self._run_part = run_part
+        self._rounding = RUNTIMES[runtime]
         self.grids = grids(network)
         self._readers = network.consumers()
         self._integers = {
@@ -134,7 +118,7 @@ class Simulation:
         values = [self.run(each) for each in batches(images, batch_size)]
         return [np.concatenate([each[name] for each in values]) for name in names]
 
-    def evaluate(self, node: Node, inputs: list) -> np.ndarray | _Accumulator | _Sum:
+    def evaluate(self, node: Node, inputs: list) -> np.ndarray | Accumulator | Sum:
         """Return a node's value, given the values of its inputs."""
         match node:
             case Lookup():
@@ -151,7 +135,8 @@ class Simulation:
                 product = _product(node, _padded(node, x, node.pad_value), node.values)
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
             case Add() if integer_add(node, self.network, self.grids, self._readers):
-                return _Sum(tuple(inputs), tuple(self.grids[name] for name in node.inputs))
+                sources = tuple(self.grids[name] for name in node.inputs)
+                return Sum(node.name, tuple(inputs), sources)
             case Island():
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
                 return self._run_part(node.part, floats)
@@ -169,24 +154,20 @@ class Simulation:
         grid = self.grids[name]
         return np.float32(value) * grid.step if grid else np.float32(value)
 
-    def _integer(self, node: Weighted, codes: np.ndarray) -> _Accumulator:
+    def _integer(self, node: Weighted, codes: np.ndarray) -> Accumulator:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
         x = _padded(node, codes, code_of(node.pad_value, source))
         sums = _exact_product(node, x, numbers.codes, source)
-        return _Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
+        return Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
 
     def _round(self, node: Activation, value) -> np.ndarray:
         grid = node.grid
-        if isinstance(value, _Accumulator) and value.fixed_point:
-            rounded = _fixed_point_product(value, grid)
-        elif isinstance(value, _Accumulator):
-            # XNNPACK: one float32 multiplication, rounded half to even.
-            ratio = value.source.step * value.scale / grid.step
-            rounded = np.rint(value.sums.astype(np.float32) * ratio)
-        elif isinstance(value, _Sum):
-            rounded = _fixed_point_sum(node.inputs[0], value, grid)
+        if isinstance(value, Accumulator):
+            rounded = self._rounding.product(value, grid)
+        elif isinstance(value, Sum):
+            rounded = self._rounding.sum(value, grid)
         else:
-            rounded = np.rint(value * (np.float32(1) / grid.step))
+            rounded = self._rounding.quotient(value, grid)
         return np.clip(rounded, grid.lowest, grid.highest).astype(np.int32)
 
     def _planes(self, node: Convolution, value: np.ndarray) -> np.ndarray:
@@ -254,22 +235,6 @@ def binary_parts(node: Convolution, grid: ActivationGrid | None) -> list[BinaryP
             parts.append(BinaryPart(i, j, signs, multiplier, np.float32(bias)))
             bias = np.zeros_like(step)
     return parts
-
-
-def _fixed_point_product(value: _Accumulator, grid: ActivationGrid) -> np.ndarray:
-    """TFLite's built-in convolutions: a 32-bit multiplier and a shift, each rounded half up."""
-    ratio = float(value.source.step) * value.scale.astype(np.float64) / float(grid.step)
-    multiplier, exponent = fixed_point(ratio)
-    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
-    product = ((value.sums << left) * multiplier + (1 << 30)) >> 31
-    return (product + ((1 << right) >> 1)) >> right
-
-
-def _fixed_point_sum(name: str, value: _Sum, grid: ActivationGrid) -> np.ndarray:
-    """XNNPACK's add: 21-bit multipliers with a common shift, rounded half up."""
-    first, second, shift = add_multipliers(name, value.sources, grid)
-    sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
-    return (sums + (1 << (shift - 1))) >> shift
 
 
 def _padded(node: Node, x: np.ndarray, value: float) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Runs files on this host: TFLite's kernels, or those of Larq Compute Engine."""
+"""Runs files on this host: TFLite's kernels, those of Larq Compute Engine, or TFLite Micro's."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export.files import flatbuffer, lce
 from dlqat_tf.export.files.census import operator_name
+from dlqat_tf.export.files.micro import MicroInterpreter
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.export.integer.simulate import batches
 
@@ -22,22 +23,29 @@ def is_binarized(content: schema.ModelT) -> bool:
     return any(name.startswith("Lce") for name in names)
 
 
-def kernels_of(content: schema.ModelT) -> str:
+def kernels_of(content: schema.ModelT, runtime: str = "tflite") -> str:
     """Return what runs a file here."""
     if is_binarized(content):
         return "Larq Compute Engine with XNNPACK, on this host's kernels"
+    if runtime == "micro":
+        return "TFLite Micro's reference kernels"
+    if runtime == "builtin":
+        return f"TFLite {tf.__version__} without XNNPACK"
     types = {tensor.type for tensor in content.subgraphs[0].tensors}
     if schema.TensorType.INT4 in types:
         return f"TFLite {tf.__version__}: int4 convolutions built in, the rest XNNPACK"
     return f"TFLite {tf.__version__} with XNNPACK"
 
 
-def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
+def runner(
+    content: schema.ModelT, batch_size: int, feed=None, path="the file", runtime: str = "tflite"
+):
     """Return a function from lists of inputs to lists of outputs.
 
     Its inputs are arrays, one for each input, which ``feed`` turns into what the file takes
     (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that). ``batch_size`` of each run
-    at once, or as many as the file is fixed to.
+    at once, or as many as the file is fixed to. ``runtime`` is as for
+    :func:`dlqat_tf.export.parity`.
 
     Raises:
         ExportError: The kernels refuse the file, which the message calls ``path``.
@@ -46,21 +54,11 @@ def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
     data = flatbuffer.with_batch(content, batch_size)
     if is_binarized(content):
         # Its threads wait for each other at every operation, for long where the machine is busy.
-        interpreter = lce.open_interpreter(data, threads=1)
-
-        def invoke(images):
-            return interpreter.predict(images)
-
+        invoke = lce.open_interpreter(data, threads=1).predict
+    elif runtime == "micro":
+        invoke = MicroInterpreter(data, path).run
     else:
-        with _refusals(path):
-            interpreter = tflite_interpreter(data, num_threads=min(batch_size, 2))
-
-        def invoke(images):
-            for index, each in zip(content.subgraphs[0].inputs, images, strict=True):
-                interpreter.set_tensor(int(index), each)
-            with _refusals(path):
-                interpreter.invoke()
-            return [interpreter.get_tensor(int(i)) for i in content.subgraphs[0].outputs]
+        invoke = _on_tflite(content, data, batch_size, path, xnnpack=runtime == "tflite")
 
     def filled(images: np.ndarray) -> np.ndarray:
         missing = np.zeros((batch_size - len(images), *images.shape[1:]), images.dtype)
@@ -72,6 +70,24 @@ def runner(content: schema.ModelT, batch_size: int, feed=None, path="the file"):
         return [np.concatenate(each)[: len(images[0])] for each in zip(*outputs, strict=True)]
 
     return run
+
+
+def _on_tflite(
+    content: schema.ModelT, data: bytes, batch_size: int, path, *, xnnpack: bool
+) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    graph = content.subgraphs[0]
+    inputs, outputs = (list(map(int, ends)) for ends in (graph.inputs, graph.outputs))
+    with _refusals(path):
+        interpreter = tflite_interpreter(data, num_threads=min(batch_size, 2), xnnpack=xnnpack)
+
+    def invoke(images: list[np.ndarray]) -> list[np.ndarray]:
+        for index, each in zip(inputs, images, strict=True):
+            interpreter.set_tensor(index, each)
+        with _refusals(path):
+            interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in outputs]
+
+    return invoke
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -342,3 +343,26 @@ def test_a_plan_moves_what_one_activation_rounds_and_only_if_asked():
     # A sum that is added in float before it is rounded meets no threshold itself.
     added = lower(small_network(weight_bits=1, residual_bits=None))
     np.testing.assert_array_equal(plan(added, plane_limit=9)["second"].bias, added["second"].bias)
+
+
+@pytest.mark.parametrize(("library", "kernel"), [("builtin", "int8"), ("xnnpack", "int4")])
+def test_biases_for_kernels_that_round_twice_allow_for_the_first_rounding(library, kernel):
+    """To eighths of an output step first, so every threshold lies a sixteenth of a step lower."""
+    weights = [[7]] if kernel == "int4" else [[127]]  # a stretch of 1
+    node = replace(dense(weights, [0.1], [0.33], kernel), library=library)
+    numbers = integers(node, CODES, rounding(step=1.0).grid)
+    # 0.1 is 0.8 * 2^-3. Half an eighth is 0.625 sums; the bias is 3.3.
+    assert numbers.lead == pytest.approx([0.625])
+    assert numbers.bias.tolist() == [round(3.3 - 0.625)]
+    assert integers(dense([[127]], [0.1], [0.33]), CODES, rounding().grid).lead.tolist() == [0]
+
+
+def test_biases_that_a_shift_to_the_left_would_overflow():
+    """Ratios above 1 are shifts, in 32 bits: a saturating bias is as large as they allow."""
+    biases = [
+        integers(
+            replace(dense([[127]], [100.0], [-1e12]), library=library), CODES, rounding().grid
+        ).bias.tolist()
+        for library in ("xnnpack", "builtin")
+    ]
+    assert biases == [[-(2**30)], [-(2**23)]]  # 100 lies below 2^7

@@ -24,14 +24,11 @@ from dlqat_tf.export.integer.network import (
     Sign,
 )
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.rounding import XNNPACK, Accumulator, Sum
 from dlqat_tf.export.integer.simulate import (
     Simulation,
-    _Accumulator,
     _exact_product,
-    _fixed_point_product,
-    _fixed_point_sum,
     _product,
-    _Sum,
     binary_parts,
     measured_ranges,
 )
@@ -174,9 +171,9 @@ def test_biases_are_added_to_the_sums():
     assert codes_of(node, [[[[10, 20]]]]).ravel().tolist() == [10 + 40 + 3]
 
 
-def accumulator(sums, ratio, fixed_point=False):
+def accumulator(sums, ratio, int4=False):
     source = ActivationGrid(0, 255, np.float32(1))
-    return _Accumulator(np.array(sums), np.float32([ratio]), source, fixed_point)
+    return Accumulator(np.array(sums), np.float32([ratio]), source, int4)
 
 
 def test_xnnpack_rounds_once_half_to_even():
@@ -195,12 +192,12 @@ def test_built_in_kernels_round_twice_half_up():
     multiplier, exponent = fixed_point(np.array([0.25]))
     assert (multiplier.tolist(), exponent.tolist()) == ([2**30], [-1])
     sums = {1: 1, -1: 0, 2: 1, -2: 0, 3: 1, -3: 0, 5: 2, -5: -1, 6: 2, -6: -1, 8: 2}
-    rounded = _fixed_point_product(
+    rounded = XNNPACK().product(
         accumulator(list(sums), 0.25, True), ActivationGrid(-128, 127, np.float32(1))
     )
     assert rounded.tolist() == list(sums.values())
     # Three is 0.75 * 2^2: shifted to the left before the product.
-    rounded = _fixed_point_product(
+    rounded = XNNPACK().product(
         accumulator([1, -2], 3.0, True), ActivationGrid(-128, 127, np.float32(1))
     )
     assert rounded.tolist() == [3, -6]
@@ -221,7 +218,7 @@ def test_an_add_has_multipliers_of_21_bits():
     assert add_multipliers("sum", steps, steps[1]) == (2**20, 2**19, 19)
     # Three sixths: 3 * 699051 = 2^21 + 1 rounds up, where 21 bits of shift give 2^20 - 1.
     codes = (np.array([0, 0, 3]), np.array([3, 2, 0]))
-    assert _fixed_point_sum("sum", _Sum(codes, tuple(steps)), third).tolist() == [1, 0, 1]
+    assert XNNPACK().sum(Sum("sum", codes, tuple(steps)), third).tolist() == [1, 0, 1]
 
 
 def test_a_network_of_moves():
@@ -315,7 +312,7 @@ def test_sums_round_half_up():
     # Steps 1 and 1 to a step of 2: (0 + 1) / 2 = 0.5 and (1 + 2) / 2 = 1.5 round up.
     one = ActivationGrid(-128, 127, np.float32(1))
     codes = (np.array([0, 1, -1, 3]), np.array([1, 2, 0, 0]))
-    rounded = _fixed_point_sum("sum", _Sum(codes, (one, one)), ActivationGrid(0, 3, np.float32(2)))
+    rounded = XNNPACK().sum(Sum("sum", codes, (one, one)), ActivationGrid(0, 3, np.float32(2)))
     assert rounded.tolist() == [1, 2, 0, 2]
 
 

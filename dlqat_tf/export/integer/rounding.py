@@ -1,0 +1,129 @@
+"""How kernels round: XNNPACK's, TFLite's built-in ones, and the reference ones of TFLite Micro.
+
+None of it is an approximation: the integers are those of the kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlqat_tf.export.integer.integers import add_multipliers, fixed_point
+from dlqat_tf.quantizers import ActivationGrid
+
+_ADD_SHIFT = 20  # by which TFLite's built-in add moves codes to the left before it scales them
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Exact sums of a convolution or dense layer, before the activation that rounds them.
+
+    Attributes:
+        sums: int64.
+        scale: float32, per channel, of the stretched weights.
+        source: Grid of the input.
+        int4: Whether the weights are stored in 4 bits.
+    """
+
+    sums: np.ndarray
+    scale: np.ndarray
+    source: ActivationGrid
+    int4: bool
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The two coded inputs of an add, before the activation that rounds it."""
+
+    name: str
+    codes: tuple[np.ndarray, np.ndarray]
+    sources: tuple[ActivationGrid, ActivationGrid]
+
+
+class Micro:
+    """The reference kernels of TFLite Micro: 32-bit multipliers and shifts, each of them rounded.
+
+    First to the nearest, half up, then to the nearest again, half away from zero.
+    """
+
+    def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
+        """Return the integers of a convolution or dense layer before they are clipped."""
+        return _multiplied(value.sums, _ratio(value, grid), _halves_away)
+
+    def sum(self, value: Sum, grid: ActivationGrid) -> np.ndarray:
+        """Return the integers of an add before they are clipped."""
+        steps = [float(source.step) for source in value.sources]
+        twice = 2 * max(steps)
+        terms = [
+            _multiplied(codes.astype(np.int64) << _ADD_SHIFT, step / twice, _halves_away)
+            for codes, step in zip(value.codes, steps, strict=True)
+        ]
+        ratio = twice / (2.0**_ADD_SHIFT * float(grid.step))
+        return _multiplied(terms[0] + terms[1], ratio, _halves_away)
+
+    def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
+        """Return the integers of float32 values before they are clipped."""
+        quotients = (values / grid.step).astype(np.float64)
+        return np.copysign(np.floor(np.abs(quotients) + 0.5), quotients)
+
+
+class BuiltIn(Micro):
+    """TFLite's built-in kernels on a PC.
+
+    Products round half up the second time too; quotients are products with the reciprocal of the
+    step, and round half to even.
+    """
+
+    def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
+        return _multiplied(value.sums, _ratio(value, grid), _halves_up)
+
+    def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
+        return np.rint(values * (np.float32(1) / grid.step))
+
+
+class XNNPACK(BuiltIn):
+    """XNNPACK's kernels, and TFLite's built-in ones where it has none: for int4 weights."""
+
+    def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
+        if value.int4:
+            return super().product(value, grid)
+        # One float32 multiplication, rounded half to even.
+        ratio = value.source.step * value.scale / grid.step
+        return np.rint(value.sums.astype(np.float32) * ratio)
+
+    def sum(self, value: Sum, grid: ActivationGrid) -> np.ndarray:
+        # 21-bit multipliers with a common shift, rounded half up.
+        first, second, shift = add_multipliers(value.name, value.sources, grid)
+        sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
+        return _halves_up(sums, shift)
+
+
+RUNTIMES: dict[str, Micro] = {
+    "tflite": XNNPACK(),
+    "builtin": BuiltIn(),
+    "micro": Micro(),
+    "web": XNNPACK(),
+}
+"""Rounding of what runs a file, by its name."""
+
+
+def _ratio(value: Accumulator, grid: ActivationGrid) -> np.ndarray:
+    return float(value.source.step) * value.scale.astype(np.float64) / float(grid.step)
+
+
+def _multiplied(sums: np.ndarray, ratio, halves) -> np.ndarray:
+    """Return sums times a ratio, of each channel or of all, by a multiplier and a shift."""
+    multiplier, exponent = fixed_point(np.asarray(ratio))
+    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
+    return halves(_halves_up((sums << left) * multiplier, 31), right)
+
+
+def _halves_up(values: np.ndarray, shift) -> np.ndarray:
+    """Return values / 2^shift, rounded to the nearest, halves up."""
+    return (values + ((1 << np.asarray(shift, np.int64)) >> 1)) >> shift
+
+
+def _halves_away(values: np.ndarray, shift) -> np.ndarray:
+    """Return values / 2^shift, rounded to the nearest, halves away from zero."""
+    return np.sign(values) * _halves_up(np.abs(values), shift)

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dlqat_tf
+from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
+from dlqat_tf.export.files import flatbuffer
+from dlqat_tf.export.files.micro import is_installed
+from dlqat_tf.export.runtimes.host import runner
+from tests.export.networks import convolution, depthwise, images_for, randomize, small_network
+
+layers = tf.keras.layers
+MICRO = pytest.param(
+    "micro", marks=pytest.mark.skipif(not is_installed(), reason="tflite-micro is not installed")
+)
+
+
+def mobile_network():
+    """Depthwise convolutions, all pools, a concatenation, and a head of a scale for each class."""
+    inputs = tf.keras.Input((9, 9, 3))
+    x = dlqat_tf.CGPACT(4, 2.0)(convolution(inputs, 8, 3, weight_bits=8))
+    x = dlqat_tf.CGPACT(3, 1.7)(depthwise(x, 3, 1, "same", 1, 3))
+    x = layers.MaxPool2D(2)(x)
+    branches = [dlqat_tf.CGPACT(3, 1.0)(convolution(x, 4, 1, weight_bits=2)) for _ in "ab"]
+    x = layers.Concatenate()(branches)
+    x = dlqat_tf.CGPACT(4, 1.3)(layers.AveragePooling2D(2)(x))
+    x = dlqat_tf.CGPACT(8, 2.2, signed=True)(convolution(x, 6, 1, weight_bits=1))
+    return randomize(tf.keras.Model(inputs, dlqat_tf.CosineHead(5)(layers.Flatten()(x))))
+
+
+def prepared_network():
+    """Pixels prepared by mean and standard deviation, channels reversed: the file looks them up."""
+    inputs = tf.keras.Input((6, 6, 3))
+    prepared = dlqat_tf.Preprocessing((0.4, 0.5, 0.6), 0.3, reverse_channels=True)
+    x = dlqat_tf.InputQuantizer(8, 2.0, True, prepared)(inputs)
+    x = dlqat_tf.CGPACT(2, 2.0)(convolution(x, 8, 3, weight_bits=8))
+    return randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x))))
+
+
+@pytest.mark.parametrize("runtime", ["builtin", MICRO])
+@pytest.mark.parametrize(
+    ("network", "weights"),
+    [
+        (small_network, "int8"),
+        (small_network, "int4"),
+        (mobile_network, "int8"),
+        (mobile_network, "int4"),
+        (prepared_network, "int8"),
+    ],
+)
+def test_files_for_kernels_that_round_twice(tmp_path, network, weights, runtime):
+    model = network()
+    report = to_tflite(model, tmp_path / "model.tflite", kernels="builtin", weights=weights)
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 64), runtime=runtime)
+    assert result.failures(keras_agreement=95.0) == []
+    assert [each.layer for each in result.layers if each.differing] == []
+    # No code of Keras differs either, but for those below zero on TFLite Micro.
+    signed = network is not prepared_network
+    assert result.logit_difference["keras_file"] < (0.1 if signed and runtime == "micro" else 1e-4)
+    assert ("Micro" if runtime == "micro" else "without XNNPACK") in result.kernels
+
+
+@pytest.mark.parametrize("runtime", ["builtin", MICRO])
+def test_a_file_for_xnnpack_on_kernels_that_round_twice(tmp_path, runtime):
+    """Every integer is as simulated there too, but some are not those of Keras."""
+    model = small_network(channels=32)
+    images = images_for(model, 64)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images, runtime=runtime)
+    assert [each.layer for each in result.layers if each.differing] == []
+    assert result.agreement["simulation_file"] == 100.0
+    assert result.logit_difference["keras_file"] > 1e-3
+    on_xnnpack = parity(snapped, report.path, images)
+    assert on_xnnpack.logit_difference["keras_file"] < 1e-4
+    assert "with XNNPACK" in on_xnnpack.kernels
+
+
+def test_the_runtime_is_by_default_what_the_file_was_exported_for(tmp_path):
+    model = small_network()
+    for kernels, expected in (("xnnpack", "with XNNPACK"), ("builtin", "without XNNPACK")):
+        report = to_tflite(model, tmp_path / f"{kernels}.tflite", kernels=kernels)
+        assert expected in parity(model, report.path, images_for(model, 2)).kernels
+
+
+def test_runtimes_and_kernels_that_do_not_fit(tmp_path):
+    model, path = small_network(), tmp_path / "model.tflite"
+    with pytest.raises(ExportError, match="kernels to be one of xnnpack, builtin"):
+        to_tflite(model, path, kernels="micro")
+    to_lce(model, path)
+    with pytest.raises(ExportError, match=r"Larq Compute Engine.*runtime=\"tflite\""):
+        parity(model, path, images_for(model, 2), runtime="micro")
+    with pytest.raises(ExportError, match="runtime to be one of tflite, builtin, micro, web"):
+        parity(model, path, images_for(model, 2), runtime="arduino")
+
+
+@pytest.mark.skipif(not is_installed(), reason="tflite-micro is not installed")
+def test_what_tflite_micro_refuses(tmp_path):
+    model = small_network()
+    report = to_tflite(model, tmp_path / "any.tflite", batch_size=None)
+    with pytest.raises(ExportError, match=r"any number of images .* batch_size=1"):
+        parity(model, report.path, images_for(model, 2), runtime="micro")
+    # In files for XNNPACK pixels go to a table by operations on uint8, which it does not know.
+    model = prepared_network()
+    report = to_tflite(model, tmp_path / "table.tflite")
+    with pytest.raises(ExportError, match=r"TFLite Micro refuses .*table.tflite: .*UINT8.*GATHER"):
+        parity(model, report.path, images_for(model, 2), runtime="micro")
+
+
+def test_several_images_at_once_and_one_by_one(tmp_path):
+    model = small_network()
+    images = images_for(model, 5)
+    logits = []
+    for batch_size in (1, 3, None):
+        path = tmp_path / f"{batch_size}.tflite"
+        to_tflite(model, path, batch_size=batch_size)
+        logits.append(runner(flatbuffer.read(path), 4)([images])[0])
+    np.testing.assert_array_equal(logits[0], logits[1])
+    np.testing.assert_array_equal(logits[0], logits[2])
