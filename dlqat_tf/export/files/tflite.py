@@ -360,7 +360,7 @@ def _saved(model: tf.keras.Model | None, path: Path) -> Iterator[Path | None]:
         yield temporary
 
 
-def _opened(data: bytes, kernels: str):
+def _opened(data: bytes, kernels: str = "xnnpack"):
     interpreter = tflite_interpreter(data, xnnpack=kernels == "xnnpack")
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
