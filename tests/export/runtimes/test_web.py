@@ -95,7 +95,7 @@ def test_runtimes_are_known_by_name_and_run_their_own_files(litert_js, tmp_path,
     to_lce(model, tmp_path / "model.tflite", snap=False)
     with pytest.raises(ExportError, match=r"Larq Compute Engine.*to_tflite"):
         parity(model, tmp_path / "model.tflite", images_for(model), runtime="web")
-    with pytest.raises(ExportError, match="runtime to be one of tflite, web"):
+    with pytest.raises(ExportError, match="runtime to be one of tflite, builtin, micro, web"):
         parity(model, tmp_path / "model.tflite", images_for(model), runtime="chromium")
     to_tflite(model, tmp_path / "model.tflite", snap=False, force=True, input_type="int8")
     with pytest.raises(ExportError, match=r'LiteRT.js does not take.*input_type="uint8"'):
