@@ -2,33 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from dlqat_command.metavars import COUNT, DATASET, FILE, FOLDER
 
 
+@dataclass(frozen=True)
+class Options:
+    """What every export of a model takes."""
+
+    input_type: Literal["uint8", "int8", "float32"] | None = None
+    """uint8 pixels; int8, codes of what the network reads; or float32, what the model takes. By
+    default uint8 of images and float32 of other inputs."""
+    batch_size: Annotated[int | None, COUNT] = 1
+    """How many images the file takes at once, or None for any number."""
+    calibration: Annotated[str | None, DATASET] = None
+    """Data set for ranges that the model does not say (digits, cifar10, cifar100, imagenet2012 or
+    folder); without one, `dlqat export lce` runs layers that need them in float32."""
+    calibration_images: Annotated[int, COUNT] = 256
+    """How many of its images."""
+    data: Annotated[str | None, DATASET] = None
+    """Compare the trained model, the snapped one and the file on the test images of this data set,
+    as `dlqat parity` does."""
+    images: Annotated[int | None, COUNT] = None
+    """How many of them; all by default."""
+    data_dir: Annotated[Path | None, FOLDER] = None
+    """Where the data sets lie."""
+    preprocessing: Literal["tf", "caffe", "torch"] | None = None
+    """How images are prepared outside of the model, where it does not know."""
+    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None
+    """Height and width of the file's images, where the model takes any."""
+    outputs: Literal["logits", "probabilities"] | None = None
+    """Without a softmax or sigmoid at the end, or with one; by default as the model."""
+    snap: bool = True
+    """Save <output>.snapped.keras, the model with the file's biases."""
+    trust: bool = False
+    """Load a model that holds code, such as a Lambda layer, and so run it."""
+    force: bool = False
+    """Overwrite existing files."""
+    json: Annotated[Path | None, FILE] = None
+    """Write the report here too."""
+
+
+_DEFAULTS = Options()
+
+
 def tflite(
     model: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
-    input_type: Literal["uint8", "int8", "float32"] | None = None,
-    batch_size: Annotated[int | None, COUNT] = 1,
     weights: Literal["int8", "int4"] = "int8",
     kernels: Literal["xnnpack", "builtin"] = "xnnpack",
-    calibration: Annotated[str | None, DATASET] = None,
-    calibration_images: Annotated[int, COUNT] = 256,
-    data: Annotated[str | None, DATASET] = None,
-    images: Annotated[int | None, COUNT] = None,
-    data_dir: Annotated[Path | None, FOLDER] = None,
-    preprocessing: Literal["tf", "caffe", "torch"] | None = None,
-    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None,
-    outputs: Literal["logits", "probabilities"] | None = None,
-    snap: bool = True,
-    trust: bool = False,
-    force: bool = False,
-    json: Annotated[Path | None, FILE] = None,
+    common: Annotated[Options, tyro.conf.OmitArgPrefixes] = _DEFAULTS,
 ) -> None:
     """Export a trained Keras model to a .tflite file of stock operations.
 
@@ -38,68 +67,22 @@ def tflite(
     Args:
         model: A .keras file; with --trust also an HDF5 file or a SavedModel folder.
         output: The .tflite file to write.
-        input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
-            takes. By default uint8 of images and float32 of other inputs.
-        batch_size: How many images the file takes at once, or None for any number.
         weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
         kernels: builtin for TFLite Micro and for TFLite without XNNPACK, whose kernels round
             otherwise; --data then runs the file without XNNPACK.
-        calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
-            imagenet2012 or folder).
-        calibration_images: How many of its images.
-        data: Compare the trained model, the snapped one and the file on the test images of this
-            data set, as `dlqat parity` does.
-        images: How many of them; all by default.
-        data_dir: Where the data sets lie.
-        preprocessing: How images are prepared outside of the model, where it does not know.
-        size: Height and width of the file's images, where the model takes any.
-        outputs: Without a softmax or sigmoid at the end, or with one; by default as the model.
-        snap: Save <output>.snapped.keras, the model with the file's biases.
-        trust: Load a model that holds code, such as a Lambda layer, and so run it.
-        force: Overwrite existing files.
-        json: Write the report here too.
+        common: What every export takes.
     """
-    from dlqat_tf.export import command, to_tflite
+    from dlqat_tf.export import to_tflite
 
-    command.export(
-        to_tflite,
-        model,
-        output,
-        calibration=(calibration, data_dir, calibration_images),
-        proof=(data, images),
-        json=json,
-        input_type=input_type,
-        batch_size=batch_size,
-        weights=weights,
-        kernels=kernels,
-        preprocessing=preprocessing,
-        size=size,
-        outputs=outputs,
-        snap=snap,
-        trust=trust,
-        force=force,
-    )
+    _export(to_tflite, model, output, common, weights=weights, kernels=kernels)
 
 
 def lce(
     model: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
-    input_type: Literal["uint8", "int8", "float32"] | None = None,
-    batch_size: Annotated[int | None, COUNT] = 1,
     plane_limit: Annotated[int, COUNT] = 9,
     target: Literal["armv8.0", "dotprod", "i8mm", "all"] = "all",
-    calibration: Annotated[str | None, DATASET] = None,
-    calibration_images: Annotated[int, COUNT] = 256,
-    data: Annotated[str | None, DATASET] = None,
-    images: Annotated[int | None, COUNT] = None,
-    data_dir: Annotated[Path | None, FOLDER] = None,
-    preprocessing: Literal["tf", "caffe", "torch"] | None = None,
-    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None,
-    outputs: Literal["logits", "probabilities"] | None = None,
-    snap: bool = True,
-    trust: bool = False,
-    force: bool = False,
-    json: Annotated[Path | None, FILE] = None,
+    common: Annotated[Options, tyro.conf.OmitArgPrefixes] = _DEFAULTS,
 ) -> None:
     """Export a trained Keras model to a .tflite file with binary convolutions.
 
@@ -109,46 +92,21 @@ def lce(
     Args:
         model: A .keras file; with --trust also an HDF5 file or a SavedModel folder.
         output: The .tflite file to write.
-        input_type: uint8 pixels; int8, codes of what the network reads; or float32, what the model
-            takes. By default uint8 of images and float32 of other inputs.
-        batch_size: How many images the file takes at once, or None for any number.
         plane_limit: Convolutions of more planes (weight bits times activation bits) stay int8.
         target: Cores that the file is for: layers that are cheaper on int8 kernels there run on
             those. armv8.0 is without the int8 dot product (Cortex-A53, A72), dotprod with it
             (A55, A75 to A78, X1), i8mm with int8 matrix products too (A710, X2 and later); all runs
             on planes whatever can, for the smallest file.
-        calibration: Data set for ranges that the model does not say (digits, cifar10, cifar100,
-            imagenet2012 or folder); without one, layers that need them run in float32.
-        calibration_images: How many of its images.
-        data: Compare the trained model, the snapped one and the file on the test images of this
-            data set, as `dlqat parity` does.
-        images: How many of them; all by default.
-        data_dir: Where the data sets lie.
-        preprocessing: How images are prepared outside of the model, where it does not know.
-        size: Height and width of the file's images, where the model takes any.
-        outputs: Without a softmax or sigmoid at the end, or with one; by default as the model.
-        snap: Save <output>.snapped.keras, the model with the file's biases.
-        trust: Load a model that holds code, such as a Lambda layer, and so run it.
-        force: Overwrite existing files.
-        json: Write the report here too.
+        common: What every export takes.
     """
-    from dlqat_tf.export import command, to_lce
+    from dlqat_tf.export import to_lce
 
-    command.export(
-        to_lce,
-        model,
-        output,
-        calibration=(calibration, data_dir, calibration_images),
-        proof=(data, images),
-        json=json,
-        input_type=input_type,
-        batch_size=batch_size,
-        plane_limit=plane_limit,
-        target=target,
-        preprocessing=preprocessing,
-        size=size,
-        outputs=outputs,
-        snap=snap,
-        trust=trust,
-        force=force,
-    )
+    _export(to_lce, model, output, common, plane_limit=plane_limit, target=target)
+
+
+def _export(
+    write: Callable[..., Any], model: Path, output: Path, options: Options, **others: Any
+) -> None:
+    from dlqat_tf.export import command
+
+    command.export(write, model, output, options, **others)

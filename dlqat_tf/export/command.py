@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from dlqat_command.export import Options
 from dlqat_tf._host import check_name, write_whole
 from dlqat_tf._script import ending
 from dlqat_tf.export.files.tflite import ExportReport
@@ -32,56 +33,49 @@ def run(
 
 
 def export(
-    write: Callable[..., ExportReport],
-    model: Path,
-    output: Path,
-    *,
-    calibration: tuple[str | None, Path | None, int],
-    proof: tuple[str | None, int | None],
-    json: Path | None,
-    trust: bool,
-    force: bool,
-    preprocessing: str | None = None,
-    size: tuple[int, int] | None = None,
-    **options,
+    write: Callable[..., ExportReport], model: Path, output: Path, options: Options, **others
 ) -> None:
     """Export a stored model, print the report, and end the process as :func:`run` does.
 
     Args:
         write: ``to_tflite`` or ``to_lce``.
-        model: A ``.keras`` file; with ``trust`` also an HDF5 file or a SavedModel folder.
+        model: A ``.keras`` file; with ``options.trust`` also an HDF5 file or a SavedModel folder.
         output: The file to write.
-        calibration: Data set (None: no calibration), its folder, and how many of its images.
-        proof: Data set whose test images the trained model, the snapped one and the file are
-            compared on (None: no comparison), and how many of them (None: all).
-        json: Where the report goes too, or None.
-        trust: Load a model with code in it, see :func:`dlqat_tf.loading.load_model`.
-        force: Overwrite existing files.
-        preprocessing: How images are prepared outside of the model, or None.
-        size: Height and width of the images of a model that takes any, or None.
-        options: Keyword arguments of ``write``.
+        options: What every export takes.
+        others: Keyword arguments that ``write`` alone takes.
     """
 
     def work():
-        if json:
-            check_target(json, force=force)
+        if options.json:
+            check_target(options.json, force=options.force)
         check_name(output)
-        loaded = load_model(model, trust=trust)
-        loaded = adapted(loaded, preprocessing=preprocessing, size=size)
-        name, data_dir, count = calibration
-        images = None
-        if name:
-            images, _ = test_images(name, data_dir, image_shape(loaded), count)
-        compared, count = proof
-        shown = test_images(compared, data_dir, image_shape(loaded), count) if compared else None
-        report = write(loaded, output, calibration=images, force=force, **options)
+        loaded = load_model(model, trust=options.trust)
+        loaded = adapted(loaded, preprocessing=options.preprocessing, size=options.size)
+        calibration, shown = (
+            test_images(name, options.data_dir, image_shape(loaded), count) if name else None
+            for name, count in (
+                (options.calibration, options.calibration_images),
+                (options.data, options.images),
+            )
+        )
+        report = write(
+            loaded,
+            output,
+            input_type=options.input_type,
+            batch_size=options.batch_size,
+            calibration=calibration and calibration[0],
+            outputs=options.outputs,
+            snap=options.snap,
+            force=options.force,
+            **others,
+        )
         if shown:
             snapped = load_model(Path(report.snapped)) if report.snapped else loaded
             trained = loaded if report.snapped else None
             report = replace(report, proof=parity(snapped, output, *shown, trained=trained))
         report.print()
-        if json:
-            write_whole(json, report.to_json() + "\n")
+        if options.json:
+            write_whole(options.json, report.to_json() + "\n")
         failures = report.proof.failures() if report.proof else []
         for failure in failures:
             print(f"failed: {failure}", file=sys.stderr)

@@ -152,11 +152,7 @@ def runner(content: schema.ModelT, feed: Callable | None = None, path="the file"
     shapes = [graph.tensors[int(i)].shape for i in graph.outputs]
     with tempfile.TemporaryDirectory() as folder:
         write_runtime(litert_js, Path(folder))
-        # A page that runs nothing by itself.
-        page_of = Path(folder) / "index.html"
-        head = page_of.read_text()
-        importmap = head[head.index('<script type="importmap">') :].partition("</script>")[0]
-        page_of.write_text(f"<!doctype html><body>{importmap}</script>")
+        (Path(folder) / "page.js").write_text("")  # the page shall run nothing by itself
         with page(folder) as shown:
             with _refusals(path):
                 shown.evaluate(_OPEN, base64.b64encode(data).decode())
