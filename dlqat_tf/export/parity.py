@@ -13,8 +13,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.agreement import Labels, OutputParity, compared, labels_of, mean_of
 from dlqat_tf.export.files import flatbuffer, lce, tflite
-from dlqat_tf.export.files.census import read_record
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
+from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.files.tflite import check_choice
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.endings import with_endings
@@ -25,7 +25,7 @@ from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.rounding import RUNTIMES
 from dlqat_tf.export.integer.simulate import Simulation, batches
 from dlqat_tf.export.runtimes import web
-from dlqat_tf.export.runtimes.host import is_binarized, kernels_of, runner
+from dlqat_tf.export.runtimes.host import kernels_of, runner
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
@@ -215,7 +215,7 @@ def parity(
     record = _record(content, path)
     if runtime is None:
         runtime = {"xnnpack": "tflite", "builtin": "builtin"}[record["kernels"]]
-    if runtime in ("builtin", "micro") and is_binarized(content):
+    if runtime in ("builtin", "micro") and flatbuffer.is_binarized(content):
         raise ExportError(
             f"{path} has operations of Larq Compute Engine, which run on none but its own "
             f'interpreter: expected runtime="tflite". Received: runtime={runtime!r}.'
@@ -235,7 +235,7 @@ def parity(
         models = {"trained": trained, **models}
         _, others = _plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
-    run_part = lce.PartRunner() if is_binarized(content) else FloatPart.run
+    run_part = lce.PartRunner() if flatbuffer.is_binarized(content) else FloatPart.run
     simulation = Simulation(planned, run_part, runtime)
     feed = for_file(planned, _types(record, network))
     some = list(batches(images, batch_size))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,13 @@ from flatbuffers import flexbuffers
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.files.flatbuffer import batch_size_of, content, metadata, parsed
+from dlqat_tf.export.files.flatbuffer import batch_size_of, content, parsed
+from dlqat_tf.export.files.micro import arena_bytes
+from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.files.verify import BITS, OPERATORS, elements, number_of
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.report import Report
 
-METADATA = "dlqat_tf"  # the entry of the file in which export says what it wrote
-_CHECKSUM = "crc32"
 _BINARY_CONVOLUTION = "LceBconv2d"
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", _BINARY_CONVOLUTION)
 _TYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
@@ -118,6 +117,9 @@ class Census(Report):
         warnings: What will run slower than its width suggests.
         islands: Parts that run in float for want of an integer form.
         batch_size: How many images it takes at once, None for any number.
+        arena_bytes: RAM that TFLite Micro needs for it, see
+            :func:`dlqat_tf.export.files.micro.arena_bytes`; None where that is not known.
+        without_arena: Why it is not known, None where nobody asked for it.
     """
 
     path: str
@@ -132,6 +134,8 @@ class Census(Report):
     warnings: list[str]
     islands: list[IslandCost] = field(default_factory=list)
     batch_size: int | None = None
+    arena_bytes: int | None = None
+    without_arena: str | None = None
 
     def tables(self):
         title = f"{self.path}: {self.file_bytes:,} bytes, deflated {self.deflated_bytes:,} bytes"
@@ -160,8 +164,18 @@ class Census(Report):
             f"operations: {counts}",
             f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
             f"computed tensors of one image at their peak {self.peak_activation_bytes:,} bytes",
+            *self._on_microcontrollers(),
             *(f"warning: {text}" for text in self.warnings),
         ]
+
+    def _on_microcontrollers(self) -> list[str]:
+        if self.arena_bytes is not None:
+            ram = f"RAM {self.arena_bytes:,} bytes, TFLite Micro's arena"
+        elif self.without_arena is not None:
+            ram = f"RAM not known: {self.without_arena}"
+        else:
+            return []
+        return [f"on a microcontroller: flash {self.file_bytes:,} bytes, the file; {ram}"]
 
     def _islands(self) -> Table:
         table = Table(title="In float, for want of an integer form", title_justify="left")
@@ -176,12 +190,20 @@ class Census(Report):
 
 
 def census(path: str | Path) -> Census:
-    """Count what is in a .tflite file.
+    """Count what is in a .tflite file, and the RAM that it takes on a microcontroller.
 
     Raises:
         ExportError: ``path`` is not a whole .tflite file.
     """
-    return count(content(path), path)
+    return with_arena(count(content(path), path))
+
+
+def with_arena(counted: Census) -> Census:
+    """Return a file's census with the RAM that it takes on a microcontroller."""
+    try:
+        return replace(counted, arena_bytes=arena_bytes(content(counted.path), counted.path))
+    except ExportError as error:
+        return replace(counted, without_arena=str(error))
 
 
 def count(data: bytes, path: str | Path) -> Census:
@@ -288,41 +310,6 @@ def _macs(model: schema.ModelT, operator: schema.OperatorT) -> int:
     if name == "DEPTHWISE_CONV_2D":
         return output * int(np.prod(weights.shape[1:3]))
     return output * int(np.prod(weights.shape[1:]))
-
-
-def encode_record(record: dict) -> bytes:
-    """Return what export records in a file, with a checksum of its own.
-
-    Nothing else tells a changed digit from the right one, and every value in it decides what the
-    codes of the file mean.
-    """
-    return _encoded({**record, _CHECKSUM: zlib.crc32(_encoded(record))})
-
-
-def _encoded(record: dict) -> bytes:
-    return json.dumps(record, sort_keys=True).encode()
-
-
-def read_record(model: schema.ModelT, path: str | Path) -> dict | None:
-    """Return what export recorded in a file, None in a file that it did not write.
-
-    Raises:
-        ExportError: The record is not as it was written.
-    """
-    data = metadata(model, METADATA)
-    if data is None:
-        return None
-    try:
-        record = json.loads(data)
-        whole = record.pop(_CHECKSUM) == zlib.crc32(_encoded(record))
-    except (ValueError, AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ExportError(
-            f"The record in {path} is damaged, or of another version of this package: export it "
-            "again."
-        )
-    return record
 
 
 def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:

@@ -278,6 +278,11 @@ def with_batch(model: schema.ModelT, size: int) -> bytes:
     return data
 
 
+def is_binarized(model: schema.ModelT) -> bool:
+    """Return whether a file has operations of Larq Compute Engine."""
+    return any((code.customCode or b"").startswith(b"Lce") for code in model.operatorCodes or [])
+
+
 def batch_size_of(model: schema.ModelT) -> int | None:
     """Return how many images a file takes at once, None where it takes any number."""
     graph = model.subgraphs[0]

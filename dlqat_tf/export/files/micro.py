@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 
 import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.verify import BITS, elements
 from dlqat_tf.export.integer.network import ExportError
 
-_SLACK = 1 << 20  # bytes of the arena for what is allocated beside the tensors
-_TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
+_SLACK = 1 << 20  # bytes
 
 
 class MicroInterpreter:
@@ -29,34 +30,23 @@ class MicroInterpreter:
         path: What errors call it.
 
     Raises:
-        ExportError: tflite-micro is not installed, the file takes any number of images at once, or
-            TFLite Micro has no kernel for an operation of it.
+        ExportError: tflite-micro is not installed, the file has operations of Larq Compute Engine
+            or takes any number of images at once, or TFLite Micro has no kernel for an operation of
+            it.
     """
 
     def __init__(self, data: bytes, path="the file"):
+        model = _suitable(data, path)
         runtime = _runtime()
-        model = flatbuffer.parsed(data, path)
-        if flatbuffer.batch_size_of(model) is None:
-            raise ExportError(
-                f"{path} takes any number of images at once, and TFLite Micro runs files of a "
-                "fixed size only: export it with batch_size=1."
-            )
         graph = model.subgraphs[0]
         self._outputs = len(graph.outputs)
-        room = sum(-(-elements(each) * BITS[each.type] // 8) for each in graph.tensors)
         inputs = [graph.tensors[int(i)] for i in graph.inputs]
         with _said() as said:
             try:
-                self._interpreter = runtime.Interpreter.from_bytes(
-                    data, arena_size=2 * room + _SLACK
-                )
+                self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=_room(model))
                 self.run([np.zeros(each.shape, _DTYPES[each.type]) for each in inputs])
-                self._interpreter.print_allocations()
             except RuntimeError as error:
-                reason = " ".join([*said(), str(error)])
-                raise ExportError(f"TFLite Micro refuses {path}: {reason}") from None
-            self.arena_bytes = int(_TOTAL.search(" ".join(said())).group(1))
-            """Bytes of RAM that it takes, as its recording allocator says."""
+                raise ExportError(_refusal(path, [*said(), str(error)])) from None
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for an array of each input."""
@@ -66,7 +56,88 @@ class MicroInterpreter:
         return [np.array(self._interpreter.get_output(i)) for i in range(self._outputs)]
 
 
+def arena_bytes(data: bytes, path="the file") -> int:
+    """Return the bytes of RAM that TFLite Micro needs for a file: the least arena that will do.
+
+    Its recording allocator says how much of an arena is taken in the end, which may be less than
+    what planning the memory takes in between; so arenas are tried. It is counted on this host: on
+    32-bit processors pointers are half as long, and the arena a little smaller.
+
+    Args:
+        data: Content of the file.
+        path: What errors call it.
+
+    Raises:
+        ExportError: As for :class:`MicroInterpreter`.
+    """
+    model = _suitable(data, path)
+    _runtime()
+    # In a process of its own: nothing but this package verifies files, and kernels trust theirs.
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAST, str(_room(model))],
+        input=data,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").splitlines()
+        raise ExportError(_refusal(path, said or [f"it ends the process, {done.returncode}"]))
+    return int(done.stdout)
+
+
+_ALIGNMENT = 16  # bytes, of the arena
+_LEAST = f"""
+import sys
+from tflite_micro.python.tflite_micro import runtime
+
+data, enough = sys.stdin.buffer.read(), int(sys.argv[1]) // {_ALIGNMENT}
+
+
+def open_in(units):
+    runtime.Interpreter.from_bytes(data, arena_size={_ALIGNMENT} * units)
+
+
+try:
+    open_in(enough)
+except RuntimeError as error:
+    sys.exit(str(error))
+scarce = 0
+while enough - scarce > 1:
+    units = (scarce + enough) // 2
+    try:
+        open_in(units)
+        enough = units
+    except RuntimeError:
+        scarce = units
+print({_ALIGNMENT} * enough)
+"""
 _DTYPES = {number: dtype for dtype, number in flatbuffer.TYPES.items()}
+
+
+def _suitable(data: bytes, path) -> schema.ModelT:
+    """Return the graph of a file that TFLite Micro may run."""
+    model = flatbuffer.parsed(data, path)
+    if flatbuffer.is_binarized(model):
+        raise ExportError(
+            f"{path} has operations of Larq Compute Engine, which no microcontroller runs: export "
+            "with to_tflite."
+        )
+    if flatbuffer.batch_size_of(model) is None:
+        raise ExportError(
+            f"{path} takes any number of images at once, and TFLite Micro runs files of a fixed "
+            "size only: export it with batch_size=1."
+        )
+    return model
+
+
+def _room(model: schema.ModelT) -> int:
+    """Return bytes of an arena that is large enough: tensors, and what is allocated beside them."""
+    tensors = model.subgraphs[0].tensors
+    return 2 * sum(-(-elements(each) * BITS[each.type] // 8) for each in tensors) + _SLACK
+
+
+def _refusal(path, said: list[str]) -> str:
+    return f"TFLite Micro refuses {path}: {' '.join(' '.join(said).split())}"
 
 
 def _runtime():
@@ -90,8 +161,7 @@ def is_installed() -> bool:
 def _said() -> Iterator:
     """Hold back what is written to the standard error, and give a function that returns its lines.
 
-    TFLite Micro says there, and nowhere else, which operation it does not know and how much memory
-    it takes.
+    TFLite Micro says there, and nowhere else, which operation it does not know.
     """
     shown = os.dup(2)
     with tempfile.TemporaryFile() as held:

@@ -16,7 +16,7 @@ from rich.table import Table
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.datasets import first_images
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.census import Census, census
+from dlqat_tf.export.files.census import Census, count, with_arena
 from dlqat_tf.export.files.inputs import (
     Images,
     InputTypes,
@@ -328,10 +328,13 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         flatbuffer.write(built.data, targets[0])
         if temporary:
             os.replace(temporary, targets[1])
+    counted = count(built.data, targets[0])
+    if built.kernels == "builtin":  # a file for microcontrollers
+        counted = with_arena(counted)
     return ExportReport(
         path=str(targets[0]),
         snapped=str(targets[1]) if copy is not None else None,
-        census=census(targets[0]),
+        census=counted,
         shifts=shifts,
         calibrated=built.ranges,
         warnings=_dead_channels(built.planned) + clipped(built.planned),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.files.census import METADATA, encode_record
 from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
 from dlqat_tf.export.files.inputs import codes_of, zero_point
 from dlqat_tf.export.files.lookups import add_lookup
 from dlqat_tf.export.files.moving import add_moving
+from dlqat_tf.export.files.record import METADATA, encode_record
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     OUTPUT,

@@ -11,21 +11,14 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export.files import flatbuffer, lce
-from dlqat_tf.export.files.census import operator_name
 from dlqat_tf.export.files.micro import MicroInterpreter
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.export.integer.simulate import batches
 
 
-def is_binarized(content: schema.ModelT) -> bool:
-    """Return whether a file has operations of Larq Compute Engine."""
-    names = {operator_name(content, each) for each in content.subgraphs[0].operators}
-    return any(name.startswith("Lce") for name in names)
-
-
 def kernels_of(content: schema.ModelT, runtime: str = "tflite") -> str:
     """Return what runs a file here."""
-    if is_binarized(content):
+    if flatbuffer.is_binarized(content):
         return "Larq Compute Engine with XNNPACK, on this host's kernels"
     if runtime == "micro":
         return "TFLite Micro's reference kernels"
@@ -52,7 +45,7 @@ def runner(
     """
     batch_size = flatbuffer.batch_size_of(content) or batch_size
     data = flatbuffer.with_batch(content, batch_size)
-    if is_binarized(content):
+    if flatbuffer.is_binarized(content):
         # Its threads wait for each other at every operation, for long where the machine is busy.
         invoke = lce.open_interpreter(data, threads=1).predict
     elif runtime == "micro":

@@ -20,7 +20,6 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.website import find_litert_js, for_one_image, write_runtime
 from dlqat_tf.export.integer.network import ExportError
-from dlqat_tf.export.runtimes.host import is_binarized
 
 _BROWSER = "DLQAT_BROWSER"  # environment variable: the browser to run
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -134,7 +133,7 @@ def runner(content: schema.ModelT, feed: Callable | None = None, path="the file"
         ExportError: A tool is missing, LiteRT.js refuses the file, it is for Larq Compute Engine,
             or an input is of int8, which JavaScript cannot give it.
     """
-    if is_binarized(content):
+    if flatbuffer.is_binarized(content):
         raise ExportError(
             f"{path} has operations of Larq Compute Engine, which no browser runs: export with "
             "to_tflite."
