@@ -20,6 +20,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from dlqat_tf import methods
+from dlqat_tf.canonical import function_of
 from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.kinds import MOVING, POOLS
 from dlqat_tf.convert.network import Network
@@ -37,16 +38,18 @@ tf.keras.utils.get_custom_objects().update(*_api.quantize_scope().custom_objects
 
 _KERNELS = {
     _layers.Conv2D: "kernel",
+    _layers.Conv2DTranspose: "kernel",
     _layers.DepthwiseConv2D: "depthwise_kernel",
     _layers.Dense: "kernel",
 }
 # Their outputs are off the grid, and need a quantizer where a sum or a convolution reads them.
-_LINEAR = (_layers.BatchNormalization, _layers.Add)
+_LINEAR = (_layers.BatchNormalization, _layers.Add, _layers.Multiply, _layers.Subtract)
 # They bring their own quantizers, or stand at the ends of a model.
 _UNTOUCHED = (
     Head,
     lq.quantizers.Quantizer,
     lq.layers.QuantConv2D,
+    lq.layers.QuantConv2DTranspose,
     lq.layers.QuantDepthwiseConv2D,
     lq.layers.QuantDense,
     _layers.InputLayer,
@@ -118,10 +121,10 @@ class LarqQuantizer(_api.quantizers.Quantizer):
 class QuantizeConfig(_api.QuantizeConfig):
     """How one layer is quantized, for ``quantize_annotate_layer``.
 
-    Conv2D, DepthwiseConv2D and Dense get the weights of a method, SAT unless said otherwise; where
-    their activation is a ReLU, the method's activation quantizer, CG-PACT of SAT, rounds and
-    rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6 loses its upper
-    bound, since the trained range clips instead.
+    Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense get the weights of a method, SAT unless said
+    otherwise; where their activation is a ReLU, the method's activation quantizer, CG-PACT of SAT,
+    rounds and rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6 loses
+    its upper bound, since the trained range clips instead.
 
     Args:
         weight_bits: 1 to 8, or 32; of the method's.
@@ -131,7 +134,8 @@ class QuantizeConfig(_api.QuantizeConfig):
             Neither is for methods whose weights have the scale of the kernel.
         residual_bits: 2 to 8 rounds an output that is not rectified to a signed grid, as both
             inputs of a residual add must be in int8 kernels. This is also what it means at
-            BatchNormalization, Add and average pooling layers. None: such outputs stay float.
+            BatchNormalization, Add, Multiply, Subtract and average pooling layers, and at layers of
+            one function, such as LeakyReLU. None: such outputs stay float.
         alpha_init: Initial range of the output's quantizer.
         method: Name in :mod:`dlqat_tf.methods`. A method's constraint of the kernel is the layer's
             own ``kernel_constraint``, which :class:`Scheme` sets.
@@ -333,8 +337,10 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             changes["scale_adjust"] = final
             changes["keep_scale"] = not final and not network.norms[layer]
         if place is not None:
-            width = "activation_bits" if _is_rectified(layer) else network.width_of(call)
-            changes[width] = place.bits
+            # Of other functions the outputs are signed codes, of which there are none of one bit.
+            is_rectified = _is_rectified(layer)
+            width = "activation_bits" if is_rectified else "residual_bits"
+            changes[width] = place.bits if is_rectified else max(place.bits, 2)
         if not weighted and place is None:
             return None
         return QuantizeConfig(**{**self._settings, **changes})
@@ -395,14 +401,18 @@ def _is_rectified(layer) -> bool:
 def _refusal(layer, reason: str) -> ValueError:
     return ValueError(
         f"Layer {layer.name!r} ({type(layer).__name__}) cannot be quantized: {reason}. Expected "
-        "Conv2D, DepthwiseConv2D or Dense with a ReLU or no activation, ReLU, Activation('relu'), "
-        "or with residual_bits BatchNormalization, Add, AveragePooling2D or GlobalAveragePooling2D."
+        "Conv2D, DepthwiseConv2D, Conv2DTranspose or Dense with a ReLU or no activation, ReLU, "
+        "Activation('relu'), or with residual_bits BatchNormalization, Add, Multiply, Subtract, "
+        "AveragePooling2D, GlobalAveragePooling2D or a layer of one function, such as LeakyReLU or "
+        "Activation('swish')."
     )
 
 
 def _check_quantizable(layer, signed: bool) -> None:
     """Raise unless a configuration says how to quantize something of this layer."""
     kind = type(layer)
+    if signed and kind not in _KERNELS and function_of(layer) is not None:
+        return
     if kind is _layers.ReLU:
         if layer.negative_slope or layer.threshold:
             raise _refusal(layer, "it is no ReLU")

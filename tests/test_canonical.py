@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.canonical import StandardLayers, function_of
+from dlqat_tf.canonical import StandardLayers, function_of, is_plain_transposed
 
 layers = tf.keras.layers
 
@@ -98,13 +98,55 @@ def test_operators_on_one_tensor(name):
         lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=1),
         lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT"),
         lambda x: tf.cast(x, tf.int32),
-        lambda x: tf.split(x, 3, -1)[0],
+        lambda x: tf.split(x, 2, 0)[0],
+        lambda x: x[:, ::-1],
+        lambda x: x[1:],
+        lambda x: tf.image.resize(x, (8, 12)),
+        lambda x: tf.image.resize(x, (6, 12), "nearest"),
         layers.Conv2D(2, 1),
     ],
 )
 def test_what_has_no_standard_layer_is_left(function):
     node, _ = last_call(function, IMAGE)
     assert StandardLayers().of(node) is None
+
+
+SLICES = {
+    "channels": (lambda x: x[..., 1:], ["Reshape", "Cropping2D", "Reshape"]),
+    "rows": (lambda x: x[:, 1:-1, 2:], ["Cropping2D", "Reshape"]),
+    "rows and channels": (lambda x: x[:, :2, :, :1], ["Reshape", "Cropping2D"] * 2 + ["Reshape"]),
+    "one row": (lambda x: x[:, -1], ["Cropping2D", "Reshape"]),
+    "one channel": (lambda x: x[:, :, :, 1], ["Reshape", "Cropping2D", "Reshape"]),
+    "new axis": (lambda x: x[:, None, :, 1:3], ["Cropping2D", "Reshape"]),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_are_crops(name):
+    function, kinds = SLICES[name]
+    check(function, IMAGE, kinds=kinds)
+
+
+def test_slices_of_sequences_and_vectors_are_crops():
+    check(lambda x: x[:, 1:5], (9, 3), kinds=["Reshape", "Cropping2D", "Reshape"])
+    check(lambda x: x[:, 2], (4,), kinds=["Reshape", "Cropping2D", "Reshape"])
+
+
+@pytest.mark.parametrize("sizes", [3, [2, 1]])
+def test_splits_are_crops_with_an_output_each(sizes):
+    node, values = last_call(lambda x: tf.split(x, sizes, -1)[0], IMAGE)
+    part = StandardLayers().of(node)
+    same = tf.keras.Model(node.keras_inputs, node.outputs)(values)
+    for made, expected in zip(part(values), same, strict=True):
+        np.testing.assert_array_equal(made, expected)
+
+
+def test_resizing_by_whole_numbers_and_pixel_shuffles_are_moves():
+    nearest = lambda x: tf.image.resize(x, (8, 18), "nearest")  # noqa: E731
+    check(nearest, IMAGE, kinds=["UpSampling2D"])
+    kinds = ["Reshape", "Permute", "Reshape"]
+    check(lambda x: tf.nn.space_to_depth(x, 2), IMAGE, kinds=kinds)
+    check(lambda x: tf.nn.depth_to_space(x, 2), (2, 3, 8), kinds=kinds)
 
 
 def test_separable_convolutions_are_two():
@@ -119,12 +161,29 @@ SEQUENCES = {
     "conv": (layers.Conv1D(4, 3, 2, activation="relu"), "Conv2D"),
     "dilated": (layers.Conv1D(4, 3, padding="same", dilation_rate=2, use_bias=False), "Conv2D"),
     "depthwise": (layers.DepthwiseConv1D(3, padding="same", depth_multiplier=2), "DepthwiseConv2D"),
+    "transposed": (layers.Conv1DTranspose(4, 3, 2, padding="same"), "Conv2DTranspose"),
     "max": (layers.MaxPool1D(2, padding="same"), "MaxPooling2D"),
     "average": (layers.AveragePooling1D(3, 2), "AveragePooling2D"),
     "pad": (layers.ZeroPadding1D((1, 2)), "ZeroPadding2D"),
     "crop": (layers.Cropping1D((1, 2)), "Cropping2D"),
     "upsample": (layers.UpSampling1D(3), "UpSampling2D"),
 }
+
+
+@pytest.mark.parametrize(
+    ("options", "is_plain"),
+    [
+        ({}, True),
+        ({"padding": "same"}, True),
+        ({"strides": (3, 4), "padding": "same"}, True),
+        ({"strides": (2, 3), "padding": "same"}, False),  # windows reach beyond in rows only
+        ({"strides": (2, 3)}, True),
+        ({"strides": 2, "output_padding": 1}, False),
+        ({"dilation_rate": 2}, False),
+    ],
+)
+def test_transposed_convolutions_of_int8_kernels(options, is_plain):
+    assert is_plain_transposed(layers.Conv2DTranspose(2, 3, **options)) == is_plain
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
@@ -195,6 +254,23 @@ def test_what_computes_by_value_goes_on_with_images_of_one_row():
     )
     both = lambda x, y: layers.Add()([x, y])  # noqa: E731
     check(both, (9, 3), (9, 3), kinds=["Reshape", "Reshape", "Add", "Reshape"], in_rows=True)
+
+
+def test_what_takes_many_tensors_takes_two_at_a_time():
+    for kind in (layers.Add, layers.Multiply, layers.Maximum, layers.Minimum):
+        three = lambda *x, kind=kind: kind(name="m")(x)  # noqa: E731
+        part = check(three, IMAGE, IMAGE, IMAGE, kinds=[kind.__name__] * 2)
+        assert part.output.node.layer.name == "m"
+    node, _ = last_call(lambda *x: layers.Add()(x), IMAGE, IMAGE)
+    assert StandardLayers().of(node) is None
+
+
+def test_a_mean_of_tensors_is_one_of_windows():
+    kinds = ["Concatenate", "Reshape", "AveragePooling2D", "Reshape"]
+    for shape in (IMAGE, (7,)):
+        check(lambda *x: layers.Average()(x), shape, shape, shape, kinds=kinds)
+    node, _ = last_call(lambda *x: layers.Average()(x), IMAGE, (1, 1, 3))
+    assert StandardLayers().of(node) is None
 
 
 def test_a_layer_that_is_called_twice_becomes_one():

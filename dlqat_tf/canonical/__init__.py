@@ -9,13 +9,27 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dlqat_tf.canonical.functions import AUGMENTATIONS, IN_TRAINING, function_of
-from dlqat_tf.canonical.layers import BY_VALUE, LAYERS, by_value
+from dlqat_tf.canonical.functions import (
+    AUGMENTATIONS,
+    IN_TRAINING,
+    function_of,
+    hard_sigmoid,
+    hard_swish,
+)
+from dlqat_tf.canonical.layers import BY_VALUE, LAYERS, by_value, is_plain_transposed
 from dlqat_tf.canonical.operators import OPERATORS
 from dlqat_tf.canonical.part import BACK, Part
 from dlqat_tf.graph import tensors_of
 
-__all__ = ["AUGMENTATIONS", "IN_TRAINING", "StandardLayers", "function_of"]
+__all__ = [
+    "AUGMENTATIONS",
+    "IN_TRAINING",
+    "StandardLayers",
+    "function_of",
+    "hard_sigmoid",
+    "hard_swish",
+    "is_plain_transposed",
+]
 
 
 class StandardLayers:
@@ -37,27 +51,33 @@ class StandardLayers:
                 by value then goes on with those images.
 
         Returns:
-            From the call's inputs to its output. None where the layer is a standard one already,
+            From the call's inputs to its outputs. None where the layer is a standard one already,
             or no standard layers compute the same.
         """
         symbol = getattr(node.layer, "symbol", None)
-        rule = OPERATORS.get(str(symbol).rsplit(".", 1)[-1]) if symbol else None
-        if symbol is None:
-            rule = LAYERS.get(type(node.layer))
-            if rule is None and in_rows and type(node.layer) in BY_VALUE:
-                rule = by_value
-        if rule is None or getattr(node.layer, "data_format", "channels_last") != "channels_last":
+        if symbol is not None:
+            rules = [OPERATORS.get(str(symbol).rsplit(".", 1)[-1])]
+        else:
+            is_by_value = in_rows and type(node.layer) in BY_VALUE
+            rules = [LAYERS.get(type(node.layer)), by_value if is_by_value else None]
+        rules = [rule for rule in rules if rule is not None]
+        if not rules or getattr(node.layer, "data_format", "channels_last") != "channels_last":
             return None
         masks = (getattr(tensor, "_keras_mask", None) for tensor in tensors_of(node))
         if node.layer._expects_mask_arg and any(mask is not None for mask in masks):
             return None
-        if not isinstance(getattr(node.outputs, "shape", None), tf.TensorShape):
+        expected = tf.nest.flatten(node.outputs)
+        if not all(isinstance(getattr(x, "shape", None), tf.TensorShape) for x in expected):
             return None
         part = Part(node, self.made)
-        output = rule(part)
-        if output is None or tuple(output.shape) != tuple(node.outputs.shape):
+        made = (rule(part) for rule in rules)
+        outputs = next((each for each in made if each is not None), None)
+        if outputs is None:
             return None
-        return tf.keras.Model(part.inputs, output)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        if [tuple(x.shape) for x in outputs] != [tuple(x.shape) for x in expected]:
+            return None
+        return tf.keras.Model(part.inputs, outputs)
 
     def makes_row(self, layer) -> bool:
         """Return whether a layer was made to make an image of one row of a sequence."""

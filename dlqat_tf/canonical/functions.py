@@ -29,6 +29,22 @@ IN_TRAINING = (
     _layers.SpatialDropout3D,
 )
 
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+def hard_sigmoid(x: tf.Tensor) -> tf.Tensor:
+    r"""Return :math:`\min(\max(x + 3, 0), 6) / 6`, which Keras's function of this name is not.
+
+    Source: Howard et al. 2019 (arXiv 1905.02244), section 5.2.
+    """
+    return tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+def hard_swish(x: tf.Tensor) -> tf.Tensor:
+    """Return x times :func:`hard_sigmoid` of x; of the same source."""
+    return x * hard_sigmoid(x)
+
+
 _NAMES = (
     "elu",
     "exponential",
@@ -51,6 +67,7 @@ _FUNCTIONS = {
     for name in _NAMES
     if hasattr(module, name)
 }
+_FUNCTIONS |= {hard_sigmoid: "hard_sigmoid", hard_swish: "hard_swish"}
 
 
 def function_of(layer) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -81,6 +82,25 @@ def _pair(layer) -> Callable:
     return pair
 
 
+def is_plain_transposed(layer) -> bool:
+    """Return whether a transposed convolution is one that int8 kernels compute exactly."""
+    sizes = list(zip(layer.kernel_size, layer.strides, strict=True))
+    reaches = {size > stride for size, stride in sizes}
+    is_known = layer.padding == "valid" or len(reaches) == 1  # of "same" not both at once
+    return layer.output_padding is None and set(layer.dilation_rate) == {1} and is_known
+
+
+def _transposed_1d(part: Part):
+    layer, pair = part.layer, _pair(part.layer)
+    if layer.output_padding is not None:
+        return None
+    (x,) = part.rows()
+    kernel, *bias = layer.get_weights()
+    config = part.config(*layer.get_config()) | {"activation": layer.activation}
+    config |= {name: pair(name) for name in ("kernel_size", "strides", "dilation_rate")}
+    return part.back(part.weighted(_layers.Conv2DTranspose, x, [kernel[None], *bias], **config))
+
+
 def _separable_1d(part: Part):
     return part.back(_depthwise_and_pointwise(part, *part.rows(), _pair(part.layer)))
 
@@ -145,13 +165,42 @@ def by_value(part: Part):
     return part.back(part.add(type(layer), x, "", layer.get_weights(), **config))
 
 
+def _in_pairs(part: Part):
+    """What takes any number of tensors, two at a time."""
+    if len(part.inputs) < 3:
+        return None
+    x, *rest = part.inputs
+    for i, each in enumerate(rest, 1):
+        x = part.add(type(part.layer), [x, each], "" if i == len(rest) else f"part{i}")
+    return x
+
+
+def _averaged(part: Part):
+    """The mean of tensors as that of windows, where they lie side by side."""
+    shapes = {tuple(x.shape[1:]) for x in part.inputs}
+    if len(shapes) > 1 or None in (shape := shapes.pop()):
+        return None
+    x = part.add(_layers.Concatenate, part.inputs, "inputs")
+    columns = math.prod(shape[:-1]), len(part.inputs)
+    x = part.add(_layers.Reshape, x, "columns", target_shape=(*columns, shape[-1]))
+    x = part.add(_layers.AveragePooling2D, x, "", pool_size=(1, columns[1]))
+    return part.add(_layers.Reshape, x, "back_in_shape", target_shape=shape)
+
+
 LAYERS: dict[type, Callable] = {
     _layers.Conv2D: _activated_apart,
+    _layers.Conv2DTranspose: _activated_apart,
     _layers.DepthwiseConv2D: _activated_apart,
     _layers.Dense: _activated_apart,
+    _layers.Add: _in_pairs,
+    _layers.Average: _averaged,
+    _layers.Maximum: _in_pairs,
+    _layers.Minimum: _in_pairs,
+    _layers.Multiply: _in_pairs,
     _layers.SeparableConv2D: _separable,
     _layers.SeparableConv1D: _separable_1d,
     _layers.Conv1D: _convolved_1d,
+    _layers.Conv1DTranspose: _transposed_1d,
     _layers.DepthwiseConv1D: _convolved_1d,
     _layers.MaxPool1D: _pooled_1d(_layers.MaxPool2D),
     _layers.AveragePooling1D: _pooled_1d(_layers.AveragePooling2D),
@@ -169,6 +218,9 @@ BY_VALUE = (
     _layers.Dropout,
     _layers.ELU,
     _layers.LeakyReLU,
+    _layers.Maximum,
+    _layers.Minimum,
     _layers.Multiply,
     _layers.ReLU,
+    _layers.Subtract,
 )

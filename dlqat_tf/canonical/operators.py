@@ -93,6 +93,111 @@ def _padded(part: Part):
     return part.add(_layers.ZeroPadding2D, *part.inputs, padding=tuple(amounts[1:3]))
 
 
+def _cropped(part: Part, ends: list[tuple[int, int]], shape: tuple[int, ...], suffix: str = ""):
+    """Return a tensor without values at its ends, in a shape.
+
+    Args:
+        part: Of the call.
+        ends: How many values to leave out before and after, by axis without the batch.
+        shape: Of what is left, axes of one value apart.
+        suffix: Of the layer that gives it its shape.
+    """
+    (x,) = part.inputs
+    sizes = list(x.shape[1:])
+    if len(sizes) == 3 and not any(ends[2]):
+        x = part.add(_layers.Cropping2D, x, f"{suffix}crop", cropping=tuple(ends[:2]))
+        sizes, ends = list(x.shape[1:]), []
+    for axis, amounts in enumerate(ends):
+        if any(amounts):
+            # The axis as the columns of an image.
+            image = (math.prod(sizes[:axis]), sizes[axis], math.prod(sizes[axis + 1 :]))
+            name = f"{suffix}axis{axis + 1}"
+            x = part.add(_layers.Reshape, x, f"{name}_image", target_shape=image)
+            x = part.add(_layers.Cropping2D, x, f"{name}_crop", cropping=((0, 0), amounts))
+            sizes[axis] -= sum(amounts)
+    return part.add(_layers.Reshape, x, suffix, target_shape=shape)
+
+
+def _sliced(part: Part):
+    spec = part.arguments["slice_spec"]
+    spec = list(spec) if isinstance(spec, (list, tuple)) else [spec]
+    if len(part.inputs) != 1 or None in part.inputs[0].shape[1:]:
+        return None
+    spec = [each for each in spec if each is not None]  # new axes, which the shape has
+    rank = part.inputs[0].shape.rank
+    rest = [slice(None)] * (rank + (Ellipsis in spec) - len(spec))
+    position = spec.index(Ellipsis) if Ellipsis in spec else len(spec)
+    spec = spec[:position] + rest + spec[position + 1 :]
+    ends = []
+    for each, size in zip(spec[1:], part.inputs[0].shape[1:], strict=True):
+        if isinstance(each, int):
+            start, stop, step = each % size, each % size + 1, 1
+        elif isinstance(each, dict):  # as Keras keeps slices
+            start, stop, step = slice(*(each[k] for k in ("start", "stop", "step"))).indices(size)
+        else:
+            start, stop, step = each.indices(size)
+        if step != 1 or stop <= start:
+            return None
+        ends.append((start, size - stop))
+    batch = spec[0]
+    batch = slice(*batch.values()) if isinstance(batch, dict) else batch
+    return _cropped(part, ends, part.shape) if batch == slice(None) else None
+
+
+def _split(part: Part):
+    arguments, (x, *others) = part.arguments, part.inputs
+    axis, sizes = arguments.get("axis", 0), arguments["num_or_size_splits"]
+    rank = x.shape.rank
+    if others or not isinstance(axis, int) or axis % rank == 0 or None in x.shape[1:]:
+        return None
+    axis = axis % rank - 1
+    if isinstance(sizes, int):
+        sizes = [x.shape[axis + 1] // sizes] * sizes
+    if not all(isinstance(each, int) and each > 0 for each in sizes):
+        return None
+    parts, start = [], 0
+    for i, size in enumerate(sizes):
+        ends = [(0, 0)] * (rank - 1)
+        ends[axis] = (start, x.shape[axis + 1] - start - size)
+        shape = (*x.shape[1 : axis + 1], size, *x.shape[axis + 2 :])
+        parts.append(_cropped(part, ends, shape, f"part{i + 1}" if i else ""))
+        start += size
+    return parts
+
+
+def _resized(part: Part):
+    (x, *others), method = part.inputs, str(part.arguments.get("method", "bilinear"))
+    if others or x.shape.rank != 4 or None in x.shape[1:] or method.lower() != "nearest":
+        return None
+    sizes = list(zip(part.shape[:2], x.shape[1:3], strict=True))
+    if any(after % before for after, before in sizes):
+        return None
+    size = tuple(after // before for after, before in sizes)
+    return part.add(_layers.UpSampling2D, x, size=size, interpolation="nearest")
+
+
+def _depth_to_space(part: Part):
+    (x,), size = part.inputs, part.arguments["block_size"]
+    if x.shape.rank != 4 or part.arguments.get("data_format", "NHWC") != "NHWC":
+        return None
+    rows, columns, channels = x.shape[1:]
+    blocks = (rows, columns, size, size, channels // size**2)
+    x = part.add(_layers.Reshape, x, "blocks", target_shape=blocks)
+    x = part.add(_layers.Permute, x, "turned", dims=(1, 3, 2, 4, 5))
+    return part.add(_layers.Reshape, x, target_shape=part.shape)
+
+
+def _space_to_depth(part: Part):
+    (x,), size = part.inputs, part.arguments["block_size"]
+    if x.shape.rank != 4 or part.arguments.get("data_format", "NHWC") != "NHWC":
+        return None
+    rows, columns, channels = x.shape[1:]
+    blocks = (rows // size, size, columns // size, size, channels)
+    x = part.add(_layers.Reshape, x, "blocks", target_shape=blocks)
+    x = part.add(_layers.Permute, x, "turned", dims=(1, 3, 2, 4, 5))
+    return part.add(_layers.Reshape, x, target_shape=part.shape)
+
+
 def _same(part: Part):
     (x,) = part.inputs
     if x.dtype != part.node.outputs.dtype:
@@ -116,6 +221,11 @@ OPERATORS: dict[str, Callable] = {
     **{name: _activated(name) for name in ("sigmoid", "tanh", "elu", "selu", "softplus")},
     "softmax": _softmax,
     "concat": _concatenated,
+    "getitem": _sliced,
+    "split": _split,
+    "resize": _resized,
+    "depth_to_space": _depth_to_space,
+    "space_to_depth": _space_to_depth,
     "reduce_mean": _pooled(_layers.GlobalAveragePooling2D),
     "reduce_max": _pooled(_layers.GlobalMaxPooling2D),
     "reshape": _reshaped,

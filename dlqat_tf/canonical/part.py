@@ -40,7 +40,7 @@ class Part:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the output, without the batch."""
+        """Of the only output, without the batch."""
         return tuple(self.node.outputs.shape[1:])
 
     def add(self, kind, tensors, suffix: str = "", weights=(), **config):

@@ -183,8 +183,7 @@ class Builder:
                 continue
             variable, quantizer = _weight_names(layer)
             kernel = np.asarray(getattr(layer, variable), np.float64)
-            # A depthwise kernel's last two axes are the output channels.
-            axes = tuple(range(kernel.ndim - (2 if "depthwise" in variable else 1)))
+            axes = _input_axes(layer, kernel.ndim)
             rounding = getattr(made, quantizer)
             constraint = self._constraint(call, rounding.bits).get("kernel_constraint")
             start, quantized = started(kernel, axes, rounding, constraint)
@@ -388,6 +387,13 @@ class Builder:
                 columns[:, label] = features[labels == label].mean(axis=0)
         # Cosines do not see the length of a class vector, but the clamp of all of them does.
         made.kernel.assign(latents(unit(columns, axis=0), (0, 1)) if is_cosine else columns)
+
+
+def _input_axes(layer, rank: int) -> tuple[int, ...]:
+    """Return the axes of a kernel but for its output channels, of which a depthwise one has two."""
+    if isinstance(layer, _layers.Conv2DTranspose):
+        return (0, 1, 3)
+    return tuple(range(rank - (2 if isinstance(layer, _layers.DepthwiseConv2D) else 1)))
 
 
 def _weight_names(layer) -> tuple[str, str]:

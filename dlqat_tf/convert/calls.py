@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers
 from dlqat_tf.convert import inputs as taking
+from dlqat_tf.convert.gates import with_gates
 from dlqat_tf.convert.kinds import role_of
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.graph import apply, follow, training_of, unique
@@ -91,6 +92,8 @@ class Calls:
         self.outputs = self._flatten(model, sources, _Around(trainable=model.trainable))
         if self._standard is not None:
             self._leave_out_detours()
+            self.every = with_gates(self.every, self.outputs)
+            self.names |= {call.layer: call.name for call in self.every}
         self.of: dict[tf.keras.layers.Layer, list[Call]] = defaultdict(list)
         for call in self.every:
             self.of[call.layer].append(call)

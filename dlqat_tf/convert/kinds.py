@@ -14,14 +14,17 @@ _layers = tf.keras.layers
 
 QUANTIZED = {
     _layers.Conv2D: lq.layers.QuantConv2D,
+    _layers.Conv2DTranspose: lq.layers.QuantConv2DTranspose,
     _layers.DepthwiseConv2D: lq.layers.QuantDepthwiseConv2D,
     _layers.Dense: lq.layers.QuantDense,
 }
 POOLS = (_layers.AveragePooling2D, _layers.GlobalAveragePooling2D)
+# What brings values together that have to lie on one grid.
+MEETINGS = (_layers.Concatenate, _layers.Maximum, _layers.Minimum)
 # What moves values and changes none: codes in, codes out.
 MOVING = (
     *IN_TRAINING,
-    _layers.Concatenate,
+    *MEETINGS,
     _layers.Cropping2D,
     _layers.Flatten,
     _layers.GlobalMaxPooling2D,
@@ -101,8 +104,10 @@ def role_of(layer) -> str:
     if kind is _layers.Softmax or (kind is _layers.Activation and is_softmax(layer.activation)):
         return "softmax"
     names = {
-        _layers.Add: "add",
+        _layers.Add: "merge",
         _layers.BatchNormalization: "norm",
+        _layers.Multiply: "merge",
         _layers.Rescaling: "rescaling",
+        _layers.Subtract: "merge",
     }
     return names.get(kind, "unknown")

@@ -16,6 +16,7 @@ from dlqat_tf.convert.ends import End, find_end, kinds_of
 from dlqat_tf.convert.kinds import (
     FIXED_RANGES,
     GATES,
+    MEETINGS,
     NEVER_NEGATIVE,
     QUANTIZED,
     ceiling_of,
@@ -235,7 +236,7 @@ class Network:
         return bool(source.inputs) and some(map(self._before_kernels, source.inputs))
 
     def _never_negative(self, call: Call) -> bool:
-        if call.role in ("moving", "pool", "add"):
+        if call.role in ("moving", "pool", "merge") and type(call.layer) is not _layers.Subtract:
             return all(self._never_negative(source) for source, _ in call.inputs)
         image = self.image_of(call)
         if image is not None:
@@ -294,7 +295,7 @@ class Network:
             is_kept = self.overrides.of(call.name) == "float" and call not in self.dropped
             is_output = call.role == "relu" and not call.readers
             if is_output or (
-                is_kept and (problem or call.role in ("weighted", "relu", "function", "add"))
+                is_kept and (problem or call.role in ("weighted", "relu", "function", "merge"))
             ):
                 call.role = "kept"
             elif problem and problem.is_lasting:
@@ -322,7 +323,7 @@ class Network:
                 groups["activation_bits", call.layer].append(call)
             elif call.role == "function" and self._wanted(call):
                 groups[self.width_of(call), self._meeting(call.layer)].append(call)
-            elif call.role in ("weighted", "norm", "add", "pool", "kept") and self._wanted(call):
+            elif call.role in ("weighted", "norm", "merge", "pool", "kept") and self._wanted(call):
                 groups["residual_bits", self._meeting(call.layer)].append(call)
             elif self.is_rounded(call) and self._wanted(call):
                 is_known = self.taken[self.image_of(call)].is_known
@@ -372,12 +373,12 @@ class Network:
             self.places.update(dict.fromkeys(calls, place))
 
     def _meeting(self, layer) -> tf.keras.layers.Layer:
-        """Return the last Concatenate that a layer's outputs come to, or the layer itself.
+        """Return the last Concatenate or such that a layer's outputs come to, or the layer itself.
 
         What comes together goes on one grid: files would round it once more to bring it there.
         """
         readers = self._reached(self.of[layer][0], ("moving",))
-        meetings = [reader for reader in readers if type(reader.layer) is _layers.Concatenate]
+        meetings = [reader for reader in readers if type(reader.layer) in MEETINGS]
         return max(meetings, key=self.calls.index).layer if meetings else layer
 
     def _wanted(self, call: Call, origin: Call | None = None) -> bool:
@@ -404,11 +405,11 @@ class Network:
         if reader.role == "norm":
             folds = is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)
-        return reader.role in ("add", "pool")
+        return reader.role in ("merge", "pool")
 
     def _rounded_after(self, call: Call) -> bool:
         """Return whether a quantizer may come after a call."""
-        rounding = ("weighted", "relu", "function", "add", "pool", "norm")
+        rounding = ("weighted", "relu", "function", "merge", "pool", "norm")
         return any(after.role in rounding for after in self._reached(call))
 
     def _width(self, call: Call, width: str, default: int | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dlqat_tf.canonical import IN_TRAINING
+from dlqat_tf.canonical import IN_TRAINING, is_plain_transposed
 from dlqat_tf.convert.kinds import (
     activation_name,
     is_linear,
@@ -66,6 +66,12 @@ def no_form(network, call) -> Problem | None:
         return _no_form_of(*_described(network, call))
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return Problem("its data_format is not channels_last", "rebuild it with channels last")
+    if kind is _layers.Conv2DTranspose and not is_plain_transposed(layer):
+        return Problem(
+            "no int8 kernel computes this transposed convolution exactly",
+            "those without output_padding and dilation_rate have one, with windows larger than the "
+            "strides in both directions or in none",
+        )
     activation = getattr(layer, "activation", None)
     is_hidden = call.role == "weighted" and layer not in network.ends
     if is_hidden and network.fused(call) is None and not is_linear(activation):

@@ -75,6 +75,28 @@ def augmented():
     )
 
 
+def split():
+    """Channels apart and together again, as in ShuffleNet v2, and what else slices and moves."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.ReLU(name="first_relu")(conv_norm(inputs, 8, 3, name="first"))
+    kept, y = tf.split(x, 2, -1)
+    y = layers.ReLU(name="second_relu")(conv_norm(y, 4, 3, name="second"))
+    x = tf.concat([kept, y], -1)[:, 1:-1, :, 2:]
+    x = tf.nn.space_to_depth(tf.image.resize(x, (12, 8), "nearest"), 2)
+    x = layers.ReLU(name="last_relu")(conv_norm(x, 8, 3, name="last"))
+    return tf.keras.Model(inputs, layers.Dense(5, name="scores")(layers.Flatten(name="flat")(x)))
+
+
+def transposed():
+    return images_model(
+        layers.MaxPool2D(4, name="pool"),
+        layers.Conv2DTranspose(8, 3, 2, "same", use_bias=False, name="grow"),
+        layers.BatchNormalization(name="grow_bn"),
+        layers.ReLU(name="grow_relu"),
+        layers.Conv2DTranspose(8, (2, 3), (1, 2), activation="relu", name="grow_more"),
+    )
+
+
 FUNCTIONS = {
     "leaky_relu": lambda: layers.LeakyReLU(0.1, name="f"),
     "prelu": lambda: layers.PReLU("ones", shared_axes=[1, 2], name="f"),
@@ -107,6 +129,8 @@ NETWORKS = {
     ),
     "sequences": sequences,
     "shuffled": shuffled,
+    "split": split,
+    "transposed": transposed,
     "augmented": augmented,
     "moved": lambda: images_model(
         layers.UpSampling2D((2, 3), name="up"),

@@ -45,8 +45,8 @@ def convnext_block(x):
 
 
 def decoder(x):
-    """A transposed convolution, of which TFLite learns the size at run time only."""
-    y = layers.Conv2DTranspose(8, 2, 2, activation="relu")(layers.MaxPool2D()(x))
+    """A transposed convolution without an int8 kernel, whose size TFLite learns when it runs."""
+    y = layers.Conv2DTranspose(8, 2, 2, output_padding=0, activation="relu")(layers.MaxPool2D()(x))
     return layers.Concatenate()([x, y])
 
 

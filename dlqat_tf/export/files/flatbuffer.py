@@ -37,9 +37,13 @@ _VERSIONS = {
     "MAX_POOL_2D": 2,
     "MAXIMUM": 2,
     "MEAN": 2,
+    "MINIMUM": 2,
+    "MUL": 2,
     "PAD": 2,
     "PADV2": 2,
     "QUANTIZE": 2,
+    "SUB": 2,
+    "TRANSPOSE_CONV": 3,
 }
 
 

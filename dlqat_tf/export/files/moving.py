@@ -1,4 +1,4 @@
-"""Operations of files that move values."""
+"""Operations of files that move values, or make one of two."""
 
 from __future__ import annotations
 
@@ -7,16 +7,50 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.flatbuffer import FileBuilder
 from dlqat_tf.export.integer.network import (
+    Add,
     AveragePool,
     Concatenate,
     Crop,
+    Maximum,
     MaxPool,
+    Merge,
+    Minimum,
+    Multiply,
     Node,
     Pool,
     Reshape,
+    Subtract,
     Transpose,
     Upsample,
 )
+
+_MERGES = {
+    Add: ("ADD", schema.AddOptionsT),
+    Subtract: ("SUB", schema.SubOptionsT),
+    Multiply: ("MUL", schema.MulOptionsT),
+    Maximum: ("MAXIMUM", schema.MaximumMinimumOptionsT),
+    Minimum: ("MINIMUM", schema.MaximumMinimumOptionsT),
+}
+
+
+def add_merge(
+    file: FileBuilder, kind: type[Merge], inputs: list[int], output: int, fused: int | None = None
+):
+    """Add an operation on two tensors, codes or floats, and return its options.
+
+    Args:
+        file: Where to add it.
+        kind: Of the node that it computes.
+        inputs: The two tensors.
+        output: The tensor that it writes.
+        fused: The activation that it ends with; none by default.
+    """
+    code, options_of = _MERGES[kind]
+    options = options_of()
+    if fused is not None:
+        options.fusedActivationFunction = fused
+    file.operator(code, inputs, output, options)
+    return options
 
 
 def add_moving(
@@ -31,7 +65,9 @@ def add_moving(
         output: The tensor that it writes.
         shape: Of that, without the batch.
     """
-    if isinstance(node, Pool):
+    if isinstance(node, Merge):
+        add_merge(file, type(node), inputs, output)
+    elif isinstance(node, Pool):
         options = schema.Pool2DOptionsT()
         options.padding = getattr(schema.Padding, node.padding.upper())
         options.filterHeight, options.filterWidth = node.size

@@ -30,7 +30,13 @@ from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Island, Weighted
+from dlqat_tf.export.integer.network import (
+    ExportError,
+    IntegerNetwork,
+    Island,
+    TransposedConvolution,
+    Weighted,
+)
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import measured_ranges
 from dlqat_tf.export.integer.snap import Shift, SnapReport, snap
@@ -287,6 +293,11 @@ def _check_batch(size: int | None, network: IntegerNetwork) -> None:
             raise ExportError(
                 f"The operations that TFLite has for {', '.join(node.layers)} take one image at "
                 f"once: expected batch_size=1. Received: batch_size={size}."
+            )
+        if size is None and isinstance(node, TransposedConvolution):
+            raise ExportError(
+                f"TFLite's transposed convolutions, as {node.name!r}, are written for a number of "
+                "images: expected batch_size=1 or another. Received: batch_size=None."
             )
 
 

@@ -9,13 +9,12 @@ from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
 from dlqat_tf.export.files.inputs import codes_of, zero_point
 from dlqat_tf.export.files.lookups import add_lookup
-from dlqat_tf.export.files.moving import add_moving
+from dlqat_tf.export.files.moving import add_merge, add_moving
 from dlqat_tf.export.files.record import METADATA, encode_record
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     OUTPUT,
     Activation,
-    Add,
     Affine,
     Convolution,
     Dense,
@@ -25,15 +24,17 @@ from dlqat_tf.export.integer.network import (
     IntegerNetwork,
     Island,
     Lookup,
+    Merge,
     Node,
     Output,
     Pad,
     ReLU,
+    TransposedConvolution,
     Weighted,
     missing_rows,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, grids, integer_add
+from dlqat_tf.export.integer.plan import code_of, grids, integer_merge
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -116,7 +117,7 @@ class Writer:
                 self.tensors[node.name] = self.planes(node)
             case Weighted():
                 self.tensors[node.name] = self._float_weighted(node)
-            case Add() if integer_add(node, self.network, self.grids, self.readers):
+            case Merge() if integer_merge(node, self.grids, self.readers):
                 pass
             case _ if self.grids[node.name]:
                 self.tensors[node.name] = self._moving(node)
@@ -200,17 +201,17 @@ class Writer:
             self._floats[name] = output
         return self._floats[name]
 
-    def add_floats(self, name: str, inputs: list[int]) -> int:
-        """Add the sum of float tensors; the last one has the node's name."""
+    def _merged_floats(self, node: Merge, inputs: list[int]) -> int:
+        """Add an operation on float tensors; its last output has the node's name."""
         total = inputs[0]
         for i, each in enumerate(inputs[1:]):
             last = i == len(inputs) - 2
             output = self.float_tensor(
-                name if last else f"{name}/sum{i + 1}", self.network.shapes[name]
+                node.name if last else f"{node.name}/part{i + 1}", self.network.shapes[node.name]
             )
-            options = schema.AddOptionsT()
-            self.file.operator("ADD", [total, each], output, options)
-            self._fusible[output] = options
+            options = add_merge(self.file, type(node), [total, each], output)
+            if hasattr(options, "fusedActivationFunction"):
+                self._fusible[output] = options
             total = output
         return total
 
@@ -253,18 +254,16 @@ class Writer:
         lowest = zero_point(node.grid) + node.grid.lowest
         clips = lowest > -128  # int8 does not saturate there
         # A ReLU clips at code 0; grids that go below it need an operation of their own.
-        explicit = clips and node.grid.lowest != 0
+        is_transposed = isinstance(source, TransposedConvolution)  # which fuses no ReLU
+        explicit = clips and (node.grid.lowest != 0 or is_transposed)
         name = f"{node.name}/unclipped" if explicit else node.name
         output = self.coded(name, node.grid, self.network.shapes[node.name])
         fused = _RELU if clips and not explicit else _NONE
         if is_integer(source):
             self.integer_weighted(source, output, fused)
-        elif integer_add(source, self.network, self.grids, self.readers):
-            options = schema.AddOptionsT()
-            options.fusedActivationFunction = fused
-            self.file.operator(
-                "ADD", [self.tensors[each] for each in source.inputs], output, options
-            )
+        elif integer_merge(source, self.grids, self.readers):
+            inputs = [self.tensors[each] for each in source.inputs]
+            add_merge(self.file, type(source), inputs, output, fused)
         elif isinstance(source, FromIsland) and source.inputs[0] in self._functions:
             island = self.network[source.inputs[0]]
             inputs = [self.tensors[name] for name in island.inputs]
@@ -341,13 +340,26 @@ class Writer:
             value = self._explicit_padding(node, value, node.pad_value, None)
         output = self.float_tensor(node.name)
         options = self._weighted(node, [value, weights, bias], output, _NONE)
-        self._fusible[output] = options
+        if not isinstance(node, TransposedConvolution):
+            self._fusible[output] = options
         return output
 
     def _weighted(self, node: Weighted, inputs, output: int, fused: int, version=None):
         if isinstance(node, Dense):
             options = schema.FullyConnectedOptionsT()
             code = "FULLY_CONNECTED"
+        elif isinstance(node, TransposedConvolution):
+            options = schema.TransposeConvOptionsT()
+            # Where no window reaches beyond the output, XNNPACK wants the one name for it.
+            reaches = any(k > s for k, s in zip(node.weights.shape, node.strides, strict=False))
+            same = node.padding == "same" and reaches
+            options.padding = schema.Padding.SAME if same else schema.Padding.VALID
+            options.strideH, options.strideW = node.strides
+            shape = np.array([self.batch_size, *self.network.shapes[node.name]], np.int32)
+            value, weights, bias = inputs
+            inputs = [self.file.constant(f"{node.name}/shape", shape), weights, value, bias]
+            self.file.operator("TRANSPOSE_CONV", inputs, output, options)
+            return options
         else:
             if node.depthwise:
                 code, options = "DEPTHWISE_CONV_2D", schema.DepthwiseConv2DOptionsT()
@@ -364,7 +376,7 @@ class Writer:
 
     def _padding(self, node: Weighted) -> str:
         """Return how the file pads: "valid", "same", or "explicit" by an operation before."""
-        if isinstance(node, Dense) or node.padding == "valid":
+        if not isinstance(node, Convolution) or node.padding == "valid":
             return "valid"
         shape = self.network.shapes[node.inputs[0]]
         amounts = [
@@ -415,8 +427,8 @@ class Writer:
 
     def _on_floats(self, node: Node) -> int:
         inputs = [self.float(name) for name in node.inputs]
-        if isinstance(node, Add):
-            return self.add_floats(node.name, inputs)
+        if isinstance(node, Merge):
+            return self._merged_floats(node, inputs)
         if isinstance(node, Pad):
             shape = self.network.shapes[node.name]
             return self._pad(node.name, inputs[0], node.amounts, node.value, None, shape)

@@ -14,7 +14,9 @@ from dlqat_tf.export.integer.network import (
     Crop,
     Input,
     IntegerNetwork,
+    Maximum,
     MaxPool,
+    Minimum,
     Node,
     ReLU,
     Reshape,
@@ -24,8 +26,8 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.graph import unique
 
-# What moves values and changes none, so that it may be rounded before.
-_MOVING = (Concatenate, Crop, MaxPool, Reshape, Transpose, Upsample)
+# What moves values, or chooses among them, and changes none, so that it may be rounded before.
+_MOVING = (Concatenate, Crop, Maximum, MaxPool, Minimum, Reshape, Transpose, Upsample)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Scaled(Node):
     layer: str  # the Keras layer, which is the name too unless it is called more than once
     gain: np.ndarray
     offset: np.ndarray
+    is_free: bool = False  # whether the layer has variables that move both
 
 
 def _is_measured(node: Node, nodes: list[Node]) -> bool:
@@ -124,7 +127,14 @@ def _with_gain(node: Weighted, affine: Scaled) -> Weighted:
         return replace(node, weights=weights, bias=bias, bias_sources=sources)
     step = np.where(gain == 0, node.step, node.step * np.abs(gain)).astype(np.float32)
     weights = (node.weights * np.sign(per_channel)).astype(np.int16)
-    return replace(node, weights=weights, step=step, bias=bias, bias_sources=sources)
+    return replace(
+        node,
+        weights=weights,
+        step=step,
+        bias=bias,
+        bias_sources=sources,
+        gain_source=affine.layer if affine.is_free else "",
+    )
 
 
 def _as_depthwise(affine: Scaled, channels: int) -> Convolution:

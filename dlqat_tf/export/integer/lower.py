@@ -10,7 +10,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.canonical import IN_TRAINING, StandardLayers, function_of
+from dlqat_tf.canonical import IN_TRAINING, StandardLayers, function_of, is_plain_transposed
 from dlqat_tf.export.integer.endings import ending_of
 from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
 from dlqat_tf.export.integer.inputs import (
@@ -37,14 +37,19 @@ from dlqat_tf.export.integer.network import (
     Input,
     IntegerNetwork,
     Island,
+    Maximum,
     MaxPool,
+    Minimum,
+    Multiply,
     Node,
     Output,
     Pad,
     ReLU,
     Reshape,
     Sign,
+    Subtract,
     Transpose,
+    TransposedConvolution,
     Upsample,
     Weighted,
     output_shape,
@@ -63,9 +68,10 @@ from dlqat_tf.quantizers import (
 )
 
 SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, Dense and their larq Quant* forms, BatchNormalization, ReLU, "
-    "ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Concatenate, ZeroPadding2D, "
-    "Cropping2D, MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
+    "Conv2D, DepthwiseConv2D, Conv2DTranspose, Dense and their larq Quant* forms, "
+    "BatchNormalization, ReLU, ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Subtract, "
+    "Multiply, Average, Maximum, Minimum, Concatenate, ZeroPadding2D, Cropping2D, slices, splits, "
+    "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
     "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
     "of these, operators that compute the same, what changes values in training only, "
     "Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
@@ -76,7 +82,13 @@ _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
 _SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
-_OPERATORS = {"elu": "ELU", "gelu": "GELU", "sigmoid": "LOGISTIC", "tanh": "TANH"}
+_OPERATORS = {
+    "elu": "ELU",
+    "gelu": "GELU",
+    "hard_swish": "HARD_SWISH",
+    "sigmoid": "LOGISTIC",
+    "tanh": "TANH",
+}
 # The activations that are a ReLU, and where they end.
 _RELUS = {tf.keras.activations.relu: math.inf, tf.nn.relu: math.inf, tf.nn.relu6: 6.0}
 
@@ -233,6 +245,8 @@ class _Lowering:
                 node = lookup(layer, source, node)
             return self.add(node)
         if kind in _WEIGHTED:
+            if isinstance(layer, _layers.Conv2DTranspose) and not is_plain_transposed(layer):
+                raise _NoIntegerForm(name)
             return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
             return self.add(_batch_norm(layer, shared))
@@ -242,8 +256,8 @@ class _Lowering:
             return self.add(ReLU(**shared, highest=float(layer.max_value or math.inf)))
         if kind is _layers.Activation and layer.activation in _RELUS:
             return self.add(ReLU(**shared, highest=_RELUS[layer.activation]))
-        if kind is _layers.Add and len({self.shapes[each] for each in inputs}) == 1:
-            return self.add(Add(**shared))
+        if kind in _MERGES and len({len(self.shapes[each]) for each in inputs}) == 1:
+            return self.add(_MERGES[kind](**shared))
         if kind is _layers.Concatenate:
             if layer.axis not in (-1, len(self.shapes[inputs[0]])):
                 raise _NoIntegerForm(name)
@@ -283,9 +297,16 @@ class _Lowering:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
             shared["inputs"] = (self.add(_activation(quantizer, around)),)
         kernel = _array(parts.kernel, name)
+        is_transposed = isinstance(layer, _layers.Conv2DTranspose)
         channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
+        if is_transposed:
+            channels = layer.filters
         bias = _array(layer.bias, name) if layer.use_bias else np.zeros(channels)
         weights, step, bits = _codes(parts.kernel_quantizer, kernel, name, layer)
+        if is_transposed:
+            weights = weights.transpose(0, 1, 3, 2)
+            if step is not None and step.size > 1:
+                raise _unsupported(name, layer, "its quantizer has a step for each input channel")
         if step is not None:
             # A step per last axis of a depthwise kernel is one per multiplier.
             step = np.tile(step, channels // step.size).astype(np.float32)
@@ -304,6 +325,12 @@ class _Lowering:
                 shape = self.shapes[shared["inputs"][0]]
                 for node in on_images(convolution, shape):
                     output = self.add(node)
+        elif is_transposed:
+            output = self.add(
+                TransposedConvolution(
+                    **shared, strides=tuple(layer.strides), padding=layer.padding.lower()
+                )
+            )
         else:
             padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
             output = self.add(
@@ -334,11 +361,20 @@ class _Lowering:
         return self.float_call(around["name"], [output], function, layer, activation)[0]
 
 
+_MERGES = {
+    _layers.Add: Add,
+    _layers.Maximum: Maximum,
+    _layers.Minimum: Minimum,
+    _layers.Multiply: Multiply,
+    _layers.Subtract: Subtract,
+}
 _WEIGHTED = (
     _layers.Conv2D,
+    _layers.Conv2DTranspose,
     _layers.DepthwiseConv2D,
     _layers.Dense,
     lq.layers.QuantConv2D,
+    lq.layers.QuantConv2DTranspose,
     lq.layers.QuantDepthwiseConv2D,
     lq.layers.QuantDense,
 )
@@ -442,4 +478,10 @@ def _batch_norm(layer, shared: dict) -> Node:
     if layer.scale:
         gain = gain * _array(layer.gamma, name)
     beta = _array(layer.beta, name) if layer.center else 0.0
-    return Scaled(**shared, layer=name, gain=gain, offset=beta - mean * gain)
+    return Scaled(
+        **shared,
+        layer=name,
+        gain=gain,
+        offset=beta - mean * gain,
+        is_free=layer.scale and layer.center,
+    )

@@ -74,6 +74,7 @@ class Weighted(Node):
         library: Whose kernels: "xnnpack", or "builtin", TFLite's own and TFLite Micro's.
         bias_sources: Keras layers that the bias was folded from, last one first; the name of
             a layer in a nested model follows the model's name and a slash.
+        gain_source: The one of them whose gain scales the channels and may move; "" for none.
         pad_value: What "same" padding puts around the image, where there is any.
         stretch: int64 (output channels,), what an integer kernel's file multiplies the codes by;
             None before planning and on other kernels.
@@ -87,6 +88,7 @@ class Weighted(Node):
     why: str = ""
     library: str = "xnnpack"
     bias_sources: tuple[str, ...] = ()
+    gain_source: str = ""
     pad_value: float = 0.0
     stretch: np.ndarray | None = None
 
@@ -127,6 +129,20 @@ class Convolution(Weighted):
     @property
     def depthwise(self) -> bool:
         return self.is_depthwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransposedConvolution(Weighted):
+    """Two-dimensional transposed convolution: each position adds its window to the output.
+
+    Attributes:
+        weights: (height, width, input channels, output channels).
+        strides: Rows and columns.
+        padding: "same" or "valid", as TensorFlow means them.
+    """
+
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "valid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +201,33 @@ class ReLU(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Add(Node):
+class Merge(Node):
+    """Base of what computes one value from one of each input, whose shapes are broadcast."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Merge):
     """Sum of its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subtract(Merge):
+    """The first of two inputs minus the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiply(Merge):
+    """Product of its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maximum(Merge):
+    """The largest of its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimum(Merge):
+    """The smallest of its inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,6 +410,11 @@ def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
                 inputs[0], node.weights.shape[:2], node.strides, node.dilation, strict=False
             )
             return (*(output_size(*each, node.padding) for each in sizes), len(node.bias))
+        case TransposedConvolution():
+            rows_and_columns = zip(inputs[0], node.weights.shape[:2], node.strides, strict=False)
+            beyond = node.padding == "valid"
+            sizes = (n * stride + beyond * max(k - stride, 0) for n, k, stride in rows_and_columns)
+            return (*sizes, len(node.bias))
         case Dense():
             return (*inputs[0][:-1], len(node.bias))
         case Pool():
@@ -390,10 +436,12 @@ def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
             return (*(n * m for n, m in zip(inputs[0], node.size, strict=False)), inputs[0][2])
         case Transpose():
             return tuple(inputs[0][axis] for axis in node.order)
-        case Add() if len(set(inputs)) > 1:
-            raise ExportError(
-                f"Layer {node.name!r} adds outputs of shapes {', '.join(map(str, inputs))}: "
-                "expected one shape, since adding one value to many has no integer form here."
-            )
+        case Merge() if len(set(inputs)) > 1:
+            if len(set(map(len, inputs))) > 1:
+                raise ExportError(
+                    f"Layer {node.name!r} computes with outputs of shapes "
+                    f"{', '.join(map(str, inputs))}: expected as many dimensions in each."
+                )
+            return np.broadcast_shapes(*inputs)
         case _:
             return inputs[0]

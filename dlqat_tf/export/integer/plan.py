@@ -9,13 +9,19 @@ nodes between run in float.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from dlqat_tf.export.integer.cores import dearer
-from dlqat_tf.export.integer.integers import add_multipliers, is_integer, rounding_of, stored
+from dlqat_tf.export.integer.integers import (
+    add_multipliers,
+    is_integer,
+    product_ratio,
+    rounding_of,
+)
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -28,17 +34,26 @@ from dlqat_tf.export.integer.network import (
     Input,
     IntegerNetwork,
     Lookup,
+    Maximum,
     MaxPool,
+    Minimum,
+    Multiply,
     Node,
     Pad,
     ReLU,
     Reshape,
     Sign,
+    Subtract,
     Transpose,
+    TransposedConvolution,
     Upsample,
     Weighted,
 )
+from dlqat_tf.export.integer.storing import stored
 from dlqat_tf.quantizers import ActivationGrid
+
+# What has codes where its inputs are codes of one grid.
+_ON_ONE_GRID = (Concatenate, Maximum, Minimum)
 
 
 def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
@@ -53,7 +68,7 @@ def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
             case Pad():
                 grid = found[node.inputs[0]]
                 found[node.name] = grid if grid and code_of(node.value, grid) is not None else None
-            case Concatenate():
+            case Concatenate() | Maximum() | Minimum():
                 first = found[node.inputs[0]]
                 same = all(found[name] == first for name in node.inputs)
                 found[node.name] = first if same else None
@@ -94,7 +109,7 @@ def plan(
         library: Whose kernels the biases are for, see
             :attr:`dlqat_tf.export.integer.network.Weighted.library`.
         clear: Choose biases by the rounding thresholds around them, see
-            :func:`dlqat_tf.export.integer.integers.stored`; else they are as trained, up to what
+            :func:`dlqat_tf.export.integer.storing.stored`; else they are as trained, up to what
             the kernel can hold.
 
     Raises:
@@ -132,9 +147,10 @@ def _check_kernels(network: IntegerNetwork) -> None:
     """Raise ExportError where an integer kernel cannot compute what a node says."""
     known, readers = grids(network), network.consumers()
     for node in network:
-        if integer_add(node, network, known, readers):
-            target = _single_activation(node, readers)
-            add_multipliers(node.name, [known[name] for name in node.inputs], target.grid)
+        if integer_merge(node, known, readers):
+            target, sources = readers[node.name][0], [known[name] for name in node.inputs]
+            multiplier = product_ratio if isinstance(node, Multiply) else add_multipliers
+            multiplier(node.name, sources, target.grid)
         if is_integer(node) and isinstance(node, Convolution):
             grid = known[node.inputs[0]]
             if code_of(node.pad_value, grid) is None:
@@ -175,12 +191,12 @@ def _identity(name: str, source: str, channels: int) -> Convolution:
 
 
 def _with_common_grids(network: IntegerNetwork) -> IntegerNetwork:
-    """Bring the inputs of a concatenation to one grid; round coded values by an integer kernel."""
+    """Bring inputs that have to lie on one grid there; round coded values by integer kernels."""
     known, tail = grids(network), _tail(network)
     nodes: list[Node] = []
     for node in network:
         inputs = list(node.inputs)
-        if isinstance(node, Concatenate) and node.name not in tail and not known[node.name]:
+        if isinstance(node, _ON_ONE_GRID) and node.name not in tail and not known[node.name]:
             each = [known[name] for name in inputs]
             if all(each):
                 common = _common_grid(each)
@@ -222,16 +238,19 @@ def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
     """Turn average pools between coded values into depthwise convolutions by 1 / window."""
     known, readers = grids(network), network.consumers()
     nodes: list[Node] = []
+    flat: dict[str, str] = {}  # names of what rounds vectors, which are images now
     for node in network:
+        target = _single_activation(node, readers)
         if (
             isinstance(node, (AveragePool, GlobalAveragePool))
             and known[node.inputs[0]]
-            and len(network.shapes[node.name]) == 3
-            and _single_activation(node, readers)
+            and target
             and getattr(node, "padding", "valid") == "valid"
         ):
             shape = network.shapes[node.inputs[0]]
             size = node.size if isinstance(node, AveragePool) else shape[:2]
+            if len(network.shapes[node.name]) == 1:
+                flat[target.name] = f"{target.name}_image"
             one = _identity(node.name, node.inputs[0], shape[2])
             node = replace(
                 one,
@@ -239,7 +258,12 @@ def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
                 step=one.step / np.float32(np.prod(size)),
                 strides=node.strides if isinstance(node, AveragePool) else (1, 1),
             )
-        nodes.append(node)
+        if node.name in flat:
+            image = replace(node, name=flat[node.name])
+            shape = network.shapes[node.name]
+            nodes += [image, Reshape(name=node.name, inputs=(image.name,), shape=shape)]
+        else:
+            nodes.append(node)
     return IntegerNetwork(tuple(nodes))
 
 
@@ -257,6 +281,8 @@ def _with_kernels(
                 kernel, why = "planes", "cheaper so" if target != "all" else "all that can are"
             elif node.step is None or known[node.inputs[0]] is None or node.name in tail:
                 kernel = "float"
+            elif plane_limit and isinstance(node, TransposedConvolution):
+                kernel, why = "float", "its int8 kernel there rounds twice"
             else:
                 kernel = "int8"
             why = why if plane_limit else ""
@@ -345,10 +371,10 @@ def planes(node: Convolution) -> list[np.ndarray]:
     return [(2 * ((offsets >> i) & 1) - 1).astype(np.int8) for i in range(node.bits)]
 
 
-def integer_add(node: Node, network: IntegerNetwork, known, readers) -> bool:
-    """Return whether an integer kernel runs this add: two coded inputs, rounded directly after."""
+def integer_merge(node: Node, known, readers) -> bool:
+    """Return whether an integer kernel computes with two coded inputs, rounded directly after."""
     return (
-        isinstance(node, Add)
+        isinstance(node, (Add, Subtract, Multiply))
         and len(node.inputs) == 2
         and all(known[name] for name in node.inputs)
         and _single_activation(node, readers) is not None
@@ -430,11 +456,14 @@ def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
 
 def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
     known, readers = grids(network), network.consumers()
+    gains = Counter(getattr(node, "gain_source", "") for node in network)
 
     def planned(node: Node, **options) -> Node:
         target = rounding_of(node, readers)
         if not target:
             return node
+        if gains[node.gain_source] > 1:  # a gain of several calls moves for none
+            node = replace(node, gain_source="")
         return stored(node, known[node.inputs[0]], target, clear=clear, **options)
 
     nodes = {node.name: planned(node) for node in network}

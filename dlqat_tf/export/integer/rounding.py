@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlqat_tf.export.integer.integers import add_multipliers, fixed_point
+from dlqat_tf.export.integer.integers import add_multipliers, fixed_point, product_ratio
+from dlqat_tf.export.integer.network import Merge, Multiply, Subtract
 from dlqat_tf.quantizers import ActivationGrid
 
 _ADD_SHIFT = 20  # by which TFLite's built-in add moves codes to the left before it scales them
@@ -24,19 +25,21 @@ class Accumulator:
         scale: float32, per channel, of the stretched weights.
         source: Grid of the input.
         int4: Whether the weights are stored in 4 bits.
+        transposed: Whether a transposed convolution summed them.
     """
 
     sums: np.ndarray
     scale: np.ndarray
     source: ActivationGrid
-    int4: bool
+    int4: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
-class Sum:
-    """The two coded inputs of an add, before the activation that rounds it."""
+class Merged:
+    """The two coded inputs of an operation, before the activation that rounds its output."""
 
-    name: str
+    node: Merge
     codes: tuple[np.ndarray, np.ndarray]
     sources: tuple[ActivationGrid, ActivationGrid]
 
@@ -51,8 +54,18 @@ class Micro:
         """Return the integers of a convolution or dense layer before they are clipped."""
         return _multiplied(value.sums, _ratio(value, grid), _halves_away)
 
-    def sum(self, value: Sum, grid: ActivationGrid) -> np.ndarray:
-        """Return the integers of an add before they are clipped."""
+    def merged(self, value: Merged, grid: ActivationGrid) -> np.ndarray:
+        """Return the integers of an add, subtraction or multiplication before they are clipped."""
+        if isinstance(value.node, Multiply):
+            return self._product_of_codes(value, grid)
+        return self._sum_of_codes(value, grid)
+
+    def _product_of_codes(self, value: Merged, grid: ActivationGrid) -> np.ndarray:
+        ratio = product_ratio(value.node.name, value.sources, grid)
+        products = value.codes[0].astype(np.int64) * value.codes[1]
+        return _multiplied(products, np.float64(ratio), _halves_away)
+
+    def _sum_of_codes(self, value: Merged, grid: ActivationGrid) -> np.ndarray:
         steps = [float(source.step) for source in value.sources]
         twice = 2 * max(steps)
         terms = [
@@ -60,7 +73,8 @@ class Micro:
             for codes, step in zip(value.codes, steps, strict=True)
         ]
         ratio = twice / (2.0**_ADD_SHIFT * float(grid.step))
-        return _multiplied(terms[0] + terms[1], ratio, _halves_away)
+        total = terms[0] - terms[1] if isinstance(value.node, Subtract) else terms[0] + terms[1]
+        return _multiplied(total, ratio, _halves_away)
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         """Return the integers of float32 values before they are clipped."""
@@ -71,12 +85,13 @@ class Micro:
 class BuiltIn(Micro):
     """TFLite's built-in kernels on a PC.
 
-    Products round half up the second time too; quotients are products with the reciprocal of the
+    Products round half up the second time too, but for those of transposed convolutions; quotients are products with the reciprocal of the
     step, and round half to even.
     """
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
-        return _multiplied(value.sums, _ratio(value, grid), _halves_up)
+        halves = _halves_away if value.transposed else _halves_up
+        return _multiplied(value.sums, _ratio(value, grid), halves)
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         return np.rint(values * (np.float32(1) / grid.step))
@@ -92,9 +107,17 @@ class XNNPACK(BuiltIn):
         ratio = value.source.step * value.scale / grid.step
         return np.rint(value.sums.astype(np.float32) * ratio)
 
-    def sum(self, value: Sum, grid: ActivationGrid) -> np.ndarray:
+    def _product_of_codes(self, value: Merged, grid: ActivationGrid) -> np.ndarray:
+        # The exact product times a float32, rounded half to even.
+        ratio = product_ratio(value.node.name, value.sources, grid)
+        products = value.codes[0].astype(np.int32) * value.codes[1]
+        return np.rint(products.astype(np.float32) * ratio)
+
+    def _sum_of_codes(self, value: Merged, grid: ActivationGrid) -> np.ndarray:
         # 21-bit multipliers with a common shift, rounded half up.
-        first, second, shift = add_multipliers(value.name, value.sources, grid)
+        first, second, shift = add_multipliers(value.node.name, value.sources, grid)
+        if isinstance(value.node, Subtract):
+            second = -second
         sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
         return _halves_up(sums, shift)
 

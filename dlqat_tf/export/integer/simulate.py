@@ -7,6 +7,7 @@ is an approximation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,11 @@ from dlqat_tf.export.integer.network import (
     IntegerNetwork,
     Island,
     Lookup,
+    Maximum,
     MaxPool,
+    Merge,
+    Minimum,
+    Multiply,
     Node,
     Output,
     Pad,
@@ -37,13 +42,16 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
     Sign,
+    Subtract,
     Transpose,
+    TransposedConvolution,
     Upsample,
     Weighted,
+    output_shape,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, grids, integer_add, planes
-from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Sum
+from dlqat_tf.export.integer.plan import code_of, grids, integer_merge, planes
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -118,7 +126,7 @@ class Simulation:
         values = [self.run(each) for each in batches(images, batch_size)]
         return [np.concatenate([each[name] for each in values]) for name in names]
 
-    def evaluate(self, node: Node, inputs: list) -> np.ndarray | Accumulator | Sum:
+    def evaluate(self, node: Node, inputs: list) -> np.ndarray | Accumulator | Merged:
         """Return a node's value, given the values of its inputs."""
         match node:
             case Lookup():
@@ -134,9 +142,9 @@ class Simulation:
                 x = self._float(node.inputs[0], inputs[0])
                 product = _product(node, _padded(node, x, node.pad_value), node.values)
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
-            case Add() if integer_add(node, self.network, self.grids, self._readers):
+            case Merge() if integer_merge(node, self.grids, self._readers):
                 sources = tuple(self.grids[name] for name in node.inputs)
-                return Sum(node.name, tuple(inputs), sources)
+                return Merged(node, tuple(inputs), sources)
             case Island():
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
                 return self._run_part(node.part, floats)
@@ -158,14 +166,17 @@ class Simulation:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
         x = _padded(node, codes, code_of(node.pad_value, source))
         sums = _exact_product(node, x, numbers.codes, source)
-        return Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
+        kind = dict(
+            int4=node.kernel == "int4", transposed=isinstance(node, TransposedConvolution)
+        )
+        return Accumulator(sums + numbers.bias, numbers.scale, source, **kind)
 
     def _round(self, node: Activation, value) -> np.ndarray:
         grid = node.grid
         if isinstance(value, Accumulator):
             rounded = self._rounding.product(value, grid)
-        elif isinstance(value, Sum):
-            rounded = self._rounding.sum(value, grid)
+        elif isinstance(value, Merged):
+            rounded = self._rounding.merged(value, grid)
         else:
             rounded = self._rounding.quotient(value, grid)
         return np.clip(rounded, grid.lowest, grid.highest).astype(np.int32)
@@ -270,6 +281,10 @@ def _product(node: Weighted, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the convolution (valid padding) or matrix product, without bias."""
     if isinstance(node, Dense):
         return x.astype(np.float64) @ weights.astype(np.float64)
+    if isinstance(node, TransposedConvolution):
+        kernel = weights.transpose(0, 1, 3, 2)
+        shape = (len(x), *output_shape(node, [x.shape[1:]]))
+        return tf.nn.conv2d_transpose(x, kernel, shape, node.strides, node.padding.upper()).numpy()
     if node.depthwise:
         strides = (1, *node.strides, 1)
         # TensorFlow wants square strides here; the rest of a larger stride is dropped afterwards.
@@ -289,6 +304,8 @@ def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.nda
     """Return the output of an operation that moves codes and changes none."""
     if isinstance(node, MaxPool):
         return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
+    if isinstance(node, Merge):
+        return _merged(node, inputs)
     value = code_of(node.value, grid) if isinstance(node, Pad) else 0
     return _rearranged(node, inputs, value)
 
@@ -321,13 +338,24 @@ def _pooled(node: Pool, x: np.ndarray, kind: str) -> np.ndarray:
     return pool(x, node.size, node.strides, node.padding.upper()).numpy()
 
 
+# What each operation computes of two inputs.
+_FUNCTIONS = {
+    Add: np.add,
+    Subtract: np.subtract,
+    Multiply: np.multiply,
+    Maximum: np.maximum,
+    Minimum: np.minimum,
+}
+
+
+def _merged(node: Merge, inputs: list[np.ndarray]) -> np.ndarray:
+    return functools.reduce(_FUNCTIONS[type(node)], inputs)
+
+
 def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     match node:
-        case Add():
-            total = inputs[0]
-            for value in inputs[1:]:
-                total = total + value
-            return total
+        case Merge():
+            return _merged(node, inputs)
         case Affine():
             return inputs[0] * node.gain + node.offset
         case Sign():

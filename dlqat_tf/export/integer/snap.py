@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dlqat_tf.export.integer.integers import rounding_of
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork
+from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import unwrapped
@@ -26,12 +26,14 @@ class Shift:
         variable: The Keras layer that holds the bias.
         largest: Largest shift of a channel, in units of the layer's output.
         steps: The same in steps of the activation that follows; None where that is a sign.
+        gain: Largest relative change of a channel's gain.
     """
 
     layer: str
     variable: str
     largest: float
     steps: float | None
+    gain: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,26 @@ class SnapReport(Report):
         return max((shift.steps for shift in self.shifts if shift.steps), default=0.0)
 
     def tables(self):
-        table = Table(title="Biases moved to those of the file", title_justify="left")
-        for column in ("layer", "in", "largest shift", "in output steps"):
+        table = Table(title="Biases and gains moved to those of the file", title_justify="left")
+        for column in ("layer", "in", "largest shift", "in output steps", "gain"):
             table.add_column(column, justify="left" if column in ("layer", "in") else "right")
         for shift in self.shifts:
             steps = "" if shift.steps is None else f"{shift.steps:.2g}"
-            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", steps)
+            gain = f"{shift.gain:.2g}" if shift.gain else ""
+            table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", steps, gain)
         return [table]
 
 
 def snap(
     model: tf.keras.Model, network: IntegerNetwork | None = None
 ) -> tuple[tf.keras.Model, SnapReport]:
-    """Return a copy of a model whose folded biases are exactly those of its file.
+    """Return a copy of a model whose folded biases, and gains, are exactly those of its file.
 
     A file on int8 kernels holds a bias as a fraction of input step times weight step. Biases on
     int8 and on binary kernels also keep clear of values at which an integer sum is so near a
     rounding threshold that the order of float32 additions decides its code; of the places that are
     left each takes one that changes the fewest codes, see
-    :func:`dlqat_tf.export.integer.integers.stored`. The copy's batch norms have their beta (their
+    :func:`dlqat_tf.export.integer.storing.stored`. The copy's batch norms have their beta (their
     moving mean, or the convolution's bias, where there is none) moved likewise, so the copy and the
     file compute the same numbers. A layer that is called more than once moves where all its calls
     move it by the same, as where they read one grid and end on one.
@@ -82,6 +85,7 @@ def snap(
     readers = network.consumers()
     shifts = []
     moves: dict[str, list] = {}  # what each call moves its layer by
+    layers = _layers(copy)
     for node in network:
         sources = getattr(node, "bias_sources", ())
         target = rounding_of(node, readers)
@@ -90,12 +94,18 @@ def snap(
             moves.setdefault(path, []).append(0.0)
         if not target or not sources:
             continue
-        shift = node.bias - lowered[node.name].bias
+        before = lowered[node.name]
+        shift = node.bias - before.bias
+        factor = _factor(node, before)
+        if np.any(factor != 1):
+            norm = unwrapped(layers[sources[0]]).layer
+            shift = shift + (factor - 1) * (norm.beta.numpy() - before.bias)
+            norm.gamma.assign(norm.gamma.numpy() * factor)
         moves.setdefault(sources[0], []).append(shift)
-        largest = float(np.abs(shift).max())
+        largest = float(np.abs(node.bias - before.bias).max())
         steps = largest / float(target.grid.step) if isinstance(target, Activation) else None
-        shifts.append(Shift(node.name, sources[0], largest, steps))
-    layers = _layers(copy)
+        gain = float(np.abs(factor - 1).max())
+        shifts.append(Shift(node.name, sources[0], largest, steps, gain))
     for path, each in moves.items():
         if not all(np.all(shift == each[0]) for shift in each):
             raise ExportError(
@@ -106,6 +116,13 @@ def snap(
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
     return copy, SnapReport(shifts)
+
+
+def _factor(node: Weighted, before: Weighted) -> np.ndarray:
+    """Return what the gain of each channel is multiplied by."""
+    if node.step is None:
+        return np.ones(1)
+    return node.step.astype(np.float64) / before.step.astype(np.float64)
 
 
 def _layers(model: tf.keras.Model, prefix: str = "") -> dict:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 import dlqat_tf
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, parity, to_lce
-from dlqat_tf.export.integer.integers import _best, _Places, integers, stored
+from dlqat_tf.export.integer.integers import integers
 from dlqat_tf.export.integer.network import Activation, Convolution, Dense, Sign
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.storing import _best, _Places, stored
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import convolution, images_for, randomize, small_network
 

@@ -11,7 +11,9 @@ from dlqat_tf.export.integer.network import (
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Maximum,
     ReLU,
+    Reshape,
 )
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.quantizers import ActivationGrid
@@ -89,6 +91,33 @@ def test_what_is_side_by_side_is_on_one_grid(second, common):
     lowest, highest, step = common
     expected = ActivationGrid(lowest, highest, np.float32(step))
     assert [planned[name].grid for name in planned["both"].inputs] == [expected, expected]
+
+
+def test_a_pool_to_vectors_is_a_convolution_too():
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            GlobalAveragePool(name="pool", inputs=("images",)),
+            activation("act", "pool"),
+            Reshape(name="image", inputs=("act",), shape=(1, 1, 2)),
+            convolution("conv", "image"),
+            activation("end", "conv"),
+        )
+    )
+    planned = plan(network)
+    assert planned["pool"].weights.shape == (4, 4, 2, 1)
+    assert planned.shapes["act_image"] == (1, 1, 2)
+    assert planned.shapes["act"] == (2,)
+    assert planned["conv"].kernel == "int8"
+
+
+def test_inputs_of_a_maximum_are_brought_to_one_grid():
+    nodes = (IMAGES, convolution("a", "images"), activation("fine", "a", 0.25))
+    nodes += (convolution("b", "images"), activation("wide", "b", 0.5))
+    nodes += (Maximum(name="max", inputs=("fine", "wide")), convolution("c", "max"))
+    planned = plan(IntegerNetwork((*nodes, activation("end", "c"))))
+    common = ActivationGrid(0, 255, np.float32(1.5 / 255))
+    assert [planned[name].grid for name in planned["max"].inputs] == [common, common]
 
 
 def test_a_pool_between_codes_is_a_convolution_by_its_share():

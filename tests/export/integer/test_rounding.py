@@ -5,7 +5,9 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.flatbuffer import FileBuilder
 from dlqat_tf.export.files.micro import is_installed
-from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Sum
+from dlqat_tf.export.files.moving import add_merge
+from dlqat_tf.export.integer.network import Add, Multiply, Subtract
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged
 from dlqat_tf.export.runtimes.host import runner
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -66,15 +68,17 @@ def builder():
 
 
 @EACH_RUNTIME
+@pytest.mark.parametrize("kind", [Add, Subtract, Multiply])
 @pytest.mark.parametrize("steps", [(0.5, 0.25, 1.0), (0.3, 0.17, 0.61), (0.01, 0.7, 0.5)])
-def test_adds_of_all_pairs(runtime, steps):
+def test_merges_of_all_pairs(runtime, kind, steps):
     file, tensor = builder()
     tensors = [tensor(name, (256,), step) for name, step in zip("abc", steps, strict=True)]
-    file.operator("ADD", tensors[:2], tensors[2], schema.AddOptionsT())
+    add_merge(file, kind, tensors[:2], tensors[2])
     file.fix_batch(256)
     codes = np.meshgrid(CODES, CODES)
     arrays = [each.astype(np.int8) for each in codes]
-    expected = RUNTIMES[runtime].sum(Sum("sum", codes, [*map(grid, steps[:2])]), grid(steps[2]))
+    merged = Merged(kind(name="merged", inputs=("a", "b")), codes, [*map(grid, steps[:2])])
+    expected = RUNTIMES[runtime].merged(merged, grid(steps[2]))
     actual = run(file, tensors[:2], tensors[2], arrays, runtime)
     np.testing.assert_array_equal(actual, np.clip(expected, -128, 127))
 
@@ -96,7 +100,9 @@ def test_quotients(runtime, step):
 
 
 @EACH_RUNTIME
-@pytest.mark.parametrize("kind", ["CONV_2D", "int4", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
+@pytest.mark.parametrize(
+    "kind", ["CONV_2D", "int4", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"]
+)
 def test_products_of_kernels(runtime, kind):
     """Sums from -640 to 635 times each channel's ratio, some of them with halves everywhere."""
     scales = np.float32([1 / 8, 1 / 79, 0.3, 1.5, 1 / 64, 0.011, 2.0, 0.0625])
@@ -115,6 +121,9 @@ def test_products_of_kernels(runtime, kind):
     )
     bias = file.constant("bias", np.zeros(8, np.int32), scale=scales)
     options = {"FULLY_CONNECTED": schema.FullyConnectedOptionsT}.get(kind, schema.Conv2DOptionsT)()
+    transposed = kind == "TRANSPOSE_CONV"
+    if transposed:
+        options = schema.TransposeConvOptionsT()
     if depthwise:
         options = schema.DepthwiseConv2DOptionsT()
         options.depthMultiplier = 1
@@ -123,10 +132,13 @@ def test_products_of_kernels(runtime, kind):
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1
     version = 8 if kind == "int4" else None
     name = "CONV_2D" if kind == "int4" else kind
-    file.operator(name, [source, weights, bias], target, options, version=version)
+    inputs = [source, weights, bias]
+    if transposed:
+        inputs = [file.constant("shape", np.int32([256, 1, 1, 8])), weights, source, bias]
+    file.operator(name, inputs, target, options, version=version)
     file.fix_batch(256)
     codes = np.repeat(CODES.reshape(256, *(1 for _ in inner), 1), 8, -1)
-    value = Accumulator(5 * codes, scales, grid(1), kind == "int4")
+    value = Accumulator(5 * codes, scales, grid(1), kind == "int4", transposed)
     expected = np.clip(RUNTIMES[runtime].product(value, grid(1)), -128, 127)
     given = (codes if depthwise else codes[..., :1]).astype(np.int8)
     actual = run(file, [source], target, [given], runtime)

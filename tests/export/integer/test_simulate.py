@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 
 from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower, snap
-from dlqat_tf.export.integer.integers import add_multipliers, fixed_point, integers
+from dlqat_tf.export.files.flatbuffer import parsed
+from dlqat_tf.export.files.tflite import build
+from dlqat_tf.export.integer.integers import (
+    add_multipliers,
+    fixed_point,
+    integers,
+    product_ratio,
+)
 from dlqat_tf.export.integer.network import (
     Activation,
+    Add,
     AveragePool,
     Concatenate,
     Convolution,
@@ -17,14 +25,20 @@ from dlqat_tf.export.integer.network import (
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Maximum,
     MaxPool,
+    Minimum,
+    Multiply,
+    Output,
     Pad,
     ReLU,
     Reshape,
     Sign,
+    Subtract,
+    TransposedConvolution,
 )
 from dlqat_tf.export.integer.plan import plan
-from dlqat_tf.export.integer.rounding import XNNPACK, Accumulator, Sum
+from dlqat_tf.export.integer.rounding import XNNPACK, Accumulator, Merged
 from dlqat_tf.export.integer.simulate import (
     Simulation,
     _exact_product,
@@ -32,6 +46,7 @@ from dlqat_tf.export.integer.simulate import (
     binary_parts,
     measured_ranges,
 )
+from dlqat_tf.export.runtimes.host import runner
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import images_for, small_network
 
@@ -218,7 +233,108 @@ def test_an_add_has_multipliers_of_21_bits():
     assert add_multipliers("sum", steps, steps[1]) == (2**20, 2**19, 19)
     # Three sixths: 3 * 699051 = 2^21 + 1 rounds up, where 21 bits of shift give 2^20 - 1.
     codes = (np.array([0, 0, 3]), np.array([3, 2, 0]))
-    assert XNNPACK().sum(Sum("sum", codes, tuple(steps)), third).tolist() == [1, 0, 1]
+    node = Add(name="sum", inputs=("x", "y"))
+    assert XNNPACK().merged(Merged(node, codes, tuple(steps)), third).tolist() == [1, 0, 1]
+    # Six sixths minus one, two and three: the last is 2^20 - 1 of the 2^21 that would round up.
+    node, codes = Subtract(name="difference", inputs=("x", "y")), (np.full(3, 3), np.arange(1, 4))
+    assert XNNPACK().merged(Merged(node, codes, tuple(steps)), third).tolist() == [1, 1, 0]
+    assert XNNPACK().merged(Merged(node, codes[::-1], tuple(steps)), third).tolist() == [0, 0, 0]
+
+
+def test_products_of_codes_are_rounded_once_half_to_even():
+    halves = ActivationGrid(0, 255, np.float32(0.5))
+    merged = Merged(
+        Multiply(name="product", inputs=("x", "y")),
+        (np.array([1, 3, 5, -3, 9]), np.array([2, 2, 2, 2, 1])),
+        (halves, halves),
+    )
+    # A product counts quarters, of an output step of one: 0.5, 1.5, 2.5, -1.5 and 2.25.
+    assert XNNPACK().merged(merged, ActivationGrid(-128, 127, np.float32(1))).tolist() == [
+        0,
+        2,
+        2,
+        -2,
+        2,
+    ]
+
+
+def test_what_multiplications_hold_is_checked():
+    one = ActivationGrid(0, 255, np.float32(1))
+    tiny = ActivationGrid(0, 255, np.float32(2.0**-17))
+    assert product_ratio("product", (one, tiny), tiny) == 1
+    for grids, target in (((one, one), tiny), ((one, tiny), one)):
+        with pytest.raises(ExportError, match=r"'product' multiplies .* collapsed or exploded"):
+            product_ratio("product", grids, target)
+
+
+def transposed(weights, strides, padding="valid", **options):
+    weights = np.asarray(weights, np.int16)
+    channels = weights.shape[-1]
+    around = dict(step=np.full(channels, 0.01, np.float32), bias=np.zeros(channels), bits=8)
+    return TransposedConvolution(
+        name="grow",
+        inputs=("images",),
+        weights=weights,
+        strides=strides,
+        padding=padding,
+        **{**around, **options},
+    )
+
+
+def test_windows_of_a_transposed_convolution_add_up():
+    x = np.float32([1, 2]).reshape(1, 1, 2, 1)
+    apart = transposed(np.reshape([1, 10], (1, 2, 1, 1)), (1, 2))
+    assert _product(apart, x, np.float32(apart.weights)).ravel().tolist() == [1, 10, 2, 20]
+    over = transposed(np.reshape([1, 10, 100], (1, 3, 1, 1)), (1, 2))
+    assert _product(over, x, np.float32(over.weights)).ravel().tolist() == [1, 10, 102, 20, 200]
+    # Two channels in, one out.
+    x = np.float32([3, 4]).reshape(1, 1, 1, 2)
+    both = transposed(np.reshape([1, 10], (1, 1, 2, 1)), (1, 1))
+    assert _product(both, x, np.float32(both.weights)).ravel().tolist() == [43]
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_files_hold_transposed_convolutions_as_simulated(size, padding):
+    generator = np.random.default_rng(size)
+    weights = generator.integers(-127, 128, (size, size, 3, 4))
+    bias = generator.normal(size=4)
+    grid = ActivationGrid(-8, 7, np.float32(0.5))  # which an operation of its own clips
+    nodes = (
+        Input(name="images", shape=(4, 5, 3)),
+        transposed(weights, (2, 2), padding, bias=bias),
+        Activation(name="act", inputs=("grow",), grid=grid, bits=4),
+        Output(name="out", inputs=("act",)),
+    )
+    images = generator.integers(0, 256, (2, 4, 5, 3)).astype(np.uint8)
+    built = build(IntegerNetwork(nodes))
+    assert built.planned["grow"].kernel == "int8"
+    computed = runner(parsed(built.data, "the file"), 2)([images])[0]
+    np.testing.assert_array_equal(computed, Simulation(built.planned).outputs(images)[0])
+
+
+MERGED = st.sampled_from([Add, Subtract, Multiply, Maximum, Minimum])
+
+
+@settings(max_examples=20, deadline=None)
+@given(MERGED, st.floats(-5, 0), st.booleans(), st.integers(1, 8), st.integers(0, 10_000))
+def test_files_merge_codes_as_the_simulation_does(kind, exponent, signed, bits, seed):
+    """Of an image and of one value for each channel, to a grid of any step."""
+    shapes = {"images": (4, 5, 3), "gates": (1, 1, 3)}
+    lowest = -(2 ** (bits - 1)) if signed else 0
+    grid = ActivationGrid(lowest, lowest + 2**bits - 1, np.float32(2.0**exponent))
+    nodes = [Input(name=name, shape=shape) for name, shape in shapes.items()]
+    nodes += [
+        kind(name="merged", inputs=tuple(shapes)),
+        Activation(name="act", inputs=("merged",), grid=grid, bits=bits),
+        Output(name="out", inputs=("act",)),
+    ]
+    generator = np.random.default_rng(seed)
+    images = [generator.integers(0, 256, (1, *shape)).astype(np.uint8) for shape in shapes.values()]
+    built = build(IntegerNetwork(tuple(nodes)))
+    expected = Simulation(built.planned).outputs(images)[0]
+    run = runner(parsed(built.data, "the file"), 1)
+    np.testing.assert_array_equal(run(images)[0], expected)
 
 
 def test_a_network_of_moves():
@@ -312,7 +428,8 @@ def test_sums_round_half_up():
     # Steps 1 and 1 to a step of 2: (0 + 1) / 2 = 0.5 and (1 + 2) / 2 = 1.5 round up.
     one = ActivationGrid(-128, 127, np.float32(1))
     codes = (np.array([0, 1, -1, 3]), np.array([1, 2, 0, 0]))
-    rounded = XNNPACK().sum(Sum("sum", codes, (one, one)), ActivationGrid(0, 3, np.float32(2)))
+    merged = Merged(Add(name="sum", inputs=("x", "y")), codes, (one, one))
+    rounded = XNNPACK().merged(merged, ActivationGrid(0, 3, np.float32(2)))
     assert rounded.tolist() == [1, 2, 0, 2]
 
 

@@ -1,0 +1,67 @@
+"""Layers that make one value of several, end to end: converted, trained, exported, and proven."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import dlqat_tf
+from dlqat_tf import quantize
+from dlqat_tf.export import parity, to_lce, to_tflite
+from tests.convert.networks import FLOAT, alive, conv_norm
+
+layers = tf.keras.layers
+
+
+def merged(merge):
+    """Two branches, what makes one of them, and a classifier."""
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = layers.ReLU(name="first_relu")(conv_norm(inputs, 8, 3, name="first"))
+    y = layers.ReLU(name="left_relu")(conv_norm(x, 8, 3, name="left"))
+    x = merge(x, y, conv_norm(x, 8, 3, name="right"))
+    x = layers.ReLU(name="last_relu")(conv_norm(x, 8, 3, name="last"))
+    return tf.keras.Model(inputs, layers.Dense(5, name="scores")(layers.Flatten(name="flat")(x)))
+
+
+def excited(x, y, z):
+    """Squeeze and excitation: a gate for each channel."""
+    gate = layers.GlobalAveragePooling2D(name="squeeze")(x)
+    gate = layers.Reshape((1, 1, 8), name="squeezed")(gate)
+    gate = layers.Conv2D(4, 1, activation="relu", name="reduce")(gate)
+    gate = layers.Conv2D(8, 1, activation="sigmoid", name="expand")(gate)
+    return layers.Multiply(name="excite")([y, gate])
+
+
+# Operations of the file that compute with two tensors of codes.
+MERGES = {
+    "excited": (excited, {"MUL": 1}),
+    "subtract": (lambda x, y, z: layers.Subtract(name="merge")([y, z]), {"SUB": 1}),
+    "operator": (lambda x, y, z: x * z - y, {"MUL": 1, "SUB": 1}),
+    "maximum": (lambda x, y, z: layers.Maximum(name="merge")([x, y, z]), {"MAXIMUM": 2}),
+    "minimum": (lambda x, y, z: tf.minimum(y, z), {"MINIMUM": 1}),
+    "average": (lambda x, y, z: layers.Average(name="merge")([x, y, z]), {"CONCATENATION": 1}),
+    "add": (lambda x, y, z: layers.Add(name="merge")([x, y, z]), {"ADD": 2}),
+}
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_trains_exports_and_matches(name, tmp_path):
+    merge, operations = MERGES[name]
+    tf.keras.utils.set_random_seed(0)
+    model, labels = merged(merge), np.arange(32) % 5
+    images = alive(model, (32, 6, 6, 3))
+    same, _ = quantize(model, head=None, **FLOAT, images=images)
+    expected, computed = (np.asarray(each(images, training=False)) for each in (model, same))
+    np.testing.assert_allclose(computed, expected, atol=0.03 * np.abs(expected).max())
+    converted, report = quantize(model, 2, 4, "gml", images=images, labels=labels)
+    assert not [note for note in report.notes if "float" in note]
+    converted.compile(tf.keras.optimizers.Adam(1e-3), dlqat_tf.GMLoss())
+    converted.fit(images, labels, epochs=1, verbose=0)
+    for export in (to_tflite, to_lce):
+        exported = export(converted, tmp_path / f"{export.__name__}.tflite")
+        snapped = tf.keras.models.load_model(exported.snapped)
+        assert parity(snapped, exported.path, images, labels).failures(keras_agreement=90) == []
+        if export is to_tflite:
+            assert exported.census.islands == []
+            assert exported.census.operators.items() >= operations.items()
+            # Of what the classifier reads, and of its weights.
+            assert exported.census.operators["DEQUANTIZE"] == 2

@@ -1,0 +1,120 @@
+"""Networks of any layers in any order: converted, written, and computed as the simulation does."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from dlqat_tf import quantize
+from dlqat_tf.export import lower
+from dlqat_tf.export.files.flatbuffer import parsed
+from dlqat_tf.export.files.tflite import build
+from dlqat_tf.export.integer.simulate import Simulation
+from dlqat_tf.export.runtimes.host import runner
+
+layers = tf.keras.layers
+
+# A handful in the tests, any number outside of them.
+COUNT = int(os.environ.get("DLQAT_RANDOM_NETWORKS", "6"))
+
+
+def merged(kind):
+    def apply(x):
+        y = layers.Conv2D(x.shape[-1], 1)(x)
+        return kind()([layers.ReLU()(y), x])
+
+    return apply
+
+
+def excited(x):
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Multiply()([x, layers.Conv2D(x.shape[-1], 1, activation="sigmoid")(gate)])
+
+
+def split(x):
+    if x.shape[-1] % 2:
+        return x[..., 1:]
+    kept, y = tf.split(x, 2, -1)
+    return tf.concat([layers.Conv2D(y.shape[-1], 1, activation="relu")(y), kept], -1)
+
+
+def shrunk(kind):
+    return lambda x: kind(2, padding="valid")(x) if min(x.shape[1:3]) > 1 else x
+
+
+def grown(kind, **options):
+    return lambda x: kind(**options)(x) if max(x.shape[1:3]) <= 8 else x
+
+
+# Each is given an image and returns one.
+VOCABULARY = {
+    "conv": lambda x: layers.Conv2D(6, 3, padding="same", activation="relu")(x),
+    "strided": lambda x: layers.Conv2D(8, 3, 2, padding="same", activation=tf.nn.relu6)(x),
+    "linear": lambda x: layers.BatchNormalization()(layers.Conv2D(6, 1, use_bias=False)(x)),
+    "grouped": lambda x: layers.Conv2D(2 * x.shape[-1], 1, groups=x.shape[-1])(x),
+    "depthwise": lambda x: layers.DepthwiseConv2D(3, padding="same", activation="relu")(x),
+    "separable": lambda x: layers.SeparableConv2D(4, 3, padding="same")(x),
+    "transposed": grown(layers.Conv2DTranspose, filters=4, kernel_size=3, strides=2),
+    "norm": lambda x: layers.BatchNormalization()(x),
+    "relu": lambda x: layers.ReLU(4.0)(x),
+    "swish": lambda x: layers.Activation("swish")(x),
+    "tanh": lambda x: layers.Activation("tanh")(x),
+    "leaky": lambda x: layers.LeakyReLU(0.1)(x),
+    "prelu": lambda x: layers.PReLU("uniform", shared_axes=[1, 2])(x),
+    "hard_swish": lambda x: layers.Multiply()([x, layers.ReLU(6.0)(x + 3.0) * (1 / 6)]),
+    "add": merged(layers.Add),
+    "subtract": merged(layers.Subtract),
+    "multiply": merged(layers.Multiply),
+    "maximum": merged(layers.Maximum),
+    "minimum": merged(layers.Minimum),
+    "average": merged(layers.Average),
+    "concatenate": merged(layers.Concatenate),
+    "excited": excited,
+    "split": split,
+    "max_pool": shrunk(layers.MaxPool2D),
+    "average_pool": shrunk(layers.AveragePooling2D),
+    "cropped": lambda x: x[:, 1:] if x.shape[1] > 1 else x,
+    "padded": grown(layers.ZeroPadding2D, padding=((0, 1), (1, 0))),
+    "upsampled": grown(layers.UpSampling2D),
+    "bilinear": grown(layers.UpSampling2D, interpolation="bilinear"),  # stays float
+    "layer_norm": lambda x: layers.LayerNormalization()(x),  # stays float
+    "turned": lambda x: layers.Permute((2, 1, 3))(x),
+    "dropout": lambda x: layers.Dropout(0.1)(x),
+}
+ENDS = {
+    "flat": lambda x: layers.Flatten()(x),
+    "mean": lambda x: layers.GlobalAveragePooling2D()(x),
+    "max": lambda x: layers.GlobalMaxPooling2D()(x),
+    "hidden": lambda x: layers.Dense(6, activation="relu")(layers.Flatten()(x)),
+}
+
+
+@st.composite
+def models(draw):
+    """Return a model, and the names of what it is made of."""
+    chosen = draw(st.lists(st.sampled_from(sorted(VOCABULARY)), min_size=1, max_size=6))
+    end = draw(st.sampled_from(sorted(ENDS)))
+    tf.keras.utils.set_random_seed(draw(st.integers(0, 1000)))
+    inputs = tf.keras.Input((6, 5, 3), name="images")
+    x = inputs
+    for name in chosen:
+        x = VOCABULARY[name](x)
+    return tf.keras.Model(inputs, layers.Dense(4)(ENDS[end](x))), [*chosen, end]
+
+
+@settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models(), st.sampled_from([1, 2, 4, 8]), st.sampled_from([2, 4, 8]))
+def test_files_compute_what_the_simulation_does(network, weight_bits, activation_bits):
+    model, names = network
+    note(f"{names}, {weight_bits} and {activation_bits} bits")
+    images = np.random.default_rng(0).integers(0, 256, (8, 6, 5, 3)).astype(np.uint8)
+    converted, _ = quantize(
+        model, weight_bits, activation_bits, None, images=images.astype(np.float32) / 255
+    )
+    built = build(lower(converted))
+    expected = Simulation(built.planned).outputs(images)[0]
+    computed = runner(parsed(built.data, "the file"), 8)([images])[0]
+    atol = 1e-4 * max(np.abs(expected).max(), 1e-3)
+    np.testing.assert_allclose(computed, expected, rtol=1e-4, atol=atol)
