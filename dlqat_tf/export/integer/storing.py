@@ -23,6 +23,7 @@ from dlqat_tf.quantizers import ActivationGrid
 _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the wanted distance, down to what float32 biases need
 _TURNS = 3  # of the circle around a bias; moves are shorter than 1.5
+_PARTS = (1, 2, 4, 8, 16)  # of a step of sums, which a gain may be whole numbers of
 _FARTHEST = 0.5  # output steps that a change of the gain may move the end of the grid by
 
 
@@ -62,8 +63,8 @@ def stored(
 
     With many output codes and large sums no bias is as clear as that. There the gain moves too,
     where a batch norm has one for this layer alone: so that an output step is an odd number of
-    steps of sums, and every threshold lies halfway between two sums. Outputs at the end of the grid
-    move by at most half a step; where they would by more, the gain is as trained.
+    steps of sums, and every threshold lies halfway between two sums; or where outputs at the end of
+    the grid would move by more than half a step, an odd number of halves, up to sixteenths.
 
     An addition errs by at most :math:`2^{-24}` of its result, and the partial sums of a sum that
     ends at a threshold stay near the way there, :math:`t_k / u - \beta`, give or take a random walk
@@ -140,7 +141,10 @@ def _stored_in_integers(
 def _with_whole_steps(
     node: Weighted, source: ActivationGrid, grid: ActivationGrid, channels: np.ndarray
 ) -> Weighted:
-    """Return a node of whose sums an odd number makes an output step, in some channels.
+    """Return a node of whose sums' steps an odd number makes an output step, in some channels.
+
+    Or an odd number of halves, quarters and so on, the fewest parts that do not move outputs too
+    far: of q parts, thresholds lie at least 1 / 2q away from sums.
 
     Args:
         node: On an int8 kernel.
@@ -150,9 +154,12 @@ def _with_whole_steps(
     """
     _, unit, _ = unstretched(node, source, grid)
     ratio = float(grid.step) / unit
-    odd = 2 * np.floor(ratio / 2) + 1
-    moved = np.abs(ratio / odd - 1) * max(grid.highest, -grid.lowest)
-    factor = np.where(channels & (moved <= _FARTHEST), ratio / odd, 1.0)
+    factor, rest = np.ones_like(ratio), channels
+    for parts in _PARTS:
+        odd = ratio * parts / (2 * np.floor(ratio * parts / 2) + 1)
+        moved = np.abs(odd - 1) * max(grid.highest, -grid.lowest)
+        is_near = rest & (moved <= _FARTHEST)
+        factor, rest = np.where(is_near, odd, factor), rest & ~is_near
     return replace(node, step=(node.step * factor).astype(np.float32))
 
 

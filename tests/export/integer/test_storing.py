@@ -40,10 +40,15 @@ def test_an_output_step_becomes_an_odd_number_of_steps_of_sums():
     assert held(8000.4).bias / held(8000.4).step == pytest.approx([0.0])
 
 
-def test_gains_stay_where_none_may_move_or_the_end_of_the_grid_would_by_more_than_half_a_step():
+def test_the_end_of_the_grid_moves_by_at_most_half_a_step():
+    # Of 255 codes: 255 * (1 - 600.2 / 601) = 0.34, but 255 * (1 - 300.2 / 301) = 0.68.
+    for step, odd in ((600.2, 601), (300.2, 300.5), (50.3, 50.25)):
+        np.testing.assert_allclose(step / held(step).step, odd, rtol=1e-6)
+
+
+def test_gains_stay_where_none_may_move_or_no_move_is_short_enough():
     assert held(8000.4, gain_source="").step == 1
-    assert held(300.2).step == 1  # of 255 codes: 255 * (1 - 300.2 / 301) = 0.68
-    assert held(600.2).step != 1  # 255 * (1 - 600.2 / 601) = 0.34
+    assert held(5.03).step == 1  # 81 sixteenths are 1.6 steps away at the end of the grid
 
 
 def test_gains_stay_where_biases_alone_are_clear():
