@@ -24,7 +24,6 @@ from dlqat_tf.export.integer.inputs import (
 from dlqat_tf.export.integer.islands import check_float_call, gathered
 from dlqat_tf.export.integer.network import (
     OUTPUT,
-    Activation,
     Add,
     AveragePool,
     Concatenate,
@@ -46,7 +45,6 @@ from dlqat_tf.export.integer.network import (
     Pad,
     ReLU,
     Reshape,
-    Sign,
     Subtract,
     Transpose,
     TransposedConvolution,
@@ -55,6 +53,16 @@ from dlqat_tf.export.integer.network import (
     output_shape,
 )
 from dlqat_tf.export.integer.precision import in_float32
+from dlqat_tf.export.integer.reading import (
+    SIGNS,
+    NoIntegerForm,
+    activation_of,
+    codes_of,
+    head_of,
+    norm_of,
+    unsupported,
+    values_of,
+)
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
 from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
@@ -63,23 +71,9 @@ from dlqat_tf.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
     Unwrapped,
-    WeightQuantizer,
     unwrapped,
 )
 
-SUPPORTED = (
-    "Conv2D, DepthwiseConv2D, Conv2DTranspose, Dense and their larq Quant* forms, "
-    "BatchNormalization, ReLU, ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Subtract, "
-    "Multiply, Average, Maximum, Minimum, Concatenate, ZeroPadding2D, Cropping2D, slices, splits, "
-    "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
-    "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
-    "of these, operators that compute the same, what changes values in training only, "
-    "Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
-    "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
-)
-_LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
-# Larq quantizers that compute the sign; they differ in the gradient only.
-_SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
 _OPERATORS = {
@@ -149,7 +143,7 @@ class _Lowering:
         layer = call.layer
         name = prefix + layer.name
         if training and isinstance(layer, (*IN_TRAINING, _layers.BatchNormalization)):
-            raise _unsupported(name, layer, "it is called with training=True")
+            raise unsupported(name, layer, "it is called with training=True")
         if hasattr(layer, "_nodes_by_depth"):
             return self.model(layer, inputs, name + "/", training)
         # What computes with an operator on a part that stays float, goes on with that part.
@@ -161,7 +155,7 @@ class _Lowering:
         before = len(self.nodes)
         try:
             return [self.layer(call, inputs, name)]
-        except _NoIntegerForm:
+        except NoIntegerForm:
             for node in self.nodes[before:]:
                 del self.shapes[node.name]
             del self.nodes[before:]
@@ -204,7 +198,7 @@ class _Lowering:
         if parts.output_quantizer is None:
             return output
         around = dict(name=f"{name}_output", inputs=(output,))
-        return self.add(_activation(parts.output_quantizer, around))
+        return self.add(activation_of(parts.output_quantizer, around))
 
     def node(self, name: str) -> Node:
         """Return a node that was added."""
@@ -216,18 +210,18 @@ class _Lowering:
         affine = arithmetic(call)
         # On other values it has no kernel on integers.
         if affine is None or not isinstance(node, (Input, Prepared, Reshape, Weighted)):
-            raise _NoIntegerForm(name)
+            raise NoIntegerForm(name)
         if isinstance(node, Prepared) or (isinstance(node, Input) and node.preprocessing):
             return self.add(prepared(call, node, around))
         if not affine.keeps_order:
-            raise _NoIntegerForm(name)
+            raise NoIntegerForm(name)
         return self.add(Scaled(**around, layer=name, gain=affine.gain, offset=affine.offset))
 
     def bare(self, parts: Unwrapped, name: str, inputs: list[str]) -> str:
         """Add the nodes of a layer without what a wrapper does to its output."""
         layer = parts.layer
         if getattr(layer, "data_format", "channels_last") != "channels_last":
-            raise _NoIntegerForm(name)
+            raise NoIntegerForm(name)
         shared = dict(name=name, inputs=tuple(inputs))
         # Exact types where a subclass could compute anything.
         kind = type(layer)
@@ -236,9 +230,9 @@ class _Lowering:
         ):
             return inputs[0]
         if isinstance(layer, Head):
-            return self.add(_head(layer, shared))
-        if isinstance(layer, (ActivationQuantizer, *_SIGNS)):
-            node, source = _activation(layer, shared), self.node(inputs[0])
+            return self.add(head_of(layer, shared))
+        if isinstance(layer, (ActivationQuantizer, *SIGNS)):
+            node, source = activation_of(layer, shared), self.node(inputs[0])
             is_image = isinstance(source, Input) and source.preprocessing is not None
             is_image = is_image or isinstance(source, Prepared)
             if is_image and isinstance(layer, InputQuantizer):
@@ -246,13 +240,13 @@ class _Lowering:
             return self.add(node)
         if kind in _WEIGHTED:
             if isinstance(layer, _layers.Conv2DTranspose) and not is_plain_transposed(layer):
-                raise _NoIntegerForm(name)
+                raise NoIntegerForm(name)
             return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
-            return self.add(_batch_norm(layer, shared))
+            return self.add(norm_of(layer, shared))
         if kind is _layers.ReLU:
             if layer.max_value not in (None, 6) or layer.negative_slope or layer.threshold:
-                raise _NoIntegerForm(name)
+                raise NoIntegerForm(name)
             return self.add(ReLU(**shared, highest=float(layer.max_value or math.inf)))
         if kind is _layers.Activation and layer.activation in _RELUS:
             return self.add(ReLU(**shared, highest=_RELUS[layer.activation]))
@@ -260,7 +254,7 @@ class _Lowering:
             return self.add(_MERGES[kind](**shared))
         if kind is _layers.Concatenate:
             if layer.axis not in (-1, len(self.shapes[inputs[0]])):
-                raise _NoIntegerForm(name)
+                raise NoIntegerForm(name)
             return self.add(Concatenate(**shared))
         if kind is _layers.ZeroPadding2D:
             return self.add(Pad(**shared, amounts=layer.padding))
@@ -286,7 +280,7 @@ class _Lowering:
         if kind in (_layers.Flatten, _layers.Reshape):
             shape = layer.compute_output_shape((None, *self.shapes[inputs[0]]))[1:]
             return self.add(Reshape(**shared, shape=tuple(shape)))
-        raise _NoIntegerForm(name)
+        raise NoIntegerForm(name)
 
     def weighted(self, parts: Unwrapped, shared: dict) -> str:
         """Add a convolution or dense layer with its quantizers and activation around it."""
@@ -295,18 +289,18 @@ class _Lowering:
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
-            shared["inputs"] = (self.add(_activation(quantizer, around)),)
-        kernel = _array(parts.kernel, name)
+            shared["inputs"] = (self.add(activation_of(quantizer, around)),)
+        kernel = values_of(parts.kernel, name)
         is_transposed = isinstance(layer, _layers.Conv2DTranspose)
         channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
         if is_transposed:
             channels = layer.filters
-        bias = _array(layer.bias, name) if layer.use_bias else np.zeros(channels)
-        weights, step, bits = _codes(parts.kernel_quantizer, kernel, name, layer)
+        bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
+        weights, step, bits = codes_of(parts.kernel_quantizer, kernel, name, layer)
         if is_transposed:
             weights = weights.transpose(0, 1, 3, 2)
             if step is not None and step.size > 1:
-                raise _unsupported(name, layer, "its quantizer has a step for each input channel")
+                raise unsupported(name, layer, "its quantizer has a step for each input channel")
         if step is not None:
             # A step per last axis of a depthwise kernel is one per multiplier.
             step = np.tile(step, channels // step.size).astype(np.float32)
@@ -350,10 +344,10 @@ class _Lowering:
             return output
         if activation in _RELUS:
             return self.add(ReLU(**around, highest=_RELUS[activation]))
-        if isinstance(activation, (ActivationQuantizer, *_SIGNS)):
-            return self.add(_activation(activation, around))
+        if isinstance(activation, (ActivationQuantizer, *SIGNS)):
+            return self.add(activation_of(activation, around))
         if isinstance(activation, lq.quantizers.Quantizer):
-            raise _unsupported(name, layer, "its activation says no integer codes")
+            raise unsupported(name, layer, "its activation says no integer codes")
 
         def function(tensors):
             return [activation(*tensors)]
@@ -378,110 +372,3 @@ _WEIGHTED = (
     lq.layers.QuantDepthwiseConv2D,
     lq.layers.QuantDense,
 )
-
-
-class _NoIntegerForm(Exception):
-    """A layer that nothing here computes in integers, so that it runs in float."""
-
-
-def _unsupported(name: str, layer, reason: str) -> ExportError:
-    return ExportError(
-        f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
-        f"Supported: {SUPPORTED}."
-    )
-
-
-def _array(variable, name: str) -> np.ndarray:
-    """Return a variable's float32 (latent) value, whatever policy or strategy it lives under."""
-    with lq.context.quantized_scope(False):
-        value = np.asarray(tf.convert_to_tensor(variable), np.float32)
-    if not np.all(np.isfinite(value)):
-        raise ExportError(
-            f"Layer {name!r} holds NaN or infinity in {variable.name!r}: the training diverged; "
-            "export an earlier checkpoint."
-        )
-    return value
-
-
-def _codes(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Return weights (codes, or floats where there is no quantizer), step and declared bits."""
-    if quantizer is None:
-        return kernel, None, 32
-    if isinstance(quantizer, _SIGNS):
-        return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
-    if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
-        scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
-        step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
-        codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
-        return codes, np.where(step > 0, step, 1).astype(np.float32), 1
-    if not isinstance(quantizer, WeightQuantizer):
-        raise _unsupported(
-            name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
-        )
-    try:
-        grid = quantizer.grid(kernel)
-    except ValueError as error:
-        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
-    return grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision
-
-
-def _head(layer: Head, shared: dict) -> Node:
-    name = shared["name"]
-    _array(layer.kernel, name)
-    kernel, bias = layer.dense()
-    weights, step, bits = kernel, None, 32
-    if layer.weight_bits not in (None, 32):
-        grid = layer.grid()
-        weights, bits = grid.codes, layer.weight_bits
-        step = np.broadcast_to(np.float32(grid.step), bias.shape)
-    return Dense(**shared, weights=weights, step=step, bits=bits, bias=bias.astype(np.float64))
-
-
-def _activation(quantizer, shared: dict) -> Node:
-    if isinstance(quantizer, _SIGNS):
-        return Sign(**shared)
-    name = shared["name"]
-    if not isinstance(quantizer, ActivationQuantizer):
-        raise _unsupported(name, quantizer, "it says no integer codes")
-    try:
-        grid = quantizer.grid()
-    except ValueError as error:
-        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
-    if not 0 < grid.step <= _LARGEST_STEP:
-        raise ExportError(
-            f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
-            f"most {_LARGEST_STEP:g}. The training diverged; export an earlier checkpoint."
-        )
-    if grid.highest - grid.lowest > 255 or grid.lowest > 0:
-        raise ExportError(
-            f"Layer {name!r} has codes from {grid.lowest} to {grid.highest}: expected at most 256 "
-            "of them, zero included, as an int8 holds."
-        )
-    return Activation(**shared, grid=grid, bits=quantizer.precision)
-
-
-def _batch_norm(layer, shared: dict) -> Node:
-    name = shared["name"]
-    axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
-    if axis not in (-1, layer.input_spec.ndim - 1):
-        raise _NoIntegerForm(name)
-    mean, variance = (
-        _array(variable, name).astype(np.float64)
-        for variable in (layer.moving_mean, layer.moving_variance)
-    )
-    if np.any(variance + layer.epsilon <= 0):
-        raise ExportError(
-            f"Layer {name!r} has channels of zero variance and epsilon {layer.epsilon}, so its "
-            "gain is infinite: train it, or build it with an epsilon above zero."
-        )
-    gain = 1 / np.sqrt(variance + layer.epsilon)
-    if layer.scale:
-        gain = gain * _array(layer.gamma, name)
-    beta = _array(layer.beta, name) if layer.center else 0.0
-    return Scaled(
-        **shared,
-        layer=name,
-        gain=gain,
-        offset=beta - mean * gain,
-        is_free=layer.scale and layer.center,
-    )

@@ -1,0 +1,137 @@
+"""What the variables and quantizers of single Keras layers say: codes, steps, grids, gains."""
+
+from __future__ import annotations
+
+import larq as lq
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.export.integer.folding import Scaled
+from dlqat_tf.export.integer.network import Activation, Dense, ExportError, Node, Sign
+from dlqat_tf.heads import Head
+from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
+
+_SUPPORTED = (
+    "Conv2D, DepthwiseConv2D, Conv2DTranspose, Dense and their larq Quant* forms, "
+    "BatchNormalization, ReLU, ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Subtract, "
+    "Multiply, Average, Maximum, Minimum, Concatenate, ZeroPadding2D, Cropping2D, slices, splits, "
+    "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
+    "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
+    "of these, operators that compute the same, what changes values in training only, "
+    "Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
+    "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
+)
+_LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
+# Larq quantizers that compute the sign; they differ in the gradient only.
+SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
+
+
+class NoIntegerForm(Exception):
+    """A layer that nothing here computes in integers, so that it runs in float."""
+
+
+def unsupported(name: str, layer, reason: str) -> ExportError:
+    """Return the error about a layer that cannot be exported."""
+    return ExportError(
+        f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}. "
+        f"Supported: {_SUPPORTED}."
+    )
+
+
+def values_of(variable, name: str) -> np.ndarray:
+    """Return a variable's float32 (latent) value, whatever policy or strategy it lives under."""
+    with lq.context.quantized_scope(False):
+        value = np.asarray(tf.convert_to_tensor(variable), np.float32)
+    if not np.all(np.isfinite(value)):
+        raise ExportError(
+            f"Layer {name!r} holds NaN or infinity in {variable.name!r}: the training diverged; "
+            "export an earlier checkpoint."
+        )
+    return value
+
+
+def codes_of(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Return weights (codes, or floats where there is no quantizer), step and declared bits."""
+    if quantizer is None:
+        return kernel, None, 32
+    if isinstance(quantizer, SIGNS):
+        return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
+    if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
+        scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
+        step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
+        codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
+        return codes, np.where(step > 0, step, 1).astype(np.float32), 1
+    if not isinstance(quantizer, WeightQuantizer):
+        raise unsupported(
+            name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
+        )
+    try:
+        grid = quantizer.grid(kernel)
+    except ValueError as error:
+        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    return grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision
+
+
+def head_of(layer: Head, shared: dict) -> Node:
+    """Return the node of a head, as one dense layer."""
+    name = shared["name"]
+    values_of(layer.kernel, name)
+    kernel, bias = layer.dense()
+    weights, step, bits = kernel, None, 32
+    if layer.weight_bits not in (None, 32):
+        grid = layer.grid()
+        weights, bits = grid.codes, layer.weight_bits
+        step = np.broadcast_to(np.float32(grid.step), bias.shape)
+    return Dense(**shared, weights=weights, step=step, bits=bits, bias=bias.astype(np.float64))
+
+
+def activation_of(quantizer, shared: dict) -> Node:
+    """Return the node of an activation quantizer."""
+    if isinstance(quantizer, SIGNS):
+        return Sign(**shared)
+    name = shared["name"]
+    if not isinstance(quantizer, ActivationQuantizer):
+        raise unsupported(name, quantizer, "it says no integer codes")
+    try:
+        grid = quantizer.grid()
+    except ValueError as error:
+        raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    if not 0 < grid.step <= _LARGEST_STEP:
+        raise ExportError(
+            f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
+            f"most {_LARGEST_STEP:g}. The training diverged; export an earlier checkpoint."
+        )
+    if grid.highest - grid.lowest > 255 or grid.lowest > 0:
+        raise ExportError(
+            f"Layer {name!r} has codes from {grid.lowest} to {grid.highest}: expected at most 256 "
+            "of them, zero included, as an int8 holds."
+        )
+    return Activation(**shared, grid=grid, bits=quantizer.precision)
+
+
+def norm_of(layer, shared: dict) -> Node:
+    """Return the node of a batch norm, before it is folded."""
+    name = shared["name"]
+    axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))
+    if axis not in (-1, layer.input_spec.ndim - 1):
+        raise NoIntegerForm(name)
+    mean, variance = (
+        values_of(variable, name).astype(np.float64)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    )
+    if np.any(variance + layer.epsilon <= 0):
+        raise ExportError(
+            f"Layer {name!r} has channels of zero variance and epsilon {layer.epsilon}, so its "
+            "gain is infinite: train it, or build it with an epsilon above zero."
+        )
+    gain = 1 / np.sqrt(variance + layer.epsilon)
+    if layer.scale:
+        gain = gain * values_of(layer.gamma, name)
+    beta = values_of(layer.beta, name) if layer.center else 0.0
+    return Scaled(
+        **shared,
+        layer=name,
+        gain=gain,
+        offset=beta - mean * gain,
+        is_free=layer.scale and layer.center,
+    )
