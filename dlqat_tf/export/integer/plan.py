@@ -60,21 +60,24 @@ def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
     """Return the grid of every node's output; None where it is float (or a sign)."""
     found: dict[str, ActivationGrid | None] = {}
     for node in network:
-        match node:
-            case Input() | Activation():
-                found[node.name] = node.grid
-            case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
-                found[node.name] = found[node.inputs[0]]
-            case Pad():
-                grid = found[node.inputs[0]]
-                found[node.name] = grid if grid and code_of(node.value, grid) is not None else None
-            case Concatenate() | Maximum() | Minimum():
-                first = found[node.inputs[0]]
-                same = all(found[name] == first for name in node.inputs)
-                found[node.name] = first if same else None
-            case _:
-                found[node.name] = None
+        found[node.name] = _grid(node, [found[name] for name in node.inputs])
     return found
+
+
+def _grid(node: Node, sources: list[ActivationGrid | None]) -> ActivationGrid | None:
+    """Return the grid of a node's output, given those of its inputs."""
+    match node:
+        case Input() | Activation():
+            return node.grid
+        case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
+            return sources[0]
+        case Pad():
+            grid = sources[0]
+            return grid if grid and code_of(node.value, grid) is not None else None
+        case Concatenate() | Maximum() | Minimum():
+            return sources[0] if all(each == sources[0] for each in sources) else None
+        case _:
+            return None
 
 
 def code_of(value: float, grid: ActivationGrid) -> int | None:
@@ -192,19 +195,21 @@ def _identity(name: str, source: str, channels: int) -> Convolution:
 
 def _with_common_grids(network: IntegerNetwork) -> IntegerNetwork:
     """Bring inputs that have to lie on one grid there; round coded values by integer kernels."""
-    known, tail = grids(network), _tail(network)
+    known: dict[str, ActivationGrid | None] = {}  # of the nodes so far, on their new grids
+    tail = _tail(network)
     nodes: list[Node] = []
     for node in network:
         inputs = list(node.inputs)
-        if isinstance(node, _ON_ONE_GRID) and node.name not in tail and not known[node.name]:
-            each = [known[name] for name in inputs]
-            if all(each):
-                common = _common_grid(each)
-                for i, (name, grid) in enumerate(zip(inputs, each, strict=True)):
-                    if grid != common:
-                        inputs[i] = f"{node.name}_input{i + 1}"
-                        again = Activation(name=inputs[i], inputs=(name,), grid=common, bits=8)
-                        nodes += _rescaled(again, network.shapes[name])
+        each = [known[name] for name in inputs]
+        known[node.name] = _grid(node, each)
+        is_apart = isinstance(node, _ON_ONE_GRID) and node.name not in tail
+        if is_apart and all(each) and not known[node.name]:
+            known[node.name] = common = _common_grid(each)
+            for i, (name, grid) in enumerate(zip(inputs, each, strict=True)):
+                if grid != common:
+                    inputs[i] = f"{node.name}_input{i + 1}"
+                    again = Activation(name=inputs[i], inputs=(name,), grid=common, bits=8)
+                    nodes += _rescaled(again, network.shapes[name])
         if isinstance(node, Activation) and known[inputs[0]] and not isinstance(node, Lookup):
             nodes += _rescaled(node, network.shapes[inputs[0]])
         else:

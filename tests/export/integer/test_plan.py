@@ -176,3 +176,19 @@ def test_calls_that_share_their_codes_stretch_them_alike(other, stretch):
     )
     planned = plan(network, clear=False)
     assert [planned[name].stretch.tolist() for name in "bc"] == [[stretch] * 2] * 2
+
+
+def test_a_maximum_of_a_maximum_stays_in_codes():
+    nodes = [IMAGES]
+    for name, step in (("a", 0.25), ("b", 0.5), ("c", 1.0)):
+        nodes += [convolution(f"{name}_conv", "images"), activation(name, f"{name}_conv", step)]
+    nodes += [
+        Maximum(name="two", inputs=("a", "b")),
+        Maximum(name="three", inputs=("two", "c")),
+        convolution("last", "three"),
+        activation("end", "last"),
+    ]
+    planned = plan(IntegerNetwork(tuple(nodes)))
+    common = ActivationGrid(0, 255, np.float32(3 / 255))
+    assert [planned[name].grid for name in planned["three"].inputs] == [common, common]
+    assert planned["last"].kernel == "int8"
