@@ -25,14 +25,12 @@ class Accumulator:
         scale: float32, per channel, of the stretched weights.
         source: Grid of the input.
         int4: Whether the weights are stored in 4 bits.
-        transposed: Whether a transposed convolution summed them.
     """
 
     sums: np.ndarray
     scale: np.ndarray
     source: ActivationGrid
     int4: bool = False
-    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,12 @@ class Micro:
 class BuiltIn(Micro):
     """TFLite's built-in kernels on a PC.
 
-    Products round half up the second time too, but for those of transposed convolutions; quotients are products with the reciprocal of the
+    Products round half up the second time too; quotients are products with the reciprocal of the
     step, and round half to even.
     """
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
-        halves = _halves_away if value.transposed else _halves_up
-        return _multiplied(value.sums, _ratio(value, grid), halves)
+        return _multiplied(value.sums, _ratio(value, grid), _halves_up)
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         return np.rint(values * (np.float32(1) / grid.step))

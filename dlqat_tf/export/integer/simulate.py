@@ -166,10 +166,7 @@ class Simulation:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
         x = _padded(node, codes, code_of(node.pad_value, source))
         sums = _exact_product(node, x, numbers.codes, source)
-        kind = dict(
-            int4=node.kernel == "int4", transposed=isinstance(node, TransposedConvolution)
-        )
-        return Accumulator(sums + numbers.bias, numbers.scale, source, **kind)
+        return Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
 
     def _round(self, node: Activation, value) -> np.ndarray:
         grid = node.grid

@@ -138,7 +138,7 @@ def test_products_of_kernels(runtime, kind):
     file.operator(name, inputs, target, options, version=version)
     file.fix_batch(256)
     codes = np.repeat(CODES.reshape(256, *(1 for _ in inner), 1), 8, -1)
-    value = Accumulator(5 * codes, scales, grid(1), kind == "int4", transposed)
+    value = Accumulator(5 * codes, scales, grid(1), kind == "int4")
     expected = np.clip(RUNTIMES[runtime].product(value, grid(1)), -128, 127)
     given = (codes if depthwise else codes[..., :1]).astype(np.int8)
     actual = run(file, [source], target, [given], runtime)
