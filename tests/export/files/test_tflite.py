@@ -119,16 +119,29 @@ def test_batch_sizes_that_are_none(tmp_path, batch_size):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("batch_size", [2, None])
-def test_parts_for_one_image_want_files_for_one_image(tmp_path, batch_size):
+def growing(**options):
     inputs = tf.keras.Input((6, 6, 3))
     x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 4, 3, weight_bits=8))
-    x = layers.Conv2DTranspose(4, 3, name="up")(x)
+    x = layers.Conv2DTranspose(4, 3, name="up", **options)(x)
     x = dlqat_tf.CGPACT(2, 2.0)(x)
-    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x)))
+    return tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_parts_for_one_image_want_files_for_one_image(tmp_path, batch_size):
+    model = growing(output_padding=0)
     with pytest.raises(ExportError, match=r"for up take one image at once: .* batch_size=1\."):
         to_tflite(model, tmp_path / "model.tflite", batch_size=batch_size)
     assert to_tflite(model, tmp_path / "model.tflite").census.batch_size == 1
+
+
+def test_transposed_convolutions_are_for_a_known_number_of_images(tmp_path):
+    model, path = growing(), tmp_path / "model.tflite"
+    report = to_tflite(model, path, batch_size=3, snap=False)
+    assert report.census.batch_size == 3
+    assert parity(model, path, images_for(model, 5)).first_diverging is None
+    with pytest.raises(ExportError, match=r"'up', are written for .* batch_size=None\."):
+        to_tflite(model, tmp_path / "any.tflite", batch_size=None)
 
 
 def test_int4_is_half_the_size_and_simulated_exactly(tmp_path):
