@@ -57,6 +57,7 @@ def tflite(
     output: Annotated[Path, tyro.conf.Positional],
     weights: Literal["int8", "int4"] = "int8",
     kernels: Literal["xnnpack", "builtin"] = "xnnpack",
+    c_array: bool = False,
     common: Annotated[Options, tyro.conf.OmitArgPrefixes] = _DEFAULTS,
 ) -> None:
     """Export a trained Keras model to a .tflite file of stock operations.
@@ -70,11 +71,13 @@ def tflite(
         weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
         kernels: builtin for TFLite Micro and for TFLite without XNNPACK, whose kernels round
             otherwise; --data then runs the file without XNNPACK.
+        c_array: Write the file as a C++ array too, <output>.cc and <output>.h, with shapes, scales,
+            the size of TFLite Micro's arena and the operations that the file needs as constants.
         common: What every export takes.
     """
     from dlqat_tf.export import to_tflite
 
-    _export(to_tflite, model, output, common, weights=weights, kernels=kernels)
+    _export(to_tflite, model, output, common, weights=weights, kernels=kernels, c_array=c_array)
 
 
 def lce(

@@ -1,5 +1,6 @@
 """Export: a trained Keras model to files that compute what was trained, and the proof."""
 
+from dlqat_tf.export.files.c_array import CArrayReport, to_c_array
 from dlqat_tf.export.files.census import Census, census
 from dlqat_tf.export.files.lce import to_lce
 from dlqat_tf.export.files.tflite import ExportReport, to_tflite
@@ -10,6 +11,7 @@ from dlqat_tf.export.integer.snap import SnapReport, snap
 from dlqat_tf.export.parity import ParityReport, parity
 
 __all__ = [
+    "CArrayReport",
     "Census",
     "ExportError",
     "ExportReport",
@@ -21,6 +23,7 @@ __all__ = [
     "lower",
     "parity",
     "snap",
+    "to_c_array",
     "to_lce",
     "to_tflite",
     "to_web",

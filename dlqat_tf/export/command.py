@@ -13,6 +13,7 @@ import tensorflow as tf
 from dlqat_command.export import Options
 from dlqat_tf._host import check_name, write_whole
 from dlqat_tf._script import ending
+from dlqat_tf.export.files.c_array import targets, to_c_array
 from dlqat_tf.export.files.tflite import ExportReport
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.lower import lower
@@ -33,7 +34,13 @@ def run(
 
 
 def export(
-    write: Callable[..., ExportReport], model: Path, output: Path, options: Options, **others
+    write: Callable[..., ExportReport],
+    model: Path,
+    output: Path,
+    options: Options,
+    *,
+    c_array: bool = False,
+    **others,
 ) -> None:
     """Export a stored model, print the report, and end the process as :func:`run` does.
 
@@ -42,6 +49,7 @@ def export(
         model: A ``.keras`` file; with ``options.trust`` also an HDF5 file or a SavedModel folder.
         output: The file to write.
         options: What every export takes.
+        c_array: Write the file as a C++ array too.
         others: Keyword arguments that ``write`` alone takes.
     """
 
@@ -49,6 +57,13 @@ def export(
         if options.json:
             check_target(options.json, force=options.force)
         check_name(output)
+        if c_array:
+            targets(output, force=options.force)
+            if options.batch_size is None:
+                raise ExportError(
+                    "Expected files for microcontrollers (--c-array) to take a fixed number of "
+                    "images at once. Received: --batch-size None."
+                )
         loaded = load_model(model, trust=options.trust)
         loaded = adapted(loaded, preprocessing=options.preprocessing, size=options.size)
         calibration, shown = (
@@ -69,6 +84,8 @@ def export(
             force=options.force,
             **others,
         )
+        if c_array:
+            report = replace(report, c_array=to_c_array(output, force=options.force))
         if shown:
             snapped = load_model(Path(report.snapped)) if report.snapped else loaded
             trained = loaded if report.snapped else None

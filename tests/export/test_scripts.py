@@ -211,6 +211,21 @@ def command(monkeypatch, *arguments) -> int:
     return exit_.value.code or 0
 
 
+def test_a_file_and_its_c_array(monkeypatch, saved, tmp_path, capsys):
+    output, report = tmp_path / "m.tflite", tmp_path / "report.json"
+    arguments = ("export", "tflite", saved / "model.keras", output, "--c-array", "--no-snap")
+    assert command(monkeypatch, *arguments, "--batch-size", "None") == 2
+    assert "fixed number of images" in capsys.readouterr().err
+    (tmp_path / "m.h").write_text("mine")
+    assert command(monkeypatch, *arguments) == 2
+    assert "m.h exists" in capsys.readouterr().err
+    assert not output.exists()
+    assert command(monkeypatch, *arguments, "--force", "--json", report) == 0
+    assert "for XNNPACK" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(report.read_text())["c_array"]["name"] == "m_tflite"
+    assert "m_tflite_len" in (tmp_path / "m.h").read_text()
+
+
 def test_what_a_model_costs_and_what_its_file_holds(monkeypatch, saved, tmp_path, capsys):
     model, output, report = saved / "model.keras", tmp_path / "m.tflite", tmp_path / "report.json"
     assert command(monkeypatch, "summary", model, "--json", report) == 0

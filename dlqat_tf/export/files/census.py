@@ -253,7 +253,7 @@ def count(data: bytes, path: str | Path) -> Census:
         peak_activation_bytes=_peak_activation_bytes(model) // (batch_size_of(model) or 1),
         operators=dict(Counter(names)),
         constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
-        inputs=[_input(graph.tensors[int(i)]) for i in graph.inputs],
+        inputs=[described(graph.tensors[int(i)]) for i in graph.inputs],
         layers=layers,
         warnings=list(dict.fromkeys(warnings)),
         islands=_islands(model, record.get("islands", []), sizes),
@@ -321,7 +321,8 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     return OPERATORS[number]
 
 
-def _input(tensor: schema.TensorT) -> FileInput:
+def described(tensor: schema.TensorT) -> FileInput:
+    """Return what an input of a file takes, or what an output gives."""
     quantization = tensor.quantization
     has_scale = quantization is not None and quantization.scale is not None
     return FileInput(

@@ -36,7 +36,7 @@ class MicroInterpreter:
     """
 
     def __init__(self, data: bytes, path="the file"):
-        model = _suitable(data, path)
+        model = suitable(data, path)
         runtime = _runtime()
         graph = model.subgraphs[0]
         self._outputs = len(graph.outputs)
@@ -70,7 +70,7 @@ def arena_bytes(data: bytes, path="the file") -> int:
     Raises:
         ExportError: As for :class:`MicroInterpreter`.
     """
-    model = _suitable(data, path)
+    model = suitable(data, path)
     _runtime()
     # In a process of its own: nothing but this package verifies files, and kernels trust theirs.
     done = subprocess.run(
@@ -114,8 +114,12 @@ print({_ALIGNMENT} * enough)
 _DTYPES = {number: dtype for dtype, number in flatbuffer.TYPES.items()}
 
 
-def _suitable(data: bytes, path) -> schema.ModelT:
-    """Return the graph of a file that TFLite Micro may run."""
+def suitable(data: bytes, path) -> schema.ModelT:
+    """Return the graph of a file that TFLite Micro may run.
+
+    Raises:
+        ExportError: It has operations of Larq Compute Engine or takes any number of images at once.
+    """
     model = flatbuffer.parsed(data, path)
     if flatbuffer.is_binarized(model):
         raise ExportError(

@@ -64,6 +64,7 @@ class ExportReport(Report):
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
         placements: Which kernel runs each layer and why, where binary kernels were a choice.
+        c_array: The same file as a C++ array, where one was asked for.
         proof: The comparison of trained model, snapped one and file, where one was asked for.
     """
 
@@ -74,6 +75,7 @@ class ExportReport(Report):
     calibrated: dict[str, tuple[float, float]]
     warnings: list[str]
     placements: list[Placement] = field(default_factory=list)
+    c_array: Report | None = None
     proof: Report | None = None
 
     def tables(self):
@@ -83,13 +85,13 @@ class ExportReport(Report):
             lines.append(f"Keras model with these biases: {self.snapped}")
         if self.calibrated:
             lines.append(f"ranges from images, not from training: {', '.join(self.calibrated)}")
-        proof = self.proof.tables() if self.proof else []
+        others = [each for part in (self.c_array, self.proof) if part for each in part.tables()]
         return [
             *self.census.tables(),
             *([self._placements()] if self.placements else []),
             *lines,
             *(f"warning: {text}" for text in self.warnings),
-            *proof,
+            *others,
         ]
 
     def _placements(self) -> Table:
