@@ -11,26 +11,34 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.quantizers import (
     CGPACT,
     PACT,
+    ABCNetWeights,
     ActivationQuantizer,
     BWNWeights,
     CentredAndClamped,
     DoReFaActivations,
     DoReFaWeights,
+    DSQActivations,
+    DSQWeights,
     HAWQActivations,
     HAWQWeights,
     INQWeights,
     IRNetWeights,
+    LQNetActivations,
+    LQNetWeights,
     LSQActivations,
     LSQWeights,
+    QuantizationNetworksWeights,
     QuantizerProgress,
     SATWeights,
     SYQWeights,
     WeightQuantizer,
+    bwnh,
 )
 
 
@@ -74,6 +82,8 @@ class Method:
         kernel_constraint: Makes the Keras constraint of a hidden kernel that is rounded, or None.
         callbacks: Makes what training needs from its epochs and its steps an epoch; None where
             ``fit`` knows them.
+        prepare: Changes a network that has the weights of its float twin, given it and images,
+            before it is trained on.
         network: The ResNet-18 of the paper's rows in words, as the tables' footnotes name it; ""
             where they do not.
         recipe: The settings of :class:`dlqat_tf.training.Recipe`, of network and training, that its
@@ -89,6 +99,7 @@ class Method:
     unnormalised_weights: Callable[[int], WeightQuantizer] | None = None
     kernel_constraint: Callable[[], tf.keras.constraints.Constraint] | None = None
     callbacks: Callable[..., list] = lambda epochs, steps=None: []
+    prepare: Callable[[tf.keras.Model, np.ndarray], object] | None = None
     network: str = ""
     recipe: dict = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
@@ -258,6 +269,50 @@ for _method in (
         SYQWeights,
         recipe={"stages": 2},
         rows=(Row(3, 1, 8, 62.9),),
+    ),
+    Method(
+        "lqnet",
+        "Zhang et al., LQ-Nets, ECCV 2018 (arXiv 1807.10029)",
+        LQNetWeights,
+        lambda bits, *, name, **rest: (
+            _cg_pact(bits, name=name, **rest)
+            if bits in (5, 6, 7, 8)  # as at the ends, which its paper leaves in float
+            else LQNetActivations(bits, name=name)
+        ),
+        network="full pre-activation ResNet-18 with type-A shortcuts, ends in float",
+        recipe={"block": "pre", "shortcut": "A", "end_bits": 32, "final_gain": 1.0},
+        rows=(Row(3, 1, 2, 62.6),),
+    ),
+    Method(
+        "abcnet",
+        "Lin et al., ABC-Net, NeurIPS 2017 (arXiv 1711.11294)",
+        ABCNetWeights,
+        rows=(Row(2, 2, 32, 63.7), Row(3, 1, 32, 62.8)),
+    ),
+    Method(
+        "dsq",
+        "Gong et al., ICCV 2019 (arXiv 1908.05033)",
+        DSQWeights,
+        lambda bits, *, name, **_: DSQActivations(bits, name=name),
+        DSQWeights,
+        rows=(Row(3, 1, 32, 63.7),),
+    ),
+    Method(
+        "quantization_networks",
+        "Yang et al., CVPR 2019 (arXiv 1911.09464)",
+        QuantizationNetworksWeights,
+        callbacks=lambda epochs, steps=None: [QuantizerProgress(epochs, steps)],
+        recipe={"stages": 2},
+        rows=(Row(3, 1, 32, 66.5),),
+    ),
+    Method(
+        "bwnh",
+        "Hu et al., AAAI 2018 (arXiv 1802.02733), then BWN's training",
+        BWNWeights,
+        kernel_constraint=CentredAndClamped,
+        prepare=bwnh,
+        recipe={"stages": 2},
+        rows=(Row(3, 1, 32, 64.3),),
     ),
 ):
     register(_method)

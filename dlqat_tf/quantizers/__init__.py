@@ -1,20 +1,27 @@
 """Quantizers, one file per method."""
 
+from dlqat_tf.quantizers.abcnet import ABCNetActivations, ABCNetWeights
 from dlqat_tf.quantizers.base import (
     ActivationGrid,
     ActivationQuantizer,
+    NoGrid,
     WeightGrid,
     WeightQuantizer,
 )
 from dlqat_tf.quantizers.bwn import BWNWeights, CentredAndClamped
+from dlqat_tf.quantizers.bwnh import bwnh
 from dlqat_tf.quantizers.dorefa import DoReFaActivations, DoReFaWeights
+from dlqat_tf.quantizers.dsq import DSQActivations, DSQWeights
+from dlqat_tf.quantizers.free_levels import ActivationPlanes
 from dlqat_tf.quantizers.hawq import HAWQActivations, HAWQWeights
 from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.inq import INQWeights
 from dlqat_tf.quantizers.irnet import IRNetWeights
+from dlqat_tf.quantizers.lqnet import LQNetActivations, LQNetWeights
 from dlqat_tf.quantizers.lsq import LSQActivations, LSQWeights
 from dlqat_tf.quantizers.pact import CGPACT, PACT
 from dlqat_tf.quantizers.progress import QuantizerProgress
+from dlqat_tf.quantizers.quantization_networks import QuantizationNetworksWeights
 from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
 from dlqat_tf.quantizers.syq import SYQWeights
@@ -23,10 +30,15 @@ from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
 __all__ = [
     "CGPACT",
     "PACT",
+    "ABCNetActivations",
+    "ABCNetWeights",
     "ActivationGrid",
+    "ActivationPlanes",
     "ActivationQuantizer",
     "BWNWeights",
     "CentredAndClamped",
+    "DSQActivations",
+    "DSQWeights",
     "DoReFaActivations",
     "DoReFaWeights",
     "HAWQActivations",
@@ -34,8 +46,12 @@ __all__ = [
     "INQWeights",
     "IRNetWeights",
     "InputQuantizer",
+    "LQNetActivations",
+    "LQNetWeights",
     "LSQActivations",
     "LSQWeights",
+    "NoGrid",
+    "QuantizationNetworksWeights",
     "QuantizerProgress",
     "SATWeights",
     "SYQWeights",
@@ -43,5 +59,6 @@ __all__ = [
     "Unwrapped",
     "WeightGrid",
     "WeightQuantizer",
+    "bwnh",
     "unwrapped",
 ]

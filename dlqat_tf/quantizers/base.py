@@ -18,7 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._compat import calling_layer
+from dlqat_tf.quantizers.free_levels import ActivationPlanes
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
+
+
+class NoGrid(ValueError):
+    """The levels of a method lie on no equidistant grid; ``planes`` or the values say them."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,8 @@ class _Quantizer(lq.quantizers.Quantizer):
         """Return the quantized float32 ``values``, with the method's gradient.
 
         ``training`` may choose faster operations and move the quantizer's own variables; for given
-        variables, the values and gradients must not depend on it.
+        variables, the values and gradients must not depend on it, but for methods that train with
+        soft steps and run with hard ones.
         """
         raise NotImplementedError
 
@@ -163,10 +169,10 @@ class WeightQuantizer(_Quantizer):
             kernel: Array, tensor or variable of latent float weights.
 
         Raises:
-            ValueError: The quantizer does not round (32 bits), the method's levels are not
-                equidistant, or the kernel holds NaN or infinity.
+            NoGrid: The method's levels are not equidistant.
+            ValueError: The quantizer does not round (32 bits), or the kernel holds NaN or infinity.
         """
-        raise ValueError(
+        raise NoGrid(
             f"{type(self).__name__} has no equidistant levels; ask for planes(kernel) instead."
         )
 
@@ -224,9 +230,18 @@ class ActivationQuantizer(_Quantizer):
         """Return the integers behind the outputs.
 
         Raises:
+            NoGrid: The method's levels are not equidistant.
             ValueError: The quantizer does not round (32 bits) or was never built.
         """
-        raise ValueError(f"{type(self).__name__} has no equidistant levels.")
+        raise NoGrid(f"{type(self).__name__} has no equidistant levels.")
+
+    def planes(self) -> ActivationPlanes:
+        """Return the levels of a method that has no ``grid``, and the thresholds between them.
+
+        Raises:
+            ValueError: The quantizer has a grid, or it does not round, or was never built.
+        """
+        raise ValueError(f"{type(self).__name__} says no levels but those of its grid.")
 
     def _rounds(self, has_started: bool = True) -> None:
         """Raise where there is no grid: not rounded, or a number that starts from data did not."""

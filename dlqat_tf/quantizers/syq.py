@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
 
-from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_widths
+from dlqat_tf.quantizers.base import NoGrid, WeightGrid, WeightQuantizer, check_widths
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
 from dlqat_tf.quantizers.ste import signs
 
@@ -69,7 +69,7 @@ class SYQWeights(WeightQuantizer):
     def grid(self, kernel) -> WeightGrid:
         codes, scale = self._codes_and_scale(kernel)
         if scale.size > 1:
-            raise ValueError(
+            raise NoGrid(
                 f"SYQWeights has {scale.size} scales, one for each kernel position, which no "
                 "equidistant grid holds."
             )

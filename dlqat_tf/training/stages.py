@@ -188,6 +188,7 @@ def _run_stages(
                 _set_ranges(recipe, images, model, previous)
             if previous is not None:
                 _start_from(previous, model)
+                _prepare(recipe, images, stage, model)
             distils = recipe.teacher is not None and stage is stages[-1]
             teacher = _teacher(recipe, previous) if distils else None
             _fit(recipe, images, stage, model, folder, teacher)
@@ -285,13 +286,26 @@ def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     if reference is None:  # quantized from scratch: the ranges of the untrained float network
         reference = build_model(recipe, images, _float_twin(recipe, 1))
         load_weights(reference, model, quiet=True)
-    batches = images.train_batches(
-        min(recipe.batch_size, _CALIBRATION_IMAGES), seed=recipe.seed, augment=()
-    )
-    count = math.ceil(_CALIBRATION_IMAGES / min(recipe.batch_size, _CALIBRATION_IMAGES))
-    sample = np.concatenate([batch.numpy() for batch, _ in batches.take(count)])
+    sample = _some_images(recipe, images)
     ranges = calibrate(model, reference, sample, trained=trained is not None)
     _console.print(f"{len(ranges)} activation ranges start from {len(sample)} training images")
+
+
+def _prepare(recipe, images, stage, model) -> None:
+    """Do what the method does to a trained network before it goes on with low-bit weights."""
+    prepare = methods.get(recipe.method).prepare
+    if prepare is not None and stage.weight_bits not in (None, 32):
+        sample = _some_images(recipe, images)
+        prepare(model, sample)
+        _console.print(f"weights start from {recipe.method} on {len(sample)} training images")
+
+
+def _some_images(recipe, images) -> np.ndarray:
+    """Return the first training images as the model takes them."""
+    size = min(recipe.batch_size, _CALIBRATION_IMAGES)
+    batches = images.train_batches(size, seed=recipe.seed, augment=())
+    batches = batches.take(math.ceil(_CALIBRATION_IMAGES / size))
+    return np.concatenate([batch.numpy() for batch, _ in batches])
 
 
 def _steps(recipe: Recipe, images: datasets.ImageData) -> int:

@@ -10,12 +10,16 @@ import tensorflow as tf
 from dlqat_tf import (
     CGPACT,
     PACT,
+    ABCNetWeights,
     BWNWeights,
     DoReFaWeights,
+    DSQWeights,
     HAWQWeights,
     INQWeights,
     IRNetWeights,
+    LQNetWeights,
     LSQWeights,
+    QuantizationNetworksWeights,
     SATWeights,
     SymmetricWeights,
     SYQWeights,
@@ -68,6 +72,7 @@ def test_check_bits_can_refuse_float():
     [
         *(SATWeights(2), SATWeights(8), SymmetricWeights(8), DoReFaWeights(1), BWNWeights()),
         *(LSQWeights(2), HAWQWeights(4), IRNetWeights(), SYQWeights(1), INQWeights(2)),
+        *(LQNetWeights(2), ABCNetWeights(2), DSQWeights(1), QuantizationNetworksWeights(1)),
     ],
     ids=lambda quantizer: type(quantizer).__name__,
 )

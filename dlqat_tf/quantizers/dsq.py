@@ -1,0 +1,188 @@
+"""Differentiable soft quantization: tanh steps with a learned range and sharpness.
+
+Gong et al., "Differentiable soft quantization: bridging full-precision and low-bit neural
+networks", ICCV 2019 (arXiv 1908.05033).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from larq.utils import register_alias
+
+from dlqat_tf.quantizers.base import (
+    ActivationGrid,
+    ActivationQuantizer,
+    WeightGrid,
+    WeightQuantizer,
+    check_bits,
+)
+from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
+from dlqat_tf.quantizers.ste import divide_exactly
+
+_START = 0.2  # of alpha
+_LEAST, _MOST = 1e-3, 0.5  # of alpha
+
+
+def soft_steps(
+    x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, alpha: tf.Tensor, intervals: int
+) -> tf.Tensor:
+    r"""Return the soft staircase through ``intervals`` steps from ``low`` to ``high``.
+
+    With :math:`\Delta = (u - l) / n`, i the interval of :math:`\operatorname{clip}(x, l, u)` and
+    :math:`m_i` its middle (eqs. 3 to 5 and 7):
+
+    .. math::
+        \varphi(x) = \frac{\tanh(k (x - m_i))}{1 - \alpha}, \qquad
+        k = \frac 1 \Delta \ln(2 / \alpha - 1), \qquad
+        Q_S(x) = l + \Delta \left(i + \frac{\varphi(x) + 1}{2}\right)
+
+    so :math:`\varphi` is -1 and 1 at the ends of an interval. Its derivatives by all arguments are
+    those of the formula; outside of the range those by x are zero.
+
+    Args:
+        x: float32 tensor of any shape.
+        low: l, float32 scalar.
+        high: u, float32 scalar above l.
+        alpha: float32 scalar from 0 to 1; steps are hard at 0.
+        intervals: n.
+
+    Returns:
+        float32 tensor of the shape of ``x``.
+    """
+    width = (high - low) / intervals
+    clipped = tf.minimum(tf.maximum(x, low), high)
+    index = tf.floor(tf.stop_gradient((clipped - low) / width))
+    index = tf.clip_by_value(index, 0.0, intervals - 1.0)
+    sharpness = tf.math.log(2.0 / alpha - 1.0) / width
+    middle = low + (index + 0.5) * width
+    phi = tf.tanh(sharpness * (clipped - middle)) / (1.0 - alpha)
+    return low + width * (index + (phi + 1.0) / 2.0)
+
+
+def _hard(soft: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Return ``values``, with the gradient of ``soft``."""
+
+    @tf.custom_gradient
+    def replace(soft):
+        return tf.identity(tf.stop_gradient(values)), lambda upstream: upstream
+
+    return replace(soft)
+
+
+class _Softness(tf.keras.constraints.Constraint):
+    """Keeps alpha where the staircase is defined."""
+
+    def __call__(self, value):
+        return tf.clip_by_value(value, _LEAST, _MOST)
+
+
+def _add_alpha(quantizer) -> tf.Variable:
+    return quantizer.add_weight(
+        "alpha",
+        shape=(),
+        dtype=tf.float32,
+        trainable=True,
+        initializer=tf.keras.initializers.Constant(_START),
+        constraint=_Softness(),
+        experimental_autocast=False,
+    )
+
+
+def _start(values: tf.Tensor, bits: int) -> tf.Tensor:
+    return bits * tf.reduce_mean(tf.abs(values))
+
+
+@register_alias("dsq_weights")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class DSQWeights(WeightQuantizer):
+    r"""DSQ's weight quantizer: the nearest of :math:`2^b` levels from -u to u.
+
+    The gradient is that of :func:`soft_steps` between the same levels, by the weights, by the range
+    u and by alpha, which are both trained. The paper learns both ends of the range; here they are
+    opposite numbers, so that levels are odd multiples of :math:`u / (2^b - 1)`. u starts in the
+    first training step from :math:`b \operatorname{mean}|W|` of the kernel of that moment and
+    follows it until then, alpha starts at 0.2 and stays from 0.001 to 0.5; the paper leaves these
+    open. They, and whether u has started, are variables in the model file.
+
+    Args:
+        bits: 1 to 8, or 32 for weights that are not rounded.
+
+    Raises:
+        ValueError: ``bits`` is anything else.
+    """
+
+    def __init__(self, bits: int = 1, **kwargs):
+        super().__init__(check_bits(bits), **kwargs)
+        self.range = self.started = self.alpha = None
+
+    def build(self, input_shape):
+        if self.bits != 32:
+            self.range, self.started = add_number(self, "range", trainable=True)
+            self.alpha = _add_alpha(self)
+        super().build(input_shape)
+
+    def quantize(self, values, training=None):
+        if self.bits == 32:
+            return values
+        limit = start_once(self.range, self.started, lambda: _start(values, self.bits), training)
+        alpha, top = tf.convert_to_tensor(self.alpha), 2**self.bits - 1
+        soft = soft_steps(values, -limit, limit, alpha, top)
+        step = divide_exactly(limit, top)
+        return _hard(soft, _odd_codes(values, step, top) * step)
+
+    def grid(self, kernel) -> WeightGrid:
+        kernel = self._checked(kernel)
+        top = 2**self.bits - 1
+        if has_started(self.started):
+            limit = tf.convert_to_tensor(self.range)
+        else:
+            limit = positive(_start(kernel, self.bits))
+        step = divide_exactly(limit, top)
+        return WeightGrid(_odd_codes(kernel, step, top).numpy().astype(np.int16), step.numpy())
+
+
+def _odd_codes(values: tf.Tensor, step: tf.Tensor, top: int) -> tf.Tensor:
+    """Return the nearest odd integers; at the middle between two, the upper one."""
+    codes = 2.0 * tf.floor(0.5 * (values / step)) + 1.0
+    return tf.clip_by_value(codes, -top, top)
+
+
+@register_alias("dsq_activations")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class DSQActivations(ActivationQuantizer):
+    r"""DSQ's activation quantizer in place of a ReLU: codes from 0 to :math:`2^b - 1` up to u.
+
+    As :class:`DSQWeights`, with the lower end of the range at zero. u starts from the first batch,
+    before which each batch is rounded by its own and there is no ``grid``. 32 bits are a ReLU.
+
+    Args:
+        bits: 1 to 8, or 32.
+
+    Raises:
+        ValueError: ``bits`` is anything else.
+    """
+
+    def __init__(self, bits: int = 2, **kwargs):
+        super().__init__(check_bits(bits), **kwargs)
+        self.range = self.started = self.alpha = None
+
+    def build(self, input_shape):
+        if self.bits != 32:
+            self.range, self.started = add_number(self, "range", trainable=True)
+            self.alpha = _add_alpha(self)
+        super().build(input_shape)
+
+    def quantize(self, values, training=None):
+        if self.bits == 32:
+            return tf.nn.relu(values)
+        limit = start_once(self.range, self.started, lambda: _start(values, self.bits), training)
+        alpha, top = tf.convert_to_tensor(self.alpha), 2**self.bits - 1
+        soft = soft_steps(values, tf.zeros_like(limit), limit, alpha, top)
+        step = divide_exactly(limit, top)
+        return _hard(soft, tf.round(tf.clip_by_value(values / step, 0.0, float(top))) * step)
+
+    def grid(self) -> ActivationGrid:
+        self._rounds(has_started(self.started))
+        top = 2**self.bits - 1
+        return ActivationGrid(0, top, divide_exactly(self.range, top).numpy())

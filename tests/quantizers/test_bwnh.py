@@ -1,0 +1,114 @@
+import itertools
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlqat_tf import BWNWeights, bwnh
+from dlqat_tf.quantizers.bwnh import fit_binary
+
+
+def error(kernel, signs, factors, gram):
+    rest = kernel - signs * factors
+    return float((rest * (gram @ rest)).sum())
+
+
+def test_independent_inputs_give_bwn():
+    kernel = np.array([[1.0, -3.0], [-2.0, 0.0], [3.0, 1.5]])
+    signs, factors = fit_binary(kernel, np.eye(3))
+    np.testing.assert_array_equal(signs, [[1, -1], [-1, 1], [1, 1]])
+    np.testing.assert_allclose(factors, [2, 1.5])
+
+
+def test_inputs_that_go_together_by_hand():
+    # The first two inputs are nearly one: their weights of 3 and -1 are a 2 that they share.
+    inputs = np.array([[1.0, 0.99, 0.0], [1.0, 1.01, 0.0], [0.0, 0.0, 1.0]])
+    gram, kernel = inputs.T @ inputs, np.array([[3.0], [-1.0], [1.0]])
+    signs, factors = fit_binary(kernel, gram)
+    np.testing.assert_array_equal(signs, [[1], [1], [1]])
+    best = min(
+        error(kernel, np.array([each]).T, _factor(np.array([each]).T, kernel, gram), gram)
+        for each in itertools.product((-1.0, 1.0), repeat=3)
+    )
+    assert error(kernel, signs, factors, gram) == pytest.approx(best)
+
+
+def _factor(signs, kernel, gram):
+    return (signs * (gram @ kernel)).sum(0) / (signs * (gram @ signs)).sum(0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), weights=st.integers(1, 6))
+def test_it_is_never_worse_than_signs(seed, weights):
+    generator = np.random.default_rng(seed)
+    inputs = generator.normal(size=(8, weights)) @ generator.normal(size=(weights, weights))
+    kernel, gram = generator.normal(size=(weights, 3)), inputs.T @ inputs
+    signs, factors = fit_binary(kernel, gram)
+    assert np.all(np.abs(signs) == 1)
+    assert np.all(factors >= 0)
+    plain = np.where(kernel >= 0, 1.0, -1.0)
+    start = error(kernel, plain, np.maximum(_factor(plain, kernel, gram), 0), gram)
+    assert error(kernel, signs, factors, gram) <= start * (1 + 1e-9) + 1e-12
+
+
+def network(strides=1, padding="same"):
+    inputs = tf.keras.Input((6, 6, 2))
+    x = lq.layers.QuantConv2D(4, 3, strides, padding, kernel_quantizer=BWNWeights(), name="first")(
+        inputs
+    )
+    x = tf.keras.layers.ReLU()(x)
+    x = lq.layers.QuantDepthwiseConv2D(3, depthwise_quantizer=BWNWeights(), name="depthwise")(x)
+    x = tf.keras.layers.Flatten()(x)
+    x = lq.layers.QuantDense(3, kernel_quantizer=BWNWeights(), use_bias=False, name="second")(x)
+    return tf.keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize(("strides", "padding"), [(1, "same"), (2, "same"), (1, "valid")])
+def test_a_network_layer_by_layer(strides, padding):
+    tf.keras.utils.set_random_seed(0)
+    model = network(strides, padding)
+    images = np.random.default_rng(0).random((70, 6, 6, 2), np.float32)
+    layer = model.get_layer("first")
+    trained = tf.constant(layer.kernel.latent_variable)
+    depthwise = model.get_layer("depthwise").depthwise_kernel.latent_variable.numpy()
+    before = tf.nn.conv2d(images, trained, strides, padding.upper())
+    errors = bwnh(model, images)
+    assert list(errors) == ["first", "second"]
+    fitted = layer.kernel.latent_variable.numpy()
+    np.testing.assert_allclose(np.abs(fitted), np.abs(fitted).mean((0, 1, 2)) + 0 * fitted, 1e-5)
+    np.testing.assert_allclose(layer.kernel_quantizer(fitted), fitted, 1e-5)
+    # The error is that of the layer's outputs, up to the bias, which is zero.
+    after = tf.nn.conv2d(images, fitted, strides, padding.upper())
+    left = float(tf.reduce_sum((before - after) ** 2) / tf.reduce_sum(before**2))
+    assert errors["first"] == pytest.approx(left, 1e-3)
+    plain = tf.nn.conv2d(images, BWNWeights()(trained), strides, padding.upper())
+    assert left < float(tf.reduce_sum((before - plain) ** 2) / tf.reduce_sum(before**2))
+    np.testing.assert_array_equal(
+        model.get_layer("depthwise").depthwise_kernel.latent_variable, depthwise
+    )
+
+
+def test_later_layers_see_what_earlier_ones_became():
+    tf.keras.utils.set_random_seed(0)
+    model = network()
+    images = np.random.default_rng(0).random((8, 6, 6, 2), np.float32)
+    dense = model.get_layer("second")
+    trained = dense.kernel.latent_variable.numpy()
+    errors = bwnh(model, images)
+    x = tf.keras.Model(model.input, dense.input)(images).numpy()
+    before, after = x @ trained, x @ dense.kernel.latent_variable.numpy()
+    assert errors["second"] == pytest.approx(
+        ((before - after) ** 2).sum() / (before**2).sum(), 1e-3
+    )
+
+
+def test_bad_arguments():
+    inputs = tf.keras.Input((2,))
+    model = tf.keras.Model(inputs, tf.keras.layers.Dense(1)(inputs))
+    with pytest.raises(ValueError, match=r"BWNWeights\(1\) on its kernels. Received: a model with"):
+        bwnh(model, np.ones((1, 2)))
+    with pytest.raises(ValueError, match="Received: none"):
+        bwnh(network(), np.ones((0, 6, 6, 2)))
