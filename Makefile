@@ -1,7 +1,7 @@
 # `make demo` and `make test` create what they need; `. .venv/bin/activate` uses it afterwards.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format env lock
+.PHONY: demo test test-long lint format env lock
 
 BIN := .venv/bin
 
@@ -10,6 +10,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-long: .venv/ready
+	$(BIN)/python -m pytest -m long
 
 lint: .venv/ready
 	$(BIN)/ruff check

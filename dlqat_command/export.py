@@ -57,6 +57,7 @@ def tflite(
     output: Annotated[Path, tyro.conf.Positional],
     weights: Literal["int8", "int4"] = "int8",
     kernels: Literal["xnnpack", "builtin"] = "xnnpack",
+    activations: Literal["int8", "float32"] = "int8",
     c_array: bool = False,
     common: Annotated[Options, tyro.conf.OmitArgPrefixes] = _DEFAULTS,
 ) -> None:
@@ -71,13 +72,16 @@ def tflite(
         weights: int4 stores 1- to 3-bit convolutions at half the size, which run slower.
         kernels: builtin for TFLite Micro and for TFLite without XNNPACK, whose kernels round
             otherwise; --data then runs the file without XNNPACK.
+        activations: float32 runs float kernels on weights that are stored as codes, in a network
+            whose activations are not rounded.
         c_array: Write the file as a C++ array too, <output>.cc and <output>.h, with shapes, scales,
             the size of TFLite Micro's arena and the operations that the file needs as constants.
         common: What every export takes.
     """
     from dlqat_tf.export import to_tflite
 
-    _export(to_tflite, model, output, common, weights=weights, kernels=kernels, c_array=c_array)
+    how = dict(weights=weights, kernels=kernels, activations=activations, c_array=c_array)
+    _export(to_tflite, model, output, common, **how)
 
 
 def lce(

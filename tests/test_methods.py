@@ -1,6 +1,6 @@
-"""Every method of the registry builds, trains, comes back from a file and is exported.
+"""Every method of the registry builds, trains and comes back from a file.
 
-A method joins these tests by its entry.
+A method joins these tests, and those of tests/export/test_methods.py, by its entry.
 """
 
 import dataclasses
@@ -11,12 +11,11 @@ import pytest
 import tensorflow as tf
 
 import dlqat_tf
-from dlqat_tf import SATWeights, methods, resnet18
-from dlqat_tf.export import ExportError, parity, to_tflite
+from dlqat_tf import methods, resnet18
 from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
 from dlqat_tf.training.recipe import Recipe
+from tests.quantizers.methods import images, network
 
-layers = tf.keras.layers
 BITS = {"sat": 1, "lsq": 2, "hawq": 4, "inq": 2}  # where 1 bit is not defined, or not of its rows
 EVERY = pytest.mark.parametrize("name", methods.names())
 
@@ -25,36 +24,13 @@ def bits_of(name):
     return BITS.get(name, 1)
 
 
-def network(method, bits):
-    """Two convolutions of a method, and a head."""
-    inputs = tf.keras.Input((6, 6, 3), name="images")
-    x = inputs
-    for number in (1, 2):
-        conv = lq.layers.QuantConv2D(
-            8,
-            3,
-            padding="same",
-            use_bias=False,
-            kernel_quantizer=SATWeights(8) if number == 1 else method.weights(bits),
-            kernel_constraint=method.kernel_constraint and method.kernel_constraint(),
-        )
-        x = layers.BatchNormalization()(conv(x))
-        x = method.activations(2, alpha_init=2.0, regularizer=None, name=f"act_{number}")(x)
-    x = layers.GlobalAveragePooling2D()(x)
-    return tf.keras.Model(inputs, dlqat_tf.LinearHead(5)(x))
-
-
-def images(count=32):
-    return np.random.default_rng(0).random((count, 6, 6, 3), np.float32)
-
-
 @pytest.fixture(scope="module")
 def trained():
     models = {}
     for name in methods.names():
         tf.keras.utils.set_random_seed(0)
         method = methods.get(name)
-        model = models[name] = network(method, bits_of(name))
+        model = models[name] = network(method, bits_of(name), 2)
         before = [variable.numpy() for variable in model.trainable_variables]
         model.compile(
             tf.keras.optimizers.SGD(0.02, 0.9),
@@ -77,17 +53,6 @@ def test_it_comes_back_from_a_file(trained, tmp_path, name):
     np.testing.assert_array_equal(
         loaded.predict(images(), verbose=0), trained[name].predict(images(), verbose=0)
     )
-
-
-@EVERY
-def test_its_file_computes_what_was_trained(trained, tmp_path, name):
-    if name in ("syq", "lqnet"):  # levels that are no grid
-        with pytest.raises(ExportError, match=r"9 scales, one for each|free basis"):
-            to_tflite(trained[name], tmp_path / "model.tflite")
-        return
-    to_tflite(trained[name], tmp_path / "model.tflite", preprocessing=None)
-    result = parity(trained[name], tmp_path / "model.tflite", np.uint8(255 * images()))
-    assert result.agreement["simulation_file"] == 100.0
 
 
 @EVERY

@@ -31,8 +31,8 @@ from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
-_RECORDED = {"inputs", "batch_size", "int4", "kernels", "plane_limit", "target", "ranges"}
-_RECORDED |= {"layers", "endings"}
+_RECORDED = {"inputs", "batch_size", "int4", "floats", "kernels", "plane_limit", "target"}
+_RECORDED |= {"ranges", "layers", "endings"}
 _FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 
 
@@ -300,6 +300,7 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
     else:
         build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
         options["kernels"] = record["kernels"]
+        options["activations"] = "float32" if record["floats"] else "int8"
     plans = []
     for clear in (True, False):
         built = build(network, clear=clear, **options)

@@ -23,6 +23,7 @@ from dlqat_tf.quantizers.pact import CGPACT, PACT
 from dlqat_tf.quantizers.progress import QuantizerProgress
 from dlqat_tf.quantizers.quantization_networks import QuantizationNetworksWeights
 from dlqat_tf.quantizers.sat import SATWeights
+from dlqat_tf.quantizers.snapped import SnappedWeights, nearest_codes
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
 from dlqat_tf.quantizers.syq import SYQWeights
 from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
@@ -55,10 +56,12 @@ __all__ = [
     "QuantizerProgress",
     "SATWeights",
     "SYQWeights",
+    "SnappedWeights",
     "SymmetricWeights",
     "Unwrapped",
     "WeightGrid",
     "WeightQuantizer",
     "bwnh",
+    "nearest_codes",
     "unwrapped",
 ]

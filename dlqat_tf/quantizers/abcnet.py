@@ -22,7 +22,7 @@ from dlqat_tf.quantizers.state import SMALLEST, positive
 from dlqat_tf.quantizers.ste import per_filter, signs, straight_through
 
 _WIDTHS = (1, 2, 3, 4, 5)
-_DAMPING = 1e-6  # times the weights of a channel: two bases may be equal
+_DAMPING = 1e-6  # two bases may be equal
 
 
 def _shifts(count: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def _factors(kernel: tf.Tensor, bases: list[tf.Tensor]) -> list[tf.Tensor]:
     channels = kernel.shape[-1]
     flat = [tf.reshape(each, [-1, channels]) for each in (kernel, *bases)]
     start = tf.zeros([len(bases), channels])
-    return tf.unstack(least_squares(flat[0], flat[1:], start, _DAMPING * per_filter(kernel)[1]))
+    return tf.unstack(least_squares(flat[0], flat[1:], start, _DAMPING))
 
 
 def abcnet_weights(kernel: tf.Tensor, count: int) -> tf.Tensor:

@@ -37,6 +37,11 @@ class ActivationPlanes:
         return total
 
     @property
+    def between(self) -> np.ndarray:
+        """float32 (thresholds,), which tell the levels themselves apart."""
+        return (self.values[1:] + self.values[:-1]) / np.float32(2)
+
+    @property
     def signed(self) -> bool:
         """Whether planes are of -1 and 1."""
         return bool(self.planes.min() < 0)
@@ -101,19 +106,23 @@ def least_squares(
 ) -> tf.Tensor:
     r"""Return the factors with which planes come closest to values.
 
-    .. math:: v = (B^\top B + \delta I)^{-1} (B^\top x + \delta v_0)
+    .. math:: v = (B^\top B / n + \delta I)^{-1} (B^\top x / n + \delta v_0)
+
+    for n values. Values that are not finite give factors that are not.
 
     Args:
         x: float32 (values, channels).
         planes: B, for each plane such a tensor.
         start: v_0, float32 (planes, channels), where factors stay that nothing asks for.
-        damping: The delta.
+        damping: The delta. Above 1e-6, float32 inverts the matrix of planes that are equal.
 
     Returns:
         float32 (planes, channels).
     """
-    stacked = tf.stack(planes)
-    gram = tf.einsum("inc,jnc->cij", stacked, stacked)
-    right = tf.einsum("inc,nc->ci", stacked, x) + damping * tf.transpose(start)
-    damped = gram + damping * tf.eye(len(planes))
+    stacked, share = tf.stack(planes), 1.0 / tf.cast(tf.shape(x)[0], tf.float32)
+    gram = tf.einsum("inc,jnc->cij", stacked, stacked) * share
+    right = tf.einsum("inc,nc->ci", stacked, x) * share + damping * tf.transpose(start)
+    unit = tf.eye(len(planes))
+    damped = gram + damping * unit
+    damped = tf.where(tf.math.is_finite(damped), damped, unit)
     return tf.transpose(tf.linalg.solve(damped, right[..., None])[..., 0])

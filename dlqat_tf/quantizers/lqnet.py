@@ -69,12 +69,13 @@ class LQNetWeights(WeightQuantizer):
     forward pass the basis moves to that of the least squared error for these B,
 
     .. math::
-        v \leftarrow 0.9 v + 0.1 (B^\top B + \delta I)^{-1} (B^\top W + \delta v), \qquad
+        v \leftarrow 0.9 v + 0.1 (B^\top B / m + \delta I)^{-1} (B^\top W / m + \delta v), \qquad
         \delta = 10^{-4}
 
-    (eq. 7, and the moving average of section 3.4). It starts at :math:`0.6745 \sqrt{2 / n} \, 2^i /
-    2^{b-1}` with n the kernel's positions times its output channels, as in the authors' code. The
-    basis is in the model file.
+    for m weights (eq. 7, and the moving average of section 3.4; the authors' code has no m, and
+    delta then is too small for planes that are equal). It starts at :math:`0.6745 \sqrt{2 / n} \,
+    2^i / 2^{b-1}` with n the kernel's positions times its output channels, as in the authors' code.
+    The basis is in the model file.
 
     Args:
         bits: 1 to 4, or 32 for weights that are not rounded.

@@ -113,6 +113,10 @@ class CGPACT(ActivationQuantizer):
             return 0
         return -128 if self.bits == 8 else -self.highest
 
+    @property
+    def rectifies(self) -> bool:
+        return not self.signed
+
     def build(self, input_shape):
         if self.bits != 32:
             self.alpha = self.add_weight("alpha", **self.alpha_settings)

@@ -43,10 +43,11 @@ def test_it_rounds_what_is_hidden(name):
     constraint = method.kernel_constraint or type(None)
     assert type(hidden.kernel_constraint) is constraint
     assert depth.depthwise_constraint is None
-    expected = method.activations(3, alpha_init=1.0, regularizer=None, name="a")
     found = [layer for layer in model.layers if isinstance(layer, ActivationQuantizer)]
-    assert {type(layer) for layer in found} == {type(expected)}
     assert [layer.bits for layer in found] == [3, 3, 8]
+    for layer in found:
+        expected = method.activations(layer.bits, alpha_init=1.0, regularizer=None, name="a")
+        assert type(layer) is type(expected)
     assert np.all(np.isfinite(model(IMAGES)))
     needed = [note for note in report.notes if "callbacks=dlqat_tf.methods.get(" in note]
     assert len(needed) == len(method.callbacks(1.0))

@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dlqat_tf import SATWeights
+from dlqat_tf import LinearHead, SATWeights
 
 kernels = arrays(
     np.float32,
@@ -48,6 +48,31 @@ def small_model(kernel_quantizer, activation=None, constraint=None):
     model = tf.keras.Model(inputs, x)
     model.compile(tf.keras.optimizers.SGD(0.1, 0.9), "mse")
     return model
+
+
+def network(method, weight_bits, activation_bits):
+    """Two convolutions of a method of the registry on images, and a head."""
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = inputs
+    for number in (1, 2):
+        conv = lq.layers.QuantConv2D(
+            8,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_quantizer=SATWeights(8) if number == 1 else method.weights(weight_bits),
+            kernel_constraint=method.kernel_constraint and method.kernel_constraint(),
+        )
+        x = tf.keras.layers.BatchNormalization()(conv(x))
+        name = f"act_{number}"
+        x = method.activations(activation_bits, alpha_init=2.0, regularizer=None, name=name)(x)
+    x = tf.keras.layers.GlobalAveragePooling2D()(x)
+    return tf.keras.Model(inputs, LinearHead(5)(x))
+
+
+def images(count=32):
+    """Images for it."""
+    return np.random.default_rng(0).random((count, 6, 6, 3), np.float32)
 
 
 def fit(model, epochs=1, callbacks=(), initial_epoch=0):

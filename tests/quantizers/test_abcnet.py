@@ -91,7 +91,8 @@ def test_planes_say_what_is_computed(x, pairs):
     index = np.searchsorted(planes.thresholds, x, side="left")
     values = quantizer(tf.constant(x)).numpy()
     np.testing.assert_array_equal(planes.values[index], values)
-    np.testing.assert_array_equal(tf.function(quantizer)(tf.constant(x)), values)
+    # A graph may add equal bases before it multiplies them.
+    np.testing.assert_allclose(tf.function(quantizer)(tf.constant(x)), values, 1e-6, 1e-6)
     with pytest.raises(NoGrid, match="free factors"):
         quantizer.grid()
 

@@ -114,6 +114,13 @@ def test_the_activation_basis_follows_the_batches(training):
     np.testing.assert_allclose(quantizer.basis, [1.02, 3.01], 1e-4)
 
 
+def test_planes_that_are_equal_in_a_large_batch():
+    quantizer = with_basis(LQNetActivations(2), [1, 3])
+    quantizer(tf.repeat(tf.constant([0.0, 5.0]), 500_000), training=True)
+    # 4 becomes 5, by equal shares of what is missing
+    np.testing.assert_allclose(quantizer.basis, [1.05, 3.05], 1e-3)
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     x=st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=8),

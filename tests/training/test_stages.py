@@ -179,13 +179,15 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (recipe.output / "model.keras").exists()
 
 
-@pytest.mark.parametrize(("method", "bits"), [("lsq", 2), ("inq", 2)])
-def test_methods_start_from_a_float_stage_and_continue(tmp_path, method, bits):
+@pytest.mark.parametrize(("method", "bits"), [("lsq", 2), ("inq", 2), ("bwnh", 1)])
+def test_methods_start_from_a_float_stage_and_continue(tmp_path, capsys, method, bits):
     recipe = dataclasses.replace(
         TINY, method=method, weight_bits=bits, epochs=1, float_epochs=1, output=tmp_path / "run"
     )
     result = run(recipe)
     assert result.accuracy > 0.1
+    fitted = "weights start from bwnh on" in capsys.readouterr().out
+    assert fitted == (method == "bwnh")
     model = tf.keras.models.load_model(tmp_path / "run" / "model.keras")
     quantizer = model.get_layer("stage1_block1_1_conv").kernel_quantizer
     assert quantizer.bits == bits

@@ -11,7 +11,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import without_notes
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups, zero_point
+from dlqat_tf.export.files.bitplanes import PlaneWriter, packed_signs
+from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
 from dlqat_tf.export.files.moving import add_reshape
 from dlqat_tf.export.files.tflite import (
     Built,
@@ -22,8 +23,8 @@ from dlqat_tf.export.files.tflite import (
     measure,
     targets_of,
 )
-from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
+from dlqat_tf.export.integer.binary import binary_parts
 from dlqat_tf.export.integer.cores import TARGETS
 from dlqat_tf.export.integer.endings import Outputs
 from dlqat_tf.export.integer.integers import target_of
@@ -33,18 +34,14 @@ from dlqat_tf.export.integer.network import (
     Dense,
     ExportError,
     IntegerNetwork,
-    Node,
-    Sign,
     Weighted,
 )
-from dlqat_tf.export.integer.plan import grids, plan
-from dlqat_tf.export.integer.simulate import batches, binary_parts
+from dlqat_tf.export.integer.plan import free_levels, grids, plan
+from dlqat_tf.export.integer.simulate import batches
 from dlqat_tf.float_part import FloatPart
 
 PLANE_LIMIT = 9
 _WIDEST = 64  # planes of 8 bits times 8 bits
-_WORD = 32  # signs to an int32
-_NARROW = 3  # bits up to which comparing codes with all levels costs less than folding floats
 
 
 def to_lce(
@@ -73,6 +70,9 @@ def to_lce(
     until it is rounded, so residual adds need no ``residual_bits``. Convolutions of more planes
     than ``plane_limit``, depthwise ones and the 8-bit ends run on int8 kernels, or in float32 where
     no activation quantizer directly follows. Networks of plain ``SteSign`` layers export too.
+    Levels on a free basis (LQ-Net, ABC-Net) are exact: weight planes have their own factors for
+    each channel, and activation planes come from thresholds. Where such weights run on int8 kernels
+    they are at the nearest codes, as in ``to_tflite``.
 
     LCE's fast kernels are for ARM64; on other processors it runs reference kernels.
 
@@ -153,6 +153,7 @@ def build(
         input_type,
         batch_size=batch_size,
         int4=False,
+        floats=False,
         plane_limit=plane_limit,
         target=target,
         clear=clear,
@@ -173,8 +174,11 @@ def _nothing_binary(network: IntegerNetwork, plane_limit: int, target: str) -> E
             'with to_tflite, or with target="all" for a smaller file.'
         )
     widest = plan(network, plane_limit=_WIDEST, clear=False)
-    known = grids(widest)
-    counts = [len(binary_parts(node, known[node.inputs[0]])) for node in _planes_in(widest)]
+    known, levels = grids(widest), free_levels(widest)
+    counts = [
+        len(binary_parts(node, known[node.inputs[0]] or levels[node.inputs[0]]))
+        for node in _planes_in(widest)
+    ]
     if counts:
         return ExportError(
             f"No convolution of this model has at most {plane_limit} planes (weight bits times "
@@ -188,7 +192,7 @@ def _nothing_binary(network: IntegerNetwork, plane_limit: int, target: str) -> E
     )
 
 
-class _BinaryWriter(Writer):
+class _BinaryWriter(PlaneWriter):
     """Adds binary convolutions to what stock kernels have.
 
     Tensors between a layer's operations have no names: those would be a percent of the file.
@@ -197,7 +201,6 @@ class _BinaryWriter(Writer):
     def __init__(self, network, input_types, batch_size, kernels):
         super().__init__(network, input_types, batch_size, kernels)
         self._run_part = PartRunner()
-        self._bits: dict[str, list[int]] = {}  # bitpacked planes of a node's output
         self._uniform: dict[tuple[float, int], int] = {}  # constants by value and length
 
     def run_part(self, part: FloatPart, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -206,116 +209,17 @@ class _BinaryWriter(Writer):
     def run_file(self, data: bytes, codes: np.ndarray) -> np.ndarray:
         return open_interpreter(data).predict([codes])[0]
 
-    def node(self, node: Node) -> None:
-        if isinstance(node, Sign):
-            self.tensors[node.name] = self._sign(node)
-        else:
-            super().node(node)
-
-    def _sign(self, node: Node) -> int:
-        """Pack the signs; unpack them too where something else than a binary kernel reads them."""
-        packed = self._pack(f"{node.name}/bits", self.float(node.inputs[0]), node.name)
-        self._bits[node.name] = [packed]
-        readers = self.readers[node.name]
-        if readers and all(getattr(reader, "kernel", "") == "planes" for reader in readers):
-            return packed
-        output = self.float_tensor(node.name)
-        self.file.operator("LceDequantize", [packed], output, custom=b"")
-        return output
-
-    def _pack(self, name: str, value: int, node: str) -> int:
-        """Pack 32 signs of a float tensor to an int32; bit 1 where negative."""
-        *rest, channels = self.network.shapes[node]
-        packed = self.file.tensor(name, (*rest, -(-channels // _WORD)), np.int32)
-        self.file.operator("LceQuantize", [value], packed, custom=b"")
-        return packed
-
-    def _planes_of(self, name: str) -> list[int]:
-        """Return the bitpacked planes of a coded tensor, least significant first; bit 1 where set.
-
-        All layers that read the tensor share them.
-        """
-        if name not in self._bits:
-            narrow = self.grids[name].highest.bit_length() <= _NARROW
-            self._bits[name] = self._compared(name) if narrow else self._folded(name)
-        return self._bits[name]
-
-    def _compared(self, name: str) -> list[int]:
-        """Pack int8 codes, compared with each of their levels.
-
-        LceQuantize says which codes lie below the zero point of its input, so the same bytes as
-        tensors of other zero points (a BITCAST, which copies nothing) give :math:`c < k` for each
-        level k. Bit j of a code changes at every multiple of 2^j: it is the parity of how many of
-        them the code reaches, and those multiples that bit j + 1 has not counted are the odd ones.
-        """
-        grid, shape = self.grids[name], self.network.shapes[name]
-        planes: list[int] = []
-        for j in reversed(range(grid.highest.bit_length())):
-            odd = range(2**j, grid.highest + 1, 2 ** (j + 1))
-            plane = planes[0] if planes else None
-            for level in odd:
-                moved = zero_point(grid) + level
-                codes = self.file.tensor(
-                    "", shape, np.int8, scale=float(grid.step), zero_point=moved
-                )
-                self.file.operator("BITCAST", [self.tensors[name]], codes, schema.BitcastOptionsT())
-                below = self._pack("", codes, name)
-                plane = below if plane is None else self._xor(plane, below, name)
-            if len(odd) % 2:  # each says where the code is below, not where it has reached
-                plane = self._xor(plane, self._ones(shape[-1]), name)
-            planes.insert(0, plane)
-        return planes
-
-    def _folded(self, name: str) -> list[int]:
-        """Pack float values, folded about the centre once for each bit.
-
-        With the codes centred, c - h/2, the sign says the highest bit. Folding the absolute value
-        about the centre of the half that is left says each next one, inverted where the bit above
-        it is set (a Gray code): one XOR of packed words undoes that.
-        """
-        grid = self.grids[name]
-        bits, step = grid.highest.bit_length(), float(grid.step)
-        shape = self.network.shapes[name]
-        centre = self._scalar("", (2**bits - 1) / 2 * step)
-        folded = self.float_tensor("", shape)
-        self.file.operator("SUB", [centre, self.float(name)], folded, schema.SubOptionsT())
-        planes = [self._pack("", folded, name)]
-        for j in reversed(range(bits - 1)):
-            absolute = self.float_tensor("", shape)
-            self.file.operator("ABS", [folded], absolute, schema.AbsOptionsT())
-            folded = self.float_tensor("", shape)
-            half = self._scalar("", 2.0 ** (j) * step)
-            self.file.operator("SUB", [absolute, half], folded, schema.SubOptionsT())
-            planes.insert(0, self._xor(self._pack("", folded, name), planes[0], name))
-        return planes
-
-    def _xor(self, first: int, second: int, name: str) -> int:
-        """Add the exclusive or of packed words of a node's output."""
-        output = self.file.tensor("", self._packed_shape(name), np.int32)
-        self.file.operator("BITWISE_XOR", [first, second], output, schema.BitwiseXorOptionsT())
-        return output
-
-    def _ones(self, channels: int) -> int:
-        """Return the packed words of one pixel with the bits of all channels set."""
-        return self.file.constant("", _packed_signs(-np.ones((1, 1, channels, 1))))
-
-    def _packed_shape(self, name: str) -> tuple[int, ...]:
-        *rest, channels = self.network.shapes[name]
-        return (*rest, -(-channels // _WORD))
-
-    def _scalar(self, name: str, value: float) -> int:
-        return self.file.constant(name, np.array([value], np.float32))
-
     def planes(self, node: Convolution) -> int:
-        grid = self.grids[node.inputs[0]]
-        bits = self._planes_of(node.inputs[0])
-        parts, shape = binary_parts(node, grid), self.network.shapes[node.name]
+        source = self.grids[node.inputs[0]] or self.levels[node.inputs[0]]
+        coded = source is not None and not getattr(source, "signed", False)
+        bits = self.planes_of(node.inputs[0])
+        parts, shape = binary_parts(node, source), self.network.shapes[node.name]
         filters: dict[int, int] = {}
         total = None
         for part in parts:
             if part.weight_bit not in filters:
                 filters[part.weight_bit] = self.file.constant(
-                    f"{node.name}/weights{part.weight_bit}", _packed_signs(part.signs)
+                    f"{node.name}/weights{part.weight_bit}", packed_signs(part.signs)
                 )
             output = self.float_tensor(node.name if len(parts) == 1 else "", shape)
             inputs = [
@@ -325,9 +229,7 @@ class _BinaryWriter(Writer):
                 self._per_channel(part.bias),
                 -1,
             ]
-            self.file.operator(
-                "LceBconv2d", inputs, output, custom=_options(node, grid is not None)
-            )
+            self.file.operator("LceBconv2d", inputs, output, custom=_options(node, coded))
             if total is not None:
                 added = self.float_tensor(node.name if part is parts[-1] else "", shape)
                 self._fusible[added] = schema.AddOptionsT()
@@ -390,15 +292,6 @@ def _options(node: Convolution, coded: bool) -> bytes:
             }
         )
     )
-
-
-def _packed_signs(signs: np.ndarray) -> np.ndarray:
-    """Return (output channels, height, width, words) int32, bit 1 where the sign is -1."""
-    negative = signs.transpose(3, 0, 1, 2) < 0
-    missing = -negative.shape[-1] % _WORD
-    negative = np.pad(negative, ((0, 0), (0, 0), (0, 0), (0, missing)))
-    packed = np.packbits(negative, axis=-1, bitorder="little")
-    return np.ascontiguousarray(packed).view("<i4")
 
 
 def open_interpreter(data: bytes, *, threads: int = 1, xnnpack: bool = True):

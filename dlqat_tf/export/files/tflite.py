@@ -39,7 +39,7 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import measured_ranges
-from dlqat_tf.export.integer.snap import Shift, SnapReport, snap
+from dlqat_tf.export.integer.snap import LevelShift, Shift, SnapReport, level_shifts, snap
 from dlqat_tf.report import Report
 
 
@@ -61,6 +61,7 @@ class ExportReport(Report):
         snapped: The Keras model whose biases are those of the file, or None.
         census: Content of the file, declared against stored bits among it.
         shifts: How far the biases moved.
+        levels: How far weights are from what was trained, whose levels no int8 grid holds.
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
         placements: Which kernel runs each layer and why, where binary kernels were a choice.
@@ -77,12 +78,19 @@ class ExportReport(Report):
     placements: list[Placement] = field(default_factory=list)
     c_array: Report | None = None
     proof: Report | None = None
+    levels: list[LevelShift] = field(default_factory=list)
 
     def tables(self):
         moved = SnapReport(self.shifts).largest_steps
         lines = [f"biases moved by at most {moved:.2g} output steps"] if self.shifts else []
+        if self.levels:
+            farthest = max(self.levels, key=lambda each: each.relative)
+            lines.append(
+                f"weights of {len(self.levels)} layers, whose levels are on no int8 grid, moved by "
+                f"at most {farthest.relative:.2%} of the largest of their channel"
+            )
         if self.snapped:
-            lines.append(f"Keras model with these biases: {self.snapped}")
+            lines.append(f"Keras model with these numbers: {self.snapped}")
         if self.calibrated:
             lines.append(f"ranges from images, not from training: {', '.join(self.calibrated)}")
         others = [each for part in (self.c_array, self.proof) if part for each in part.tables()]
@@ -111,6 +119,7 @@ def to_tflite(
     batch_size: int | None = 1,
     weights: str = "int8",
     kernels: str = "xnnpack",
+    activations: str = "int8",
     calibration: Images | tf.data.Dataset | None = None,
     preprocessing=None,
     size: Size = None,
@@ -123,7 +132,9 @@ def to_tflite(
     Activations of b bits are int8 codes whose highest stands at 127, so that saturation clips;
     weights are int8 codes stretched to fill the width; requantization does the rounding. After the
     last activation quantizer everything is float32 (the head's weights are stored in 8 bits), so
-    that logits have no ties that the model did not have. The logits of a cosine or Gaussian mixture
+    that logits have no ties that the model did not have. Weights on levels that no grid holds (free
+    bases, a scale for each kernel position) are at the nearest int8 codes, which the report says
+    and the snapped model then has. The logits of a cosine or Gaussian mixture
     head are those of the equivalent dense layer: same arg-max, another scale and offset.
 
     Args:
@@ -140,6 +151,9 @@ def to_tflite(
             Those run outside XNNPACK, several times slower and with their own rounding.
         kernels: Whose rounding the biases are for: "xnnpack", TFLite's kernels by default, or
             "builtin", those it has without XNNPACK and those of TFLite Micro, which round twice.
+        activations: "int8", or "float32" for float kernels on weights that are stored as codes, in
+            a network whose activations are not rounded: as small a file, and equal to Keras up to
+            the order of float32 additions. What is rounded in training stays so.
         calibration: Images, uint8 or float in [0, 1] (in [0, 255] too where the model rescales
             pixels itself), (images, height, width, channels); for a model of several inputs a list
             of such arrays, or a dictionary by input name; or a batched ``tf.data.Dataset`` of them,
@@ -165,6 +179,7 @@ def to_tflite(
     path = Path(path)
     check_choice("weights", weights, ("int8", "int4"))
     check_choice("kernels", kernels, ("xnnpack", "builtin"))
+    check_choice("activations", activations, ("int8", "float32"))
     targets = targets_of(path, snap, force)
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
@@ -175,6 +190,7 @@ def to_tflite(
         batch_size=batch_size,
         weights=weights,
         kernels=kernels,
+        activations=activations,
         clear=snap,
     )
     _check_runs(built)
@@ -210,6 +226,7 @@ def build(
     batch_size: int | None = 1,
     weights: str = "int8",
     kernels: str = "xnnpack",
+    activations: str = "int8",
     clear: bool = True,
 ) -> Built:
     """Build the file of :func:`to_tflite` in memory.
@@ -221,19 +238,20 @@ def build(
         batch_size: As for :func:`to_tflite`.
         weights: As for :func:`to_tflite`.
         kernels: As for :func:`to_tflite`.
+        activations: As for :func:`to_tflite`.
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained.
     """
-    int4 = weights == "int4"
     return assemble(
         Writer,
         network,
         calibrate,
         input_type,
         batch_size=batch_size,
-        int4=int4,
+        int4=weights == "int4",
+        floats=activations == "float32",
         kernels=kernels,
         plane_limit=0,
         clear=clear,
@@ -248,6 +266,7 @@ def assemble(
     *,
     batch_size: int | None,
     int4: bool,
+    floats: bool,
     plane_limit: int,
     clear: bool,
     target: str = "all",
@@ -266,6 +285,7 @@ def assemble(
         network,
         calibrate=None if calibrate is None else recording,
         int4=int4,
+        floats=floats,
         plane_limit=plane_limit,
         target=target,
         library=kernels,
@@ -275,6 +295,7 @@ def assemble(
         inputs=recorded(network, types),
         batch_size=batch_size,
         int4=int4,
+        floats=floats,
         kernels=kernels,
         plane_limit=plane_limit,
         target=target,
@@ -356,6 +377,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
             for node in built.planned
             if isinstance(node, Weighted) and node.why
         ],
+        levels=level_shifts(built.planned),
     )
 
 

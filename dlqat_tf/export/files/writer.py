@@ -201,15 +201,15 @@ class Writer:
             self._floats[name] = output
         return self._floats[name]
 
-    def _merged_floats(self, node: Merge, inputs: list[int]) -> int:
+    def merged_floats(self, kind: type[Merge], name: str, inputs: list[int]) -> int:
         """Add an operation on float tensors; its last output has the node's name."""
         total = inputs[0]
         for i, each in enumerate(inputs[1:]):
             last = i == len(inputs) - 2
             output = self.float_tensor(
-                node.name if last else f"{node.name}/part{i + 1}", self.network.shapes[node.name]
+                name if last else f"{name}/part{i + 1}", self.network.shapes[name]
             )
-            options = add_merge(self.file, type(node), [total, each], output)
+            options = add_merge(self.file, kind, [total, each], output)
             if hasattr(options, "fusedActivationFunction"):
                 self._fusible[output] = options
             total = output
@@ -328,7 +328,13 @@ class Writer:
             stored = weights = self.file.constant(f"{node.name}/weights", codes)
         else:
             codes, axis = _file_layout(node, node.weights.astype(np.int8))
-            stored = self.file.constant(f"{node.name}/weights", codes, scale=node.step, axis=axis)
+            stored = self.file.constant(
+                f"{node.name}/weights",
+                codes,
+                scale=node.step,
+                axis=axis,
+                int4=node.storage == "int4",
+            )
             weights = self.float_tensor(f"{node.name}/weights/float", codes.shape[1:])
             tensor = self.file.tensors[weights]
             tensor.shape, tensor.shapeSignature = np.array(codes.shape, np.int32), None
@@ -428,7 +434,7 @@ class Writer:
     def _on_floats(self, node: Node) -> int:
         inputs = [self.float(name) for name in node.inputs]
         if isinstance(node, Merge):
-            return self._merged_floats(node, inputs)
+            return self.merged_floats(type(node), node.name, inputs)
         if isinstance(node, Pad):
             shape = self.network.shapes[node.name]
             return self._pad(node.name, inputs[0], node.amounts, node.value, None, shape)

@@ -14,6 +14,7 @@ from dlqat_tf.export.integer.network import (
     Crop,
     Input,
     IntegerNetwork,
+    Levels,
     Maximum,
     MaxPool,
     Minimum,
@@ -131,6 +132,7 @@ def _with_gain(node: Weighted, affine: Scaled) -> Weighted:
         node,
         weights=weights,
         step=step,
+        free=node.free and node.free.times(gain),
         bias=bias,
         bias_sources=sources,
         gain_source=affine.layer if affine.is_free else "",
@@ -162,12 +164,12 @@ def simplified(nodes: list[Node]) -> list[Node]:
     while changed:
         changed = False
         for node in nodes:
-            if not isinstance(node, (Activation, ReLU)):
+            if not isinstance(node, (Activation, Levels, ReLU)):
                 continue
             source = next(other for other in nodes if other.name == node.inputs[0])
             if sum(source.name in other.inputs for other in nodes) != 1:
                 continue
-            if isinstance(source, ReLU) and (isinstance(node, ReLU) or node.grid.lowest == 0):
+            if isinstance(source, ReLU) and _holds_relu(node):
                 both = _ended(node, source.highest)
                 nodes = [both if other is node else other for other in nodes if other is not source]
                 nodes = _replaced(nodes, source.name, source.inputs[0])
@@ -188,6 +190,11 @@ def simplified(nodes: list[Node]) -> list[Node]:
             changed = True
             break
     return nodes
+
+
+def _holds_relu(node: Activation | Levels | ReLU) -> bool:
+    """Return whether a node does what a ReLU before it does."""
+    return isinstance(node, ReLU) or (isinstance(node, Activation) and node.grid.lowest == 0)
 
 
 def _ended(node: Activation | ReLU, highest: float) -> Activation | ReLU:

@@ -24,6 +24,7 @@ from dlqat_tf.export.integer.inputs import (
 from dlqat_tf.export.integer.islands import check_float_call, gathered
 from dlqat_tf.export.integer.network import (
     OUTPUT,
+    Activation,
     Add,
     AveragePool,
     Concatenate,
@@ -57,8 +58,8 @@ from dlqat_tf.export.integer.reading import (
     SIGNS,
     NoIntegerForm,
     activation_of,
-    codes_of,
     head_of,
+    levels_of,
     norm_of,
     unsupported,
     values_of,
@@ -198,7 +199,19 @@ class _Lowering:
         if parts.output_quantizer is None:
             return output
         around = dict(name=f"{name}_output", inputs=(output,))
-        return self.add(activation_of(parts.output_quantizer, around))
+        return self.rounded(parts.output_quantizer, around)
+
+    def rounded(self, quantizer, shared: dict) -> str:
+        """Add what a quantizer makes of activations and return its name."""
+        node, (name,) = activation_of(quantizer, shared), shared["inputs"]
+        if node is None:
+            return name
+        source = self.node(name)
+        is_image = isinstance(source, Input) and source.preprocessing is not None
+        is_image = is_image or isinstance(source, Prepared)
+        if is_image and isinstance(quantizer, InputQuantizer) and isinstance(node, Activation):
+            node = lookup(quantizer, source, node)
+        return self.add(node)
 
     def node(self, name: str) -> Node:
         """Return a node that was added."""
@@ -232,12 +245,7 @@ class _Lowering:
         if isinstance(layer, Head):
             return self.add(head_of(layer, shared))
         if isinstance(layer, (ActivationQuantizer, *SIGNS)):
-            node, source = activation_of(layer, shared), self.node(inputs[0])
-            is_image = isinstance(source, Input) and source.preprocessing is not None
-            is_image = is_image or isinstance(source, Prepared)
-            if is_image and isinstance(layer, InputQuantizer):
-                node = lookup(layer, source, node)
-            return self.add(node)
+            return self.rounded(layer, shared)
         if kind in _WEIGHTED:
             if isinstance(layer, _layers.Conv2DTranspose) and not is_plain_transposed(layer):
                 raise NoIntegerForm(name)
@@ -289,14 +297,15 @@ class _Lowering:
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
-            shared["inputs"] = (self.add(activation_of(quantizer, around)),)
+            shared["inputs"] = (self.rounded(quantizer, around),)
         kernel = values_of(parts.kernel, name)
         is_transposed = isinstance(layer, _layers.Conv2DTranspose)
         channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
         if is_transposed:
             channels = layer.filters
         bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
-        weights, step, bits = codes_of(parts.kernel_quantizer, kernel, name, layer)
+        levels = levels_of(parts.kernel_quantizer, kernel, name, layer)
+        weights, step = levels.weights, levels.step
         if is_transposed:
             weights = weights.transpose(0, 1, 3, 2)
             if step is not None and step.size > 1:
@@ -307,7 +316,8 @@ class _Lowering:
         shared |= dict(
             weights=weights,
             step=step,
-            bits=bits,
+            bits=levels.bits,
+            free=levels.free,
             bias=bias.astype(np.float64),
             bias_sources=(name,) if layer.use_bias else (),
         )
@@ -345,7 +355,7 @@ class _Lowering:
         if activation in _RELUS:
             return self.add(ReLU(**around, highest=_RELUS[activation]))
         if isinstance(activation, (ActivationQuantizer, *SIGNS)):
-            return self.add(activation_of(activation, around))
+            return self.rounded(activation, around)
         if isinstance(activation, lq.quantizers.Quantizer):
             raise unsupported(name, layer, "its activation says no integer codes")
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.preprocessing import UNIT, Preprocessing
-from dlqat_tf.quantizers import ActivationGrid
+from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 OUTPUT = "/output"  # the end of an Output's name, after that of the Keras model's output
 
@@ -60,6 +60,33 @@ class Input(Node):
         return ActivationGrid(0, 255, np.float32(1 / 255)) if is_image else None
 
 
+@dataclass(frozen=True)
+class FreeLevels:
+    """Trained weights whose levels lie on no grid, so that int8 codes are only near to them.
+
+    Attributes:
+        layer: Keras layer of the kernel; that of a nested model after the model's name and a slash.
+        shift: Largest distance of a trained weight from its code, in units of the weights.
+        relative: The same in units of the largest weight of its output channel.
+        signs: int8 (planes, weights, output channels) of -1 and 1, whose sum times ``scales`` the
+            weights are; None where they are no such sum.
+        scales: float32 (planes, output channels), or None.
+    """
+
+    layer: str
+    shift: float
+    relative: float
+    signs: np.ndarray | None
+    scales: np.ndarray | None
+
+    def times(self, gain: np.ndarray) -> FreeLevels:
+        """Return them times a number for each output channel."""
+        if self.signs is None or self.scales is None:
+            return self
+        signs = np.where(gain < 0, -self.signs, self.signs)
+        return replace(self, signs=signs, scales=np.float32(self.scales * np.abs(gain)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Node):
     """Base of the nodes with weights: output = input . (weights * step) + bias, per channel.
@@ -78,6 +105,8 @@ class Weighted(Node):
         pad_value: What "same" padding puts around the image, where there is any.
         stretch: int64 (output channels,), what an integer kernel's file multiplies the codes by;
             None before planning and on other kernels.
+        free: What was trained, where the codes are only near to it.
+        storage: How a float kernel's codes are stored, "int8" or "int4".
     """
 
     weights: np.ndarray
@@ -91,6 +120,8 @@ class Weighted(Node):
     gain_source: str = ""
     pad_value: float = 0.0
     stretch: np.ndarray | None = None
+    free: FreeLevels | None = None
+    storage: str = "int8"
 
     @property
     def values(self) -> np.ndarray:
@@ -194,10 +225,29 @@ class Sign(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Levels(Node):
+    """Clips and rounds to levels that are no grid.
+
+    Attributes:
+        planes: The levels, as sums of planes, and the thresholds between them.
+        bits: Declared width.
+    """
+
+    planes: ActivationPlanes
+    bits: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReLU(Node):
-    """The larger of the input and 0, but at most ``highest``, which is 6 or infinite."""
+    """The larger of the input and 0, but at most ``highest``, which is 6 or infinite.
+
+    Attributes:
+        highest: 6 or infinite.
+        unrounded: Whether an activation quantizer of 32 bits is what it is.
+    """
 
     highest: float = math.inf
+    unrounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

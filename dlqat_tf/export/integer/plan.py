@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.calibrated import rounded_to_ranges, with_ranges
 from dlqat_tf.export.integer.cores import dearer
 from dlqat_tf.export.integer.integers import (
     add_multipliers,
@@ -33,6 +34,7 @@ from dlqat_tf.export.integer.network import (
     GlobalAveragePool,
     Input,
     IntegerNetwork,
+    Levels,
     Lookup,
     Maximum,
     MaxPool,
@@ -40,7 +42,6 @@ from dlqat_tf.export.integer.network import (
     Multiply,
     Node,
     Pad,
-    ReLU,
     Reshape,
     Sign,
     Subtract,
@@ -50,7 +51,7 @@ from dlqat_tf.export.integer.network import (
     Weighted,
 )
 from dlqat_tf.export.integer.storing import stored
-from dlqat_tf.quantizers import ActivationGrid
+from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 # What has codes where its inputs are codes of one grid.
 _ON_ONE_GRID = (Concatenate, Maximum, Minimum)
@@ -80,6 +81,20 @@ def _grid(node: Node, sources: list[ActivationGrid | None]) -> ActivationGrid | 
             return None
 
 
+def free_levels(network: IntegerNetwork) -> dict[str, ActivationPlanes | None]:
+    """Return the levels of every node's output that are no grid; None where there are none."""
+    found: dict[str, ActivationPlanes | None] = {}
+    for node in network:
+        match node:
+            case Levels():
+                found[node.name] = node.planes
+            case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
+                found[node.name] = found[node.inputs[0]]
+            case _:
+                found[node.name] = None
+    return found
+
+
 def code_of(value: float, grid: ActivationGrid) -> int | None:
     """Return the code of ``value`` on the grid, or None where it is none of its levels."""
     code = round(value / float(grid.step))
@@ -95,6 +110,7 @@ def plan(
     target: str = "all",
     int4: bool = False,
     library: str = "xnnpack",
+    floats: bool = False,
     clear: bool = True,
 ) -> IntegerNetwork:
     """Return the network with the kernel and the stored bias of every node decided.
@@ -111,6 +127,7 @@ def plan(
         int4: Store hidden weights of up to 3 bits as int4.
         library: Whose kernels the biases are for, see
             :attr:`dlqat_tf.export.integer.network.Weighted.library`.
+        floats: Run every layer with weights in float.
         clear: Choose biases by the rounding thresholds around them, see
             :func:`dlqat_tf.export.integer.storing.stored`; else they are as trained, up to what
             the kernel can hold.
@@ -118,13 +135,16 @@ def plan(
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
     """
+    if not plane_limit:
+        _check_stock(network)
+        network = rounded_to_ranges(network, calibrate, floats)
     network = _with_integer_pools(_with_common_grids(network))
-    planned = _with_kernels(network, plane_limit, target, library)
+    planned = _with_kernels(network, plane_limit, target, library, floats)
     missing = _without_range(planned)
     if not missing:
         network = planned
     elif calibrate is not None:
-        network = _calibrated(planned, missing, calibrate)
+        network = with_ranges(planned, missing, calibrate)
     elif plane_limit:
         network = _without_int8(planned, missing, _with_kernels(network, plane_limit, "all"))
     else:
@@ -135,15 +155,25 @@ def plan(
             "calibration images."
         )
     if int4:
-        network = _with_int4(network)
+        network = _with_int4(network, floats)
+    _check_kernels(network)
+    return _with_stored_biases(network, clear)
+
+
+def _check_stock(network: IntegerNetwork) -> None:
+    """Raise ExportError where stock kernels have no form of a node."""
     for node in network:
-        if isinstance(node, Sign) and not plane_limit:
+        if isinstance(node, Sign):
             raise ExportError(
                 f"Layer {node.name!r} takes the sign of its input: stock int8 kernels have no such "
                 "form. Export with to_lce (binarized kernels)."
             )
-    _check_kernels(network)
-    return _with_stored_biases(network, clear)
+        if isinstance(node, Levels):
+            raise ExportError(
+                f"Layer {node.name!r} has activation levels that are no grid, which stock kernels "
+                "do not have and Larq Compute Engine (LCE) computes by thresholds: export with "
+                "to_lce."
+            )
 
 
 def _check_kernels(network: IntegerNetwork) -> None:
@@ -173,7 +203,7 @@ def _tail(network: IntegerNetwork) -> set[str]:
     readers = network.consumers()
     tail: set[str] = set()
     for node in reversed(network.nodes):
-        if not isinstance(node, (Activation, Sign)) and all(
+        if not isinstance(node, (Activation, Levels, Sign)) and all(
             reader.name in tail for reader in readers[node.name]
         ):
             tail.add(node.name)
@@ -273,16 +303,23 @@ def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
 
 
 def _with_kernels(
-    network: IntegerNetwork, plane_limit: int, target: str, library: str = "xnnpack"
+    network: IntegerNetwork,
+    plane_limit: int,
+    target: str,
+    library: str = "xnnpack",
+    floats: bool = False,
 ) -> IntegerNetwork:
     known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
+    levels = free_levels(network)
     nodes: list[Node] = []
     for node in network:
         if isinstance(node, Weighted):
             why = "not a convolution"
             if isinstance(node, Convolution):
-                why = _no_planes(node, known, by_name, plane_limit, target, network.shapes)
-            if plane_limit and not why:
+                why = _no_planes(node, known, levels, by_name, plane_limit, target, network.shapes)
+            if floats:
+                kernel = "float"
+            elif plane_limit and not why:
                 kernel, why = "planes", "cheaper so" if target != "all" else "all that can are"
             elif node.step is None or known[node.inputs[0]] is None or node.name in tail:
                 kernel = "float"
@@ -311,23 +348,30 @@ def _without_int8(
     return IntegerNetwork(tuple(map(other, network)))
 
 
-def _no_planes(node: Convolution, known, by_name, plane_limit: int, target: str, shapes) -> str:
+def _no_planes(
+    node: Convolution, known, levels, by_name, plane_limit: int, target: str, shapes
+) -> str:
     """Return why a convolution does not run as planes, "" where it does."""
     source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
-    signed = isinstance(source, Sign)
+    free = levels[node.inputs[0]]
+    signs = isinstance(source, Sign)
+    signed = signs or (free is not None and free.signed)
     if not signed and not _hidden(node, by_name):
         return "reads what comes in"
-    activation_bits = 1 if signed else _activation_bits(grid)
+    activation_bits = 1 if signs else len(free.scales) if free else _activation_bits(grid)
     if not activation_bits:
         return "its input is signed" if grid else "its input is not rounded"
     if not _binary(node):
         return "its weights are no sum of planes"
-    if not (_pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0):
+    pads = _pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0
+    if not pads or (free is not None and node.pad_value == 1):  # one is no sign of theirs
         return f"pads with {node.pad_value:g}"
     planes = node.bits * activation_bits
     if planes > plane_limit:
         return f"{planes} planes, plane_limit is {plane_limit}"
-    return "" if signed else dearer(node, planes, shapes[node.name], target)
+    if grid is None:  # no int8 kernel reads signs or free levels
+        return ""
+    return dearer(node, planes, shapes[node.name], target)
 
 
 def _pads_signs(node: Convolution, shape: tuple[int, ...]) -> bool:
@@ -360,20 +404,11 @@ def _activation_bits(grid: ActivationGrid | None) -> int | None:
 
 def _binary(node: Convolution) -> bool:
     """Return whether the codes are a sum of ``bits`` planes of +-2^i, all of one group."""
-    top = 2**node.bits - 1
-    return (
-        node.step is not None
-        and not node.depthwise
-        and node.groups == 1
-        and bool(np.all(node.weights % 2))
-        and np.abs(node.weights).max() <= top
-    )
-
-
-def planes(node: Convolution) -> list[np.ndarray]:
-    """Return int8 arrays of -1 and +1, least significant first: codes = sum_i 2^i planes[i]."""
-    offsets = (node.weights.astype(np.int32) + 2**node.bits - 1) // 2
-    return [(2 * ((offsets >> i) & 1) - 1).astype(np.int8) for i in range(node.bits)]
+    if node.step is None or node.depthwise or node.groups > 1:
+        return False
+    if node.free is not None:
+        return node.free.signs is not None
+    return bool(np.all(node.weights % 2)) and np.abs(node.weights).max() <= 2**node.bits - 1
 
 
 def integer_merge(node: Node, known, readers) -> bool:
@@ -398,60 +433,25 @@ def _without_range(network: IntegerNetwork) -> list[str]:
     ]
 
 
-def _calibrated(network: IntegerNetwork, missing: list[str], calibrate) -> IntegerNetwork:
-    """Add an 8-bit activation, its range measured on images, after each node in ``missing``."""
-    readers = network.consumers()
-    # A ReLU that follows is where the range is: its zero is the lowest code.
-    at = {
-        name: readers[name][0].name
-        if len(readers[name]) == 1 and isinstance(readers[name][0], ReLU)
-        else name
-        for name in missing
-    }
-    ranges = calibrate(network, list(at.values()))
-    nodes: list[Node] = []
-    renamed: dict[str, str] = {}
-    for node in network:
-        node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
-        if node.name not in at.values():
-            nodes.append(node)
-            continue
-        low, high = ranges[node.name]
-        if isinstance(node, ReLU):
-            grid = ActivationGrid(0, 255, np.float32(max(high, 1e-6) / 255))
-            nodes.append(
-                Activation(name=node.name, inputs=node.inputs, grid=grid, bits=8, calibrated=True)
-            )
-            continue
-        step = np.float32(max(high / 127, -low / 128, 1e-8))
-        renamed[node.name] = f"{node.name}_calibrated"
-        nodes.append(node)
-        nodes.append(
-            Activation(
-                name=renamed[node.name],
-                inputs=(node.name,),
-                grid=ActivationGrid(-128, 127, step),
-                bits=8,
-                calibrated=True,
-            )
-        )
-    return IntegerNetwork(tuple(nodes))
-
-
-def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
-    nodes = (
-        replace(node, kernel="int4")
-        if isinstance(node, Convolution)
-        and node.kernel == "int8"
+def _with_int4(network: IntegerNetwork, floats: bool) -> IntegerNetwork:
+    change = dict(storage="int4") if floats else dict(kernel="int4")
+    fits = [
+        isinstance(node, Convolution)
+        and node.step is not None
+        and node.kernel == ("float" if floats else "int8")
         and node.bits <= 4
         and np.abs(node.weights).max() <= 7
         and node.groups == 1
         and not node.depthwise
-        else node
         for node in network
+    ]
+    planned = IntegerNetwork(
+        tuple(
+            replace(node, **change) if fit else node
+            for node, fit in zip(network, fits, strict=True)
+        )
     )
-    planned = IntegerNetwork(tuple(nodes))
-    if not any(getattr(node, "kernel", "") == "int4" for node in planned):
+    if not any(fits):
         raise ExportError(
             'weights="int4" holds codes from -7 to 7, that is 1 to 3 bits: no convolution of this '
             'model has them. Export with weights="int8".'
@@ -460,12 +460,12 @@ def _with_int4(network: IntegerNetwork) -> IntegerNetwork:
 
 
 def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
-    known, readers = grids(network), network.consumers()
+    known, levels, readers = grids(network), free_levels(network), network.consumers()
     gains = Counter(getattr(node, "gain_source", "") for node in network)
 
     def planned(node: Node, **options) -> Node:
         target = rounding_of(node, readers)
-        if not target:
+        if not target or levels[node.inputs[0]]:
             return node
         if gains[node.gain_source] > 1:  # a gain of several calls moves for none
             node = replace(node, gain_source="")

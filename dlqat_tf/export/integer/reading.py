@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import larq as lq
 import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.export.integer.folding import Scaled
-from dlqat_tf.export.integer.network import Activation, Dense, ExportError, Node, Sign
+from dlqat_tf.export.integer.network import (
+    Activation,
+    Dense,
+    ExportError,
+    FreeLevels,
+    Levels,
+    Node,
+    ReLU,
+    Sign,
+)
 from dlqat_tf.heads import Head
-from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
+from dlqat_tf.quantizers import (
+    ActivationQuantizer,
+    NoGrid,
+    WeightQuantizer,
+    nearest_codes,
+)
 
 _SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Conv2DTranspose, Dense and their larq Quant* forms, "
@@ -24,6 +40,23 @@ _SUPPORTED = (
 _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
 # Larq quantizers that compute the sign; they differ in the gradient only.
 SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
+
+
+@dataclass(frozen=True)
+class WeightLevels:
+    """A kernel in integers.
+
+    Attributes:
+        weights: int16 codes, or float32 where there is no quantizer.
+        step: float32, one or one for each last axis; None where there is no quantizer.
+        bits: Declared width; 32 where there is no quantizer.
+        free: What the codes are only near to, or None.
+    """
+
+    weights: np.ndarray
+    step: np.ndarray | None
+    bits: int
+    free: FreeLevels | None = None
 
 
 class NoIntegerForm(Exception):
@@ -50,26 +83,62 @@ def values_of(variable, name: str) -> np.ndarray:
     return value
 
 
-def codes_of(quantizer, kernel, name, layer) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Return weights (codes, or floats where there is no quantizer), step and declared bits."""
+def levels_of(quantizer, kernel: np.ndarray, name: str, layer) -> WeightLevels:
+    """Return what a quantizer, or None, makes of a latent kernel.
+
+    Raises:
+        ExportError: It says no codes.
+    """
     if quantizer is None:
-        return kernel, None, 32
+        return WeightLevels(kernel, None, 32)
     if isinstance(quantizer, SIGNS):
-        return np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
+        return WeightLevels(
+            np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
+        )
     if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
         scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
         step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
         codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
-        return codes, np.where(step > 0, step, 1).astype(np.float32), 1
+        return WeightLevels(codes, np.where(step > 0, step, 1).astype(np.float32), 1)
     if not isinstance(quantizer, WeightQuantizer):
         raise unsupported(
             name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
         )
     try:
         grid = quantizer.grid(kernel)
+    except NoGrid:
+        return _snapped(quantizer, kernel, name)
     except ValueError as error:
         raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
-    return grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision
+    return WeightLevels(grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision)
+
+
+def _snapped(quantizer: WeightQuantizer, kernel: np.ndarray, name: str) -> WeightLevels:
+    """Return the int8 codes nearest to levels that are no grid, and the planes that they are."""
+    values = np.asarray(quantizer(kernel), np.float32)
+    grid = nearest_codes(values)
+    distance = np.abs(grid.codes * grid.step - values)
+    largest = np.abs(values).max(axis=tuple(range(values.ndim - 1)))
+    relative = float((distance / np.where(largest > 0, largest, 1)).max())
+    signs, scales = _planes(quantizer, kernel)
+    free = FreeLevels(name, float(distance.max()), relative, signs, scales)
+    return WeightLevels(grid.codes, grid.step, quantizer.precision, free)
+
+
+def _planes(quantizer: WeightQuantizer, kernel: np.ndarray):
+    """Return binary planes of the kernel and a scale for each output channel, or two None."""
+    try:
+        planes = quantizer.planes(kernel)
+    except ValueError:
+        return None, None
+    channels = kernel.shape[-1]
+    scales = []
+    for _, scale in planes:
+        if np.size(scale) > 1 and np.shape(scale) != (channels,):
+            return None, None  # of each kernel position
+        scales.append(np.broadcast_to(np.float32(scale).ravel(), channels))
+    signs = [sign.reshape(-1, channels) for sign, _ in planes]
+    return np.stack(signs).astype(np.int8), np.stack(scales)
 
 
 def head_of(layer: Head, shared: dict) -> Node:
@@ -85,15 +154,23 @@ def head_of(layer: Head, shared: dict) -> Node:
     return Dense(**shared, weights=weights, step=step, bits=bits, bias=bias.astype(np.float64))
 
 
-def activation_of(quantizer, shared: dict) -> Node:
-    """Return the node of an activation quantizer."""
+def activation_of(quantizer, shared: dict) -> Node | None:
+    """Return the node of an activation quantizer, None where it changes nothing.
+
+    Raises:
+        ExportError: It says no codes.
+    """
     if isinstance(quantizer, SIGNS):
         return Sign(**shared)
     name = shared["name"]
     if not isinstance(quantizer, ActivationQuantizer):
         raise unsupported(name, quantizer, "it says no integer codes")
+    if quantizer.precision == 32:
+        return ReLU(**shared, unrounded=True) if quantizer.rectifies else None
     try:
         grid = quantizer.grid()
+    except NoGrid:
+        return Levels(**shared, planes=quantizer.planes(), bits=quantizer.precision)
     except ValueError as error:
         raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
     if not 0 < grid.step <= _LARGEST_STEP:

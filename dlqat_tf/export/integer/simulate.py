@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.export.integer.binary import binary_parts
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     Activation,
@@ -29,6 +30,7 @@ from dlqat_tf.export.integer.network import (
     Input,
     IntegerNetwork,
     Island,
+    Levels,
     Lookup,
     Maximum,
     MaxPool,
@@ -50,10 +52,10 @@ from dlqat_tf.export.integer.network import (
     output_shape,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, grids, integer_merge, planes
+from dlqat_tf.export.integer.plan import code_of, free_levels, grids, integer_merge
 from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged
 from dlqat_tf.float_part import FloatPart
-from dlqat_tf.quantizers import ActivationGrid
+from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 _EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
 
@@ -79,6 +81,7 @@ class Simulation:
         self._run_part = run_part
         self._rounding = RUNTIMES[runtime]
         self.grids = grids(network)
+        self.levels = free_levels(network)
         self._readers = network.consumers()
         self._integers = {
             node.name: integers(
@@ -142,6 +145,8 @@ class Simulation:
                 x = self._float(node.inputs[0], inputs[0])
                 product = _product(node, _padded(node, x, node.pad_value), node.values)
                 return (product + node.bias.astype(np.float32)).astype(np.float32)
+            case Levels():
+                return _on_levels(node, self._float(node.inputs[0], inputs[0]))
             case Merge() if integer_merge(node, self.grids, self._readers):
                 sources = tuple(self.grids[name] for name in node.inputs)
                 return Merged(node, tuple(inputs), sources)
@@ -183,12 +188,15 @@ class Simulation:
 
         A bit is (1 - s) / 2 with s = -1 where it is set, so padding by +1 stands for code 0.
         """
-        grid = self.grids[node.inputs[0]]
+        source = self.grids[node.inputs[0]] or self.levels[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
         total = None
-        for part in binary_parts(node, grid):
-            if grid is None:  # signs
+        for part in binary_parts(node, source):
+            if source is None:  # signs
                 signs = _padded(node, value, node.pad_value)
+            elif isinstance(source, ActivationPlanes):
+                bit = _bits_of_levels(source, value, part.activation_bit)
+                signs = _padded(node, 1 - 2 * bit, 0 if source.signed else 1)
             else:
                 bit = (value >> part.activation_bit) & 1
                 signs = _padded(node, 1 - 2 * bit, 1)
@@ -200,49 +208,14 @@ class Simulation:
         return total
 
 
-@dataclass(frozen=True)
-class BinaryPart:
-    """One binary convolution: output = sums of (signs * input signs) * multiplier + bias.
-
-    Attributes:
-        weight_bit: Which plane of the weights.
-        activation_bit: Which bit of the activation's codes.
-        signs: int8 (height, width, input channels, output channels) of -1 and +1.
-        multiplier: float32 (output channels,).
-        bias: float32 (output channels,).
-    """
-
-    weight_bit: int
-    activation_bit: int
-    signs: np.ndarray
-    multiplier: np.ndarray
-    bias: np.ndarray
+def _on_levels(node: Levels, value: np.ndarray) -> np.ndarray:
+    """Return the level of the interval that each value lies in."""
+    return node.planes.values[np.searchsorted(node.planes.thresholds, value, side="left")]
 
 
-def binary_parts(node: Convolution, grid: ActivationGrid | None) -> list[BinaryPart]:
-    r"""Return the binary convolutions of ``node``, whose sum, in their order, is its output.
-
-    Args:
-        node: The convolution.
-        grid: Of its input; None for signs.
-
-    Multipliers hold the common scale :math:`u`, weight step times input step, so nothing but
-    additions follows. Large terms cancel in the sum: each is about :math:`2^{i+j-1} n u` for n
-    products, off by up to :math:`2^{-23}` of that, in all :math:`2^{-23} n u` times half of the
-    largest product of codes. That is the order of what Keras's own additions may err by, from which
-    biases keep their distance (:func:`dlqat_tf.export.integer.integers.stored`).
-    """
-    step = node.step.astype(np.float64) * (float(grid.step) if grid else 1.0)
-    bits = grid.highest.bit_length() if grid else 1
-    centre = (2**bits - 1) / 2 * node.weights.sum(axis=(0, 1, 2), dtype=np.float64) if grid else 0.0
-    bias = node.bias + centre * step
-    parts = []
-    for i, signs in enumerate(planes(node)):
-        for j in range(bits):
-            multiplier = np.float32(step * (-(2.0 ** (i + j - 1)) if grid else 2.0**i))
-            parts.append(BinaryPart(i, j, signs, multiplier, np.float32(bias)))
-            bias = np.zeros_like(step)
-    return parts
+def _bits_of_levels(planes: ActivationPlanes, values: np.ndarray, plane: int) -> np.ndarray:
+    """Return whether a plane is at its upper value, of values that are levels."""
+    return (planes.planes[plane] > 0)[np.searchsorted(planes.between, values)].astype(np.int32)
 
 
 def _padded(node: Node, x: np.ndarray, value: float) -> np.ndarray:

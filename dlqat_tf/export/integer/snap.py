@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import larq as lq
 import numpy as np
 import tensorflow as tf
 from rich.table import Table
@@ -13,7 +14,7 @@ from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
-from dlqat_tf.quantizers import unwrapped
+from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
 from dlqat_tf.report import Report
 
 
@@ -37,10 +38,26 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class LevelShift:
+    """How far the weights of one layer moved, whose levels are on no int8 grid.
+
+    Attributes:
+        layer: The Keras layer of the kernel.
+        largest: Largest shift of a weight, in units of the weights.
+        relative: The same in units of the largest weight of its output channel.
+    """
+
+    layer: str
+    largest: float
+    relative: float
+
+
+@dataclass(frozen=True)
 class SnapReport(Report):
-    """How far the biases moved, layer by layer."""
+    """How far biases moved, and weights whose levels are on no int8 grid, layer by layer."""
 
     shifts: list[Shift]
+    levels: list[LevelShift] = field(default_factory=list)
 
     @property
     def largest_steps(self) -> float:
@@ -55,7 +72,14 @@ class SnapReport(Report):
             steps = "" if shift.steps is None else f"{shift.steps:.2g}"
             gain = f"{shift.gain:.2g}" if shift.gain else ""
             table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", steps, gain)
-        return [table]
+        if not self.levels:
+            return [table]
+        levels = Table(title="Weights moved to the int8 codes of the file", title_justify="left")
+        for column in ("layer", "largest shift", "of the largest weight"):
+            levels.add_column(column, justify="left" if column == "layer" else "right")
+        for each in self.levels:
+            levels.add_row(each.layer, f"{each.largest:.2g}", f"{each.relative:.2%}")
+        return [table, levels]
 
 
 def snap(
@@ -68,9 +92,10 @@ def snap(
     rounding threshold that the order of float32 additions decides its code; of the places that are
     left each takes one that changes the fewest codes, see
     :func:`dlqat_tf.export.integer.storing.stored`. The copy's batch norms have their beta (their
-    moving mean, or the convolution's bias, where there is none) moved likewise, so the copy and the
-    file compute the same numbers. A layer that is called more than once moves where all its calls
-    move it by the same, as where they read one grid and end on one.
+    moving mean, or the convolution's bias, where there is none) moved likewise, and weights whose
+    levels are on no grid are at the int8 codes of the file where it has no binary planes of them,
+    so the copy and the file compute the same numbers. A layer that is called more than once moves
+    where all its calls move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
@@ -115,7 +140,43 @@ def snap(
             )
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
-    return copy, SnapReport(shifts)
+    moved = level_shifts(network)
+    for level in moved:
+        _hold_codes(layers[level.layer], level.layer)
+    return copy, SnapReport(shifts, moved)
+
+
+def level_shifts(network: IntegerNetwork) -> list[LevelShift]:
+    """Return how far weights of a planned network are from what was trained, by Keras layer."""
+    found = {}
+    for node in network:
+        free = node.free if isinstance(node, Weighted) and node.kernel != "planes" else None
+        if free is not None:
+            found[free.layer] = LevelShift(free.layer, free.shift, free.relative)
+    return list(found.values())
+
+
+def _hold_codes(layer, name: str) -> None:
+    """Put the int8 codes nearest to a layer's levels, and a quantizer of them, in its place."""
+    parts = unwrapped(layer)
+    attribute = (
+        "depthwise_quantizer" if hasattr(layer, "depthwise_quantizer") else "kernel_quantizer"
+    )
+    if parts.layer is not layer or getattr(layer, attribute, None) is not parts.kernel_quantizer:
+        raise ExportError(
+            f"Layer {name!r} has levels on no int8 grid in a wrapper of TF-MOT, where they cannot "
+            "be moved: build it with larq's layers (dlqat_tf.resnet18, dlqat_tf.quantize), or "
+            "export with snap=False."
+        )
+    with lq.context.quantized_scope(False):
+        latent = np.float32(tf.convert_to_tensor(parts.kernel))
+    grid = nearest_codes(np.asarray(parts.kernel_quantizer(latent), np.float32))
+    quantizer = SnappedWeights(parts.kernel_quantizer.precision)
+    quantizer.build(latent.shape)
+    quantizer.step.assign(grid.step)
+    setattr(layer, attribute, quantizer)
+    parts.kernel.quantizer = quantizer
+    parts.kernel.assign(grid.codes * grid.step)
 
 
 def _factor(node: Weighted, before: Weighted) -> np.ndarray:

@@ -91,7 +91,7 @@ def stored(
             whole = _with_whole_steps(node, source, target.grid, ~is_clear)
             held, _ = _stored_in_integers(whole, source, target.grid, clear, largest)
         return held
-    if not clear:
+    if not clear or node.free is not None:  # sums on a free basis are hardly ever at a threshold
         return node
     unit = node.step.astype(np.float64) * (float(source.step) if source else 1.0)
     bias, moved = node.bias / unit, node.bias.copy()

@@ -9,6 +9,7 @@ from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower, snap
 from dlqat_tf.export.files.flatbuffer import parsed
 from dlqat_tf.export.files.tflite import build
+from dlqat_tf.export.integer.binary import binary_parts
 from dlqat_tf.export.integer.integers import (
     add_multipliers,
     fixed_point,
@@ -43,7 +44,6 @@ from dlqat_tf.export.integer.simulate import (
     Simulation,
     _exact_product,
     _product,
-    binary_parts,
     measured_ranges,
 )
 from dlqat_tf.export.runtimes.host import runner

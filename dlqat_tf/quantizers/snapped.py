@@ -1,0 +1,64 @@
+"""Weights on the int8 codes that a file holds for levels that lie on no grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from larq.utils import register_alias
+
+from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.ste import straight_through
+
+_HIGHEST = 127
+
+
+def nearest_codes(values: np.ndarray) -> WeightGrid:
+    """Return the int8 codes nearest to values, with a step for each output channel.
+
+    Args:
+        values: float32, last axis the output channels. Their largest magnitude becomes 127.
+    """
+    largest = np.abs(values).max(axis=tuple(range(values.ndim - 1)))
+    step = np.where(largest > 0, largest / np.float32(_HIGHEST), 1).astype(np.float32)
+    codes = np.clip(np.rint(values / step), -_HIGHEST, _HIGHEST)
+    return WeightGrid(codes.astype(np.int16), step)
+
+
+@register_alias("snapped_weights")
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class SnappedWeights(WeightQuantizer):
+    r"""Rounds to the codes from -127 to 127 of fixed steps, with the gradient of the identity.
+
+    Export puts it in the place of a method's quantizer whose levels no int8 grid holds, in the
+    model that has the file's numbers. The steps, one for each output channel, are a variable.
+
+    Args:
+        bits: What the method's quantizer declared, 1 to 8.
+    """
+
+    def __init__(self, bits: int = 8, **kwargs):
+        super().__init__(check_bits(bits, allow_float=False), **kwargs)
+        self.step = None
+
+    def build(self, input_shape):
+        self.step = self.add_weight(
+            "step",
+            shape=(input_shape[-1],),
+            dtype=tf.float32,
+            trainable=False,
+            initializer="ones",
+            experimental_autocast=False,
+        )
+        super().build(input_shape)
+
+    def quantize(self, values, training=None):
+        return straight_through(values, self._codes(values) * self.step)
+
+    def _codes(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.clip_by_value(tf.round(values / self.step), -_HIGHEST, _HIGHEST)
+
+    def grid(self, kernel) -> WeightGrid:
+        kernel = self._checked(kernel)
+        if self.step is None:
+            self.build(kernel.shape)
+        return WeightGrid(self._codes(kernel).numpy().astype(np.int16), self.step.numpy())
