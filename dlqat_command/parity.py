@@ -18,7 +18,7 @@ def compare(
     trained: Annotated[Path | None, FILE] = None,
     data_dir: Annotated[Path | None, FOLDER] = None,
     images: Annotated[int | None, COUNT] = None,
-    runtime: Literal["tflite", "builtin", "micro", "web"] | None = None,
+    runtime: Literal["tflite", "builtin", "micro", "compiled_model", "web"] | None = None,
     trained_agreement: Annotated[float, PERCENT] = 99.5,
     keras_agreement: Annotated[float, PERCENT] = 99.5,
     file_agreement: Annotated[float, PERCENT] = 100.0,
@@ -43,7 +43,8 @@ def compare(
         images: How many test images; all by default.
         runtime: What runs the file: tflite, on this host (Larq Compute Engine where the file is for
             it); builtin, TFLite without XNNPACK; micro, TFLite Micro, which is on microcontrollers
-            (pip install 'dlqat_tf[micro]'); or web, LiteRT.js in a headless browser (pip install
+            (pip install 'dlqat_tf[micro]'); compiled_model, LiteRT's newer interface (pip install
+            'dlqat_tf[litert]'); or web, LiteRT.js in a headless browser (pip install
             'dlqat_tf[web]', Chromium). By default tflite or builtin, as the file was exported for.
         trained_agreement: Least percentage of arg-maxes that the trained model and the file share.
         keras_agreement: The same for the snapped model and the file.

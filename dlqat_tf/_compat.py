@@ -8,6 +8,7 @@ any other import of TensorFlow in the package.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -17,6 +18,8 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -154,7 +157,7 @@ def silenced() -> Iterator[None]:
 def tflite_interpreter(
     model: str | Path | bytes, *, num_threads: int = 1, xnnpack: bool = True, allocate: bool = True
 ):
-    """Open a TFLite interpreter.
+    """Open a TFLite interpreter, LiteRT's where ai-edge-litert is installed.
 
     Args:
         model: Path of a ``.tflite`` file, or its content.
@@ -163,15 +166,15 @@ def tflite_interpreter(
         allocate: Whether to allocate the tensors; without, only the file's structure is verified.
 
     Returns:
-        A ``tf.lite.Interpreter``, when allocated ready for ``set_tensor``.
+        An ``ai_edge_litert.interpreter.Interpreter``, or the ``tf.lite.Interpreter`` that it
+        replaces; when allocated ready for ``set_tensor``.
 
     Raises:
         FileNotFoundError: There is no file at ``model``.
         ValueError: It is not a whole .tflite file.
         RuntimeError: It has operations that TFLite does not know.
     """
-    import tensorflow as tf
-
+    opener, resolvers = _interpreter_classes()
     if isinstance(model, bytes):
         source: dict[str, str | bytes] = {"model_content": model}
     else:
@@ -179,20 +182,48 @@ def tflite_interpreter(
             raise FileNotFoundError(f"Expected a .tflite file, found nothing at {model}.")
         source = {"model_path": str(model)}
     with warnings.catch_warnings():
-        # The move to ai-edge-litert is this function's business, not its callers'.
+        # Whether ai-edge-litert is installed is the user's choice, and need not be advised.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
-        resolver = tf.lite.experimental.OpResolverType
-        interpreter = tf.lite.Interpreter(
+        interpreter = opener(
             **source,
             num_threads=num_threads,
-            experimental_op_resolver_type=resolver.AUTO
+            experimental_op_resolver_type=resolvers.AUTO
             if xnnpack
-            else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
     if allocate:
         with without_notes():
             interpreter.allocate_tensors()
     return interpreter
+
+
+def tflite_version() -> str:
+    """Return what :func:`tflite_interpreter` opens, for reports."""
+    import tensorflow as tf
+
+    if _litert() is None:
+        return f"TFLite {tf.__version__}"
+    return f"LiteRT {importlib.import_module('ai_edge_litert').__version__}"
+
+
+def _interpreter_classes() -> tuple[Any, Any]:
+    """Return the class of interpreters and that of their resolvers."""
+    import tensorflow as tf
+
+    litert = _litert()
+    if litert is None:
+        return tf.lite.Interpreter, tf.lite.experimental.OpResolverType
+    return litert.Interpreter, litert.OpResolverType
+
+
+def _litert() -> ModuleType | None:
+    """Return LiteRT's module of interpreters, None where ai-edge-litert is not installed."""
+    try:
+        return importlib.import_module("ai_edge_litert.interpreter")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ai_edge_litert":
+            raise
+        return None
 
 
 require_legacy_keras()

@@ -1,6 +1,7 @@
 """Which Keras the package gets, whoever imports first: each case needs a Python of its own."""
 
 import collections
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -119,7 +120,17 @@ def doubling():
     ).convert()
 
 
-def test_interpreter_opens_a_path_and_bytes_without_a_warning(doubling, tmp_path):
+@pytest.fixture(params=["tensorflow", "ai_edge_litert"])
+def library(request, monkeypatch):
+    """Where interpreters come from."""
+    if request.param == "ai_edge_litert":
+        pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    return request.param
+
+
+def test_interpreter_opens_a_path_and_bytes_without_a_warning(doubling, tmp_path, library):
     path = tmp_path / "doubling.tflite"
     path.write_bytes(doubling)
     for source in (doubling, path, str(path)):
@@ -130,11 +141,27 @@ def test_interpreter_opens_a_path_and_bytes_without_a_warning(doubling, tmp_path
         interpreter.invoke()
         output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         np.testing.assert_array_equal(output, [2, 4, 6])
+        assert type(interpreter).__module__.startswith(library)
+    version = importlib.metadata.version(library.replace("_", "-"))
+    assert _compat.tflite_version().split() == [
+        {"tensorflow": "TFLite", "ai_edge_litert": "LiteRT"}[library],
+        version,
+    ]
+
+
+def test_an_installation_of_litert_that_lacks_something_is_no_reason_for_another(monkeypatch):
+    def broken(name):
+        raise ModuleNotFoundError("No module named 'ml_dtypes'", name="ml_dtypes")
+
+    monkeypatch.setattr(_compat.importlib, "import_module", broken)
+    with pytest.raises(ModuleNotFoundError, match="ml_dtypes"):
+        _compat.tflite_version()
 
 
 def test_interpreter_threads(doubling, monkeypatch):
     received = []
     original = tf.lite.Interpreter
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     monkeypatch.setattr(
         tf.lite,
         "Interpreter",

@@ -195,10 +195,11 @@ def parity(
         trained: The model as trained, where ``model`` is the snapped one, to compare with too.
         runtime: What runs the file, and whose rounding the simulation has: "tflite", on this host
             with XNNPACK (Larq Compute Engine where the file has its operations); "builtin", TFLite
-            without XNNPACK; "micro", TFLite Micro (the extra ``micro``); or "web", LiteRT.js in a
-            headless browser (:mod:`dlqat_tf.export.runtimes.web`). Layers agree on all of them, the
-            Keras model and the file best on what the file was exported for: None stands for
-            "tflite" or "builtin", whichever that is.
+            without XNNPACK; "micro", TFLite Micro (the extra ``micro``); "compiled_model", LiteRT's
+            newer interface (the extra ``litert``); or "web", LiteRT.js in a headless browser
+            (:mod:`dlqat_tf.export.runtimes.web`). Layers agree on all of them, the Keras model and
+            the file best on what the file was exported for: None stands for "tflite" or "builtin",
+            whichever that is.
         layer_images: How many images the comparison layer by layer takes.
         batch_size: Images that run at once; of the file as many as it is fixed to, one by default.
 
@@ -215,7 +216,7 @@ def parity(
     record = _record(content, path)
     if runtime is None:
         runtime = {"xnnpack": "tflite", "builtin": "builtin"}[record["kernels"]]
-    if runtime in ("builtin", "micro") and flatbuffer.is_binarized(content):
+    if runtime in ("builtin", "micro", "compiled_model") and flatbuffer.is_binarized(content):
         raise ExportError(
             f"{path} has operations of Larq Compute Engine, which run on none but its own "
             f'interpreter: expected runtime="tflite". Received: runtime={runtime!r}.'

@@ -123,6 +123,7 @@ RUNTIMES: dict[str, Micro] = {
     "tflite": XNNPACK(),
     "builtin": BuiltIn(),
     "micro": Micro(),
+    "compiled_model": XNNPACK(),
     "web": XNNPACK(),
 }
 """Rounding of what runs a file, by its name."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._compat import tflite_interpreter, tflite_version
 from dlqat_tf._host import cpu_name
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.lce import open_interpreter
@@ -66,7 +66,7 @@ class BenchmarkReport:
         threads: CPU threads that the kernels could use.
         xnnpack: Whether the XNNPACK delegate was on.
         warmup: Runs of each file that were not measured.
-        versions: Version of Python, TensorFlow and Larq Compute Engine.
+        versions: Version of Python, TensorFlow, the interpreter and Larq Compute Engine.
     """
 
     files: tuple[FileLatency, ...]
@@ -82,7 +82,7 @@ class BenchmarkReport:
         table = Table(
             title=f"Latency on {self.cpu} ({self.machine})",
             caption=f"{len(self.files[0].runs_ms)} runs after {self.warmup} for warm-up, "
-            f"{self.threads} thread(s), TensorFlow {self.versions['tensorflow']}",
+            f"{self.threads} thread(s), {self.versions['interpreter']}",
         )
         table.add_column("file", overflow="fold")
         table.add_column("kernels")
@@ -183,6 +183,7 @@ def benchmark(
         versions={
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
+            "interpreter": tflite_version(),
             "larq-compute-engine": version("larq-compute-engine"),
         },
     )

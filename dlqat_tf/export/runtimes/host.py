@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._compat import tflite_interpreter, tflite_version
 from dlqat_tf.export.files import flatbuffer, lce
 from dlqat_tf.export.files.micro import MicroInterpreter
 from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.export.integer.simulate import batches
+from dlqat_tf.export.runtimes import compiled_model
 
 
 def kernels_of(content: schema.ModelT, runtime: str = "tflite") -> str:
@@ -22,12 +22,14 @@ def kernels_of(content: schema.ModelT, runtime: str = "tflite") -> str:
         return "Larq Compute Engine with XNNPACK, on this host's kernels"
     if runtime == "micro":
         return "TFLite Micro's reference kernels"
+    if runtime == "compiled_model":
+        return f"CompiledModel of {tflite_version()}"
     if runtime == "builtin":
-        return f"TFLite {tf.__version__} without XNNPACK"
+        return f"{tflite_version()} without XNNPACK"
     types = {tensor.type for tensor in content.subgraphs[0].tensors}
     if schema.TensorType.INT4 in types:
-        return f"TFLite {tf.__version__}: int4 convolutions built in, the rest XNNPACK"
-    return f"TFLite {tf.__version__} with XNNPACK"
+        return f"{tflite_version()}: int4 convolutions built in, the rest XNNPACK"
+    return f"{tflite_version()} with XNNPACK"
 
 
 def runner(
@@ -48,6 +50,8 @@ def runner(
     if flatbuffer.is_binarized(content):
         # Its threads wait for each other at every operation, for long where the machine is busy.
         invoke = lce.open_interpreter(data, threads=1).predict
+    elif runtime == "compiled_model":
+        invoke = compiled_model.opened(data, path)
     elif runtime == "micro":
         invoke = MicroInterpreter(data, path).run
     else:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dlqat_tf._compat import tflite_version
 from dlqat_tf._host import write_whole
 from dlqat_tf.export.runtimes.benchmark import REFERENCE_KERNEL, benchmark
 from dlqat_tf.report import check_target
@@ -33,6 +34,7 @@ def opened(monkeypatch):
             super().invoke()
 
     monkeypatch.setattr(tf.lite, "Interpreter", Spy)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)  # which would replace it
     return Spy
 
 
@@ -117,6 +119,7 @@ def test_json_holds_everything(stock_file):
     assert read["cpu"]
     assert read["machine"] == platform.machine()
     assert read["versions"]["tensorflow"] == tf.__version__
+    assert read["versions"]["interpreter"] == tflite_version()
     assert read["versions"]["larq-compute-engine"] == lce.__version__
 
 

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -6,6 +8,7 @@ import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.micro import is_installed
+from dlqat_tf.export.runtimes import compiled_model
 from dlqat_tf.export.runtimes.host import runner
 from tests.export.networks import convolution, depthwise, images_for, randomize, small_network
 
@@ -61,6 +64,34 @@ def test_files_for_kernels_that_round_twice(tmp_path, network, weights, runtime)
     assert ("Micro" if runtime == "micro" else "without XNNPACK") in result.kernels
 
 
+@pytest.mark.skipif(not compiled_model.is_installed(), reason="ai-edge-litert is not installed")
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (small_network, {"weights": "int4"}),
+        (mobile_network, {"batch_size": 3}),
+        (prepared_network, {"batch_size": None}),
+    ],
+)
+def test_every_integer_of_a_compiled_model_is_that_of_the_simulation(tmp_path, network, options):
+    model = network()
+    report = to_tflite(model, tmp_path / "model.tflite", **options)
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images_for(model, 20), runtime="compiled_model")
+    assert result.failures(keras_agreement=95.0) == []
+    assert result.kernels.startswith("CompiledModel of LiteRT ")
+
+
+def test_without_litert_parity_says_how_to_get_it(tmp_path, monkeypatch):
+    model = small_network()
+    report = to_tflite(model, tmp_path / "model.tflite", snap=False)
+    monkeypatch.setattr(compiled_model, "_environment", compiled_model._environment.__wrapped__)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.environment", None)
+    assert not compiled_model.is_installed()
+    with pytest.raises(ExportError, match=r"run `pip install 'dlqat_tf\[litert\]'`"):
+        parity(model, report.path, images_for(model, 2), runtime="compiled_model")
+
+
 @pytest.mark.parametrize("runtime", ["builtin", MICRO])
 def test_a_file_for_xnnpack_on_kernels_that_round_twice(tmp_path, runtime):
     """Every integer is as simulated there too, but some are not those of Keras."""
@@ -91,7 +122,9 @@ def test_runtimes_and_kernels_that_do_not_fit(tmp_path):
     to_lce(model, path)
     with pytest.raises(ExportError, match=r"Larq Compute Engine.*runtime=\"tflite\""):
         parity(model, path, images_for(model, 2), runtime="micro")
-    with pytest.raises(ExportError, match="runtime to be one of tflite, builtin, micro, web"):
+    with pytest.raises(
+        ExportError, match=r"tflite, builtin, micro, compiled_model, web\. Received"
+    ):
         parity(model, path, images_for(model, 2), runtime="arduino")
 
 
