@@ -280,7 +280,18 @@ for _method in (
             else LQNetActivations(bits, name=name)
         ),
         network="full pre-activation ResNet-18 with type-A shortcuts, ends in float",
-        recipe={"block": "pre", "shortcut": "A", "end_bits": 32, "final_gain": 1.0},
+        recipe={  # training as in its code, which steps the learning rate down instead
+            "block": "pre",
+            "shortcut": "A",
+            "end_bits": 32,
+            "final_gain": 1.0,
+            "stages": 1,
+            "epochs": 110,
+            "batch_size": 256,
+            "learning_rate": 0.1,
+            "reference_batch": 256,
+            "weight_decay": 5e-5,
+        },
         rows=(Row(3, 1, 2, 62.6),),
     ),
     Method(
@@ -302,7 +313,15 @@ for _method in (
         "Yang et al., CVPR 2019 (arXiv 1911.09464)",
         QuantizationNetworksWeights,
         callbacks=lambda epochs, steps=None: [QuantizerProgress(epochs, steps)],
-        recipe={"stages": 2},
+        recipe={  # of its code, which steps the learning rate down instead
+            "end_bits": 32,
+            "stages": 2,
+            "epochs": 35,
+            "batch_size": 256,
+            "reference_batch": 256,
+            "quantized_learning_rate": 0.001,
+            "weight_decay": 1e-4,
+        },
         rows=(Row(3, 1, 32, 66.5),),
     ),
     Method(

@@ -53,7 +53,7 @@ def quantize(
         \mu' = \mu / a, \quad \sigma'^2 = \sigma^2 / a^2
 
     with the maximum per output channel and :math:`t = \tanh \min(\max|W|, 1)` over the tensor; at
-    one bit a is that of BWN (Rastegari et al. 2016, arXiv 1603.05279, eq. 6). Methods without the
+    one bit a is that of BWN (Rastegari et al. 2016, arXiv 1603.05279). Methods without the
     tanh clamp start from W itself.
 
     Int8 kernels need codes wherever they read, so outputs that no ReLU rounds (linear bottlenecks,

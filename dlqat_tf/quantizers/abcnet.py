@@ -54,8 +54,8 @@ def abcnet_weights(kernel: tf.Tensor, count: int) -> tf.Tensor:
         \alpha = \arg\min \lVert W - Q \rVert^2, \qquad
         \partial Q / \partial W = \sum_i \alpha_i
 
-    (section 3.1, channel-wise); of one basis u = 0, and sign(0) = 1. The factors are constants in
-    the backward pass, which goes through each sign as through the identity.
+    Of one basis u = 0, and sign(0) = 1. The factors are constants in the backward pass, which goes
+    through each sign as through the identity.
 
     Args:
         kernel: float32 tensor, last axis the output channels.
@@ -119,7 +119,7 @@ class ABCNetActivations(ActivationQuantizer):
         \partial y / \partial v_n = \beta_n 1[0 \le x + v_n \le 1], \qquad
         \partial y / \partial \beta_n = A_n
 
-    (section 3.2; sign(0) = -1). Shifts v start evenly inside (-1, 1) and factors at 1 / N for N of
+    with sign(0) = -1. Shifts v start evenly inside (-1, 1) and factors at 1 / N for N of
     them, which the paper leaves open; both are trained, and factors stay at or above 1e-6. 32 bits
     are a ReLU.
 

@@ -1,7 +1,7 @@
 """Binary weight networks.
 
 Rastegari et al., "XNOR-Net: ImageNet classification using binary convolutional neural networks",
-ECCV 2016 (arXiv 1603.05279), section 3.1.
+ECCV 2016 (arXiv 1603.05279).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def _scale(kernel: tf.Tensor) -> tf.Tensor:
 
 
 def bwn_weights(kernel: tf.Tensor) -> tf.Tensor:
-    r"""Return the signs of a kernel times the mean magnitude of each output channel (eqs. 4, 6).
+    r"""Return the signs of a kernel times the mean magnitude of each output channel.
 
     .. math::
         Q = a_o \operatorname{sign}(W), \quad a_o = \operatorname{mean}|W_o|, \qquad
         \partial Q_i / \partial W_i = a_o \, 1[|W_i| \le 1] + 1 / n
 
-    with n weights in an output channel (section 3.1, training); sign(0) = 1. The authors' code
+    with n weights in an output channel; sign(0) = 1. The authors' code
     multiplies this by :math:`n (1 - 1 / c_{\text{in}})`, which Adam undoes; it is left out here.
 
     Args:

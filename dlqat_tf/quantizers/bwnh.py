@@ -24,7 +24,7 @@ def fit_binary(
 
     .. math:: \min_{b_j \in \{-1, 1\}, a_j} \lVert X^\top w_j - a_j X^\top b_j \rVert^2
 
-    for each output channel j (eq. 10): the factor is :math:`\langle X^\top w, X^\top b \rangle /
+    for each output channel j: the factor is :math:`\langle X^\top w, X^\top b \rangle /
     \lVert X^\top b \rVert^2`; signs change one after the other where that lowers the error. They
     start at those of the kernel.
 

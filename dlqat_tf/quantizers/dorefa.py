@@ -1,7 +1,7 @@
 """DoReFa-Net: weights by tanh, activations on [0, 1].
 
 Zhou et al., "DoReFa-Net: Training low bitwidth convolutional neural networks with low bitwidth
-gradients" (arXiv 1606.06160). The gradients' own quantization (eq. 12) is not part of this.
+gradients" (arXiv 1606.06160). The gradients' own quantization is not part of this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _mean(kernel: tf.Tensor) -> tf.Tensor:
 
 
 def dorefa_weights(kernel: tf.Tensor, bits: int) -> tf.Tensor:
-    r"""Quantize a kernel to ``bits`` bits as DoReFa-Net does (eqs. 7 and 9).
+    r"""Quantize a kernel to ``bits`` bits as DoReFa-Net does.
 
     .. math::
         b = 1: \quad & Q = \operatorname{sign}(W) \operatorname{mean}|W|,
@@ -81,7 +81,7 @@ class DoReFaWeights(WeightQuantizer):
 @register_alias("dorefa_activations")
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
 class DoReFaActivations(ActivationQuantizer):
-    r"""DoReFa-Net's activation quantizer (eq. 11), on the fixed range from 0 to 1.
+    r"""DoReFa-Net's activation quantizer, on the fixed range from 0 to 1.
 
     .. math::
         y = \operatorname{rne}(\operatorname{clip}(x, 0, 1) R) / R, \quad R = 2^b - 1, \qquad

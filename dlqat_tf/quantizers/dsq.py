@@ -30,7 +30,7 @@ def soft_steps(
     r"""Return the soft staircase through ``intervals`` steps from ``low`` to ``high``.
 
     With :math:`\Delta = (u - l) / n`, i the interval of :math:`\operatorname{clip}(x, l, u)` and
-    :math:`m_i` its middle (eqs. 3 to 5 and 7):
+    :math:`m_i` its middle:
 
     .. math::
         \varphi(x) = \frac{\tanh(k (x - m_i))}{1 - \alpha}, \qquad

@@ -65,17 +65,16 @@ class LQNetWeights(WeightQuantizer):
     .. math::
         Q = \sum_i v_i B_i, \qquad B_i \in \{-1, 1\}, \qquad \partial Q / \partial W = 1
 
-    where B are those of the nearest of the :math:`2^b` levels (eq. 4). After each training step's
+    where B are those of the nearest of the :math:`2^b` levels. After each training step's
     forward pass the basis moves to that of the least squared error for these B,
 
     .. math::
         v \leftarrow 0.9 v + 0.1 (B^\top B / m + \delta I)^{-1} (B^\top W / m + \delta v), \qquad
         \delta = 10^{-4}
 
-    for m weights (eq. 7, and the moving average of section 3.4; the authors' code has no m, and
-    delta then is too small for planes that are equal). It starts at :math:`0.6745 \sqrt{2 / n} \,
-    2^i / 2^{b-1}` with n the kernel's positions times its output channels, as in the authors' code.
-    The basis is in the model file.
+    for m weights. It starts at :math:`0.6745 \sqrt{2 / n} \, 2^i / 2^{b-1}` with n the kernel's
+    positions times its output channels. Both are those of the authors' code, which has no m; delta
+    then is too small for planes that are equal. The basis is in the model file.
 
     Args:
         bits: 1 to 4, or 32 for weights that are not rounded.

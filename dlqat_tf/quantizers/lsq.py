@@ -28,7 +28,7 @@ def learned_step(
 ) -> tf.Tensor:
     r"""Round to the multiples of a trainable step.
 
-    With the codes :math:`l` to :math:`h` (eqs. 1 and 2):
+    With the codes :math:`l` to :math:`h`:
 
     .. math::
         y &= s \operatorname{rne}(\operatorname{clip}(x / s, l, h)) \\
@@ -37,8 +37,6 @@ def learned_step(
             \operatorname{rne}(x / s) - x / s & l < x / s < h \\
             l & x / s \le l \\ h & x / s \ge h \end{cases},
             \qquad g = 1 / \sqrt{N h}
-
-    (eqs. 3 and 5, section 2.2 for g).
 
     Args:
         x: float32 tensor of any shape.
@@ -80,8 +78,8 @@ class LSQWeights(WeightQuantizer):
 
     Codes from :math:`-2^{b-1}` to :math:`h = 2^{b-1} - 1`, one step for the kernel. The step starts
     in the first training step from the kernel of that moment, :math:`2 \operatorname{mean}|W| /
-    \sqrt h` (section 2.1), and until then follows the kernel. It and whether it has started are
-    variables in the model file. It stays at or above 1e-6, which the paper leaves open.
+    \sqrt h`, and until then follows the kernel. It and whether it has started are variables in the
+    model file. It stays at or above 1e-6, which the paper leaves open.
 
     Args:
         bits: 2 to 8, or 32 for weights that are not rounded. One bit has no code above zero.
@@ -129,8 +127,8 @@ class LSQActivations(ActivationQuantizer):
 
     Codes from 0 to :math:`h = 2^b - 1`, one step for the layer, N the features of one image. The
     step starts in the first training step from its batch, :math:`2 \operatorname{mean}|x| / \sqrt
-    h` (section 2.1); before, each batch is rounded by its own and there is no ``grid``. It and
-    whether it has started are variables in the model file. 32 bits are a ReLU.
+    h`; before, each batch is rounded by its own and there is no ``grid``. It and whether it has
+    started are variables in the model file. 32 bits are a ReLU.
 
     Args:
         bits: 1 to 8, or 32.

@@ -64,7 +64,7 @@ class QuantizationNetworksWeights(WeightQuantizer):
         Q = a \left(\sum_{i=1}^n s_i \, \sigma(T (\beta W - b_i)) - o\right), \qquad
         s_i = Y_i - Y_{i-1}, \quad o = \tfrac 1 2 \sum_i s_i
 
-    with its derivatives by W, a and beta (eqs. 2 to 5); at inference, and in files, with the step
+    with its derivatives by W, a and beta; at inference, and in files, with the step
     :math:`1[\beta W \ge b_i]` instead of the sigmoid.
 
     The temperature T rises with the share of training that is done, from 10 in a straight line to
@@ -73,6 +73,9 @@ class QuantizationNetworksWeights(WeightQuantizer):
     and a from :math:`1 / \beta`; before it, the callback sets b halfway between the clusters of
     :math:`\beta W` that k-means finds, and without it they stay halfway between the levels. So the
     method starts from a trained network. All are variables in the model file.
+
+    Of one bit the authors' code takes the sigmoid's derivative at T = 1, times T, with learning
+    rates of 0.001 and below. That multiplies the learning rate by up to T, so it is not done here.
 
     Args:
         bits: 1, 2 (ternary), 3 (seven levels), or 32 for weights that are not rounded.

@@ -1,7 +1,7 @@
 """SAT weight quantization: clamp by tanh, DoReFa grid, constant rescaling of the last layer.
 
 Jin et al., "Neural network quantization with scale-adjusted training", BMVC 2020 (arXiv
-1912.10207); Zhou et al., "DoReFa-Net" (arXiv 1606.06160), eq. 9, for the grid.
+1912.10207); Zhou et al., "DoReFa-Net" (arXiv 1606.06160), for the grid.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def sat_weights(
 
     With ``keep_scale``, :math:`1 / S_k = \langle W, Q \rangle_k / \langle Q, Q \rangle_k` for each
     output channel k, the factor that brings Q nearest to W; at one bit that of BWN, the mean of
-    :math:`|W|` (Rastegari et al. 2016, arXiv 1603.05279, eq. 6).
+    :math:`|W|` (Rastegari et al. 2016, arXiv 1603.05279).
 
     Args:
         kernel: float32 tensor, last axis the output channels.
