@@ -238,7 +238,8 @@ class Scheme(_api.QuantizeScheme):
         preprocessing: How images are prepared outside of the model, as for
             :func:`dlqat_tf.quantize`.
         method: Name in :mod:`dlqat_tf.methods` of what rounds kernels and ReLUs. What a method
-            needs in training, ``dlqat_tf.methods.get(name).callbacks(epochs)`` gives.
+            needs in training, ``dlqat_tf.methods.get(name).callbacks(epochs)`` gives, and before it
+            ``.prepare(model, images)`` where that is not None.
 
     Raises:
         ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer cannot

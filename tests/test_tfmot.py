@@ -685,6 +685,19 @@ def test_a_method_trains_in_wrappers_and_is_exported(tmp_path):
         assert agreement["simulation_file"] == 100.0
 
 
+def test_a_method_that_starts_from_images_is_fitted_in_wrappers():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.Conv2D(4, 3, name="first")(inputs))
+    x = layers.ReLU()(layers.Conv2D(4, 3, name="hidden")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = applied(tf.keras.Model(inputs, layers.Dense(3)(x)), 1, 4, method="bwnh")
+    errors = methods.get("bwnh").prepare(model, images(16) / np.float32(255))
+    assert list(errors) == ["quant_hidden"]
+    assert 0 < errors["quant_hidden"] < 1
+    kernel = unwrapped(by_name(model)["hidden"]).kernel.numpy()
+    np.testing.assert_allclose(np.abs(kernel), np.abs(kernel).mean((0, 1, 2)) + 0 * kernel, 1e-5)
+
+
 def test_a_method_and_a_width_that_do_not_go_together():
     with pytest.raises(ValueError, match="weight_bits with method='bwn': BWN defines 1 bit"):
         Scheme(4, 4, method="bwn")

@@ -96,7 +96,8 @@ def quantize(
             a dict of these by input name. The result remembers it, so that files take pixels.
         method: Name in :mod:`dlqat_tf.methods` of what rounds hidden kernels and ReLUs, and the
             first kernels where it defines their width. Heads, ``residual_bits`` and inputs are the
-            same for all. Some methods need callbacks in training: the report names them.
+            same for all. Some methods need callbacks in training, or images before it: the
+            report says so.
 
     Returns:
         The model, not compiled, whose layers have the source's names, and the report. A head

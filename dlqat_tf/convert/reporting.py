@@ -38,6 +38,11 @@ def report_of(
             f"{method.name} depends on how far training is: pass callbacks=dlqat_tf.methods.get("
             f"{method.name!r}).callbacks(epochs) to fit, with the epochs of the whole training."
         )
+    if method.prepare is not None:
+        notes.append(
+            f"{method.name} starts from images: call dlqat_tf.methods.get({method.name!r}).prepare("
+            "model, images) with a few hundred of them before fit."
+        )
     frozen = [
         made[layer].name
         for layer in network.of

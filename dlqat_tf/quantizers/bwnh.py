@@ -13,6 +13,7 @@ import tensorflow as tf
 from dlqat_tf.quantizers.bwn import BWNWeights
 from dlqat_tf.quantizers.wrapped import unwrapped
 
+_layers = tf.keras.layers
 _PATCHES = 20_000  # of a layer's inputs
 _BATCH = 32
 
@@ -72,7 +73,8 @@ def bwnh(model: tf.keras.Model, images: np.ndarray, *, sweeps: int = 3) -> dict[
     is what is fitted. Depthwise and grouped convolutions keep BWN's signs.
 
     Args:
-        model: Functional or Sequential network of trained float kernels under ``BWNWeights(1)``.
+        model: Functional or Sequential network of trained float kernels under ``BWNWeights(1)``,
+            of Larq's layers or in TF-MOT's wrappers.
         images: A few hundred, as the model takes them.
         sweeps: How often each sign is looked at.
 
@@ -92,23 +94,26 @@ def bwnh(model: tf.keras.Model, images: np.ndarray, *, sweeps: int = 3) -> dict[
         raise ValueError("bwnh expected images to fit to. Received: none.")
     errors = {}
     for layer in layers:
-        gram = _gram(tf.keras.Model(model.inputs, layer.input), layer, images)
+        parts = unwrapped(layer)
+        gram = _gram(tf.keras.Model(model.inputs, layer.input), parts.layer, images)
         with lq.context.quantized_scope(False):
-            latent = np.float64(tf.convert_to_tensor(layer.kernel))
+            latent = np.float64(tf.convert_to_tensor(parts.kernel))
         kernel = latent.reshape(-1, latent.shape[-1])
         signs, factors = fit_binary(kernel, gram, sweeps)
         rest = kernel - signs * factors
         output = max(float((kernel * (gram @ kernel)).sum()), 1e-30)
         errors[layer.name] = float((rest * (gram @ rest)).sum()) / output
-        layer.kernel.assign(np.float32(signs * factors).reshape(latent.shape))
+        parts.kernel.assign(np.float32(signs * factors).reshape(latent.shape))
     return errors
 
 
 def _is_binary(layer) -> bool:
-    quantizer = unwrapped(layer).kernel_quantizer
-    convolves = isinstance(layer, lq.layers.QuantConv2D) and layer.groups == 1
+    parts = unwrapped(layer)
+    layer, quantizer = parts.layer, parts.kernel_quantizer
+    convolves = isinstance(layer, _layers.Conv2D) and layer.groups == 1
+    convolves = convolves and not isinstance(layer, _layers.Conv2DTranspose)
     convolves = convolves and layer.data_format == "channels_last"
-    fits = convolves or isinstance(layer, lq.layers.QuantDense)
+    fits = convolves or isinstance(layer, _layers.Dense)
     return fits and isinstance(quantizer, BWNWeights) and quantizer.bits == 1
 
 
@@ -118,8 +123,9 @@ def _gram(before: tf.keras.Model, layer, images: np.ndarray) -> np.ndarray:
     share = -(-_PATCHES // max(len(images) // _BATCH, 1))
     for i in range(0, len(images), _BATCH):
         values = before(images[i : i + _BATCH], training=False)
-        if layer.input_quantizer is not None:
-            values = layer.input_quantizer(values)
+        quantizer = getattr(layer, "input_quantizer", None)
+        if quantizer is not None:
+            values = quantizer(values)
         patches = _patches(layer, values)
         if len(patches) > share:
             patches = patches[generator.choice(len(patches), share, replace=False)]
@@ -129,7 +135,7 @@ def _gram(before: tf.keras.Model, layer, images: np.ndarray) -> np.ndarray:
 
 def _patches(layer, values: tf.Tensor) -> np.ndarray:
     """Return the inputs of each output position, (positions, weights)."""
-    if isinstance(layer, lq.layers.QuantDense):
+    if isinstance(layer, _layers.Dense):
         return values.numpy().reshape(-1, values.shape[-1])
     # Rows, columns, channels: the order of the kernel.
     patches = tf.image.extract_patches(

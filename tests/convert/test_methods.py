@@ -51,6 +51,8 @@ def test_it_rounds_what_is_hidden(name):
     assert np.all(np.isfinite(model(IMAGES)))
     needed = [note for note in report.notes if "callbacks=dlqat_tf.methods.get(" in note]
     assert len(needed) == len(method.callbacks(1.0))
+    needed = [note for note in report.notes if f"get({name!r}).prepare(model, images)" in note]
+    assert len(needed) == (method.prepare is not None)
 
 
 @EVERY
