@@ -1,7 +1,7 @@
 # `make demo` and `make test` create what they need; `. .venv/bin/activate` uses it afterwards.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-long lint format env lock
+.PHONY: demo test test-long test-lowest lint format docs env lock
 
 BIN := .venv/bin
 
@@ -14,6 +14,14 @@ test: .venv/ready
 test-long: .venv/ready
 	$(BIN)/python -m pytest -m long
 
+# The lowest versions that pyproject.toml allows, on tests that use each of these packages.
+test-lowest: .venv/ready
+	$(BIN)/uv venv --clear build/lowest
+	$(BIN)/uv pip install --python build/lowest --resolution lowest-direct --editable '.[test]'
+	build/lowest/bin/python -m pytest tests/command tests/quantizers/test_sat.py \
+	    tests/test_analysis.py tests/test_loading.py tests/training/test_folder.py \
+	    tests/training/test_history.py tests/export/files/test_functions.py
+
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -22,6 +30,11 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The site, in build/site. Its pages hold what the package has and draws, so this runs the package.
+docs: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	$(BIN)/python docs/_generate/links.py build/site
 
 env: .venv/ready
 
@@ -37,9 +50,9 @@ env: .venv/ready
 	echo "Creating .venv with $$($$python --version); the first time downloads about 1 GB." && \
 	rm -rf .venv && $$python -m venv .venv && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint requirements.lock --editable '.[test]' && \
+	    --constraint requirements.lock --editable '.[test,docs]' && \
 	touch $@
 
 lock:
-	uv pip compile pyproject.toml --extra test --universal --python-version 3.10 \
+	uv pip compile pyproject.toml --extra test --extra docs --universal --python-version 3.10 \
 	    --no-annotate --no-header --output-file requirements.lock

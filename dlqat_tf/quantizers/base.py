@@ -12,6 +12,7 @@ import sys
 import weakref
 from dataclasses import dataclass
 from numbers import Integral
+from types import FrameType
 
 import larq as lq
 import numpy as np
@@ -110,7 +111,7 @@ class _Quantizer(lq.quantizers.Quantizer):
         # its 16-bit kernel would get a float32 one. `call` casts there and back instead.
         super().__init__(autocast=False, **kwargs)
         self.bits = bits
-        self._owner = None
+        self._owner: weakref.ref | None = None
 
     @property
     def precision(self) -> int:
@@ -269,7 +270,7 @@ class _NoStarvation(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if "starved weights" not in str(record.msg):
             return True
-        frame = sys._getframe()
+        frame: FrameType | None = sys._getframe()
         while frame and (frame.f_code.co_filename, frame.f_lineno) != (
             record.pathname,
             record.lineno,

@@ -86,7 +86,8 @@ class HAWQActivations(ActivationQuantizer):
 
     def __init__(self, bits: int = 4, **kwargs):
         super().__init__(check_bits(bits), **kwargs)
-        self.maximum = self.started = None
+        self.maximum: tf.Variable = None  # both from `build` on
+        self.started: tf.Variable = None
 
     def build(self, input_shape):
         if self.bits != 32:

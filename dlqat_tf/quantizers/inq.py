@@ -71,7 +71,9 @@ class INQWeights(WeightQuantizer):
 
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_widths("INQ", bits, (2, 3, 4, 5)), **kwargs)
-        self.frozen = self.levels = self.top = None
+        self.frozen: tf.Variable = None  # all three from `build` on
+        self.levels: tf.Variable = None
+        self.top: tf.Variable = None
 
     def build(self, input_shape):
         if self.bits != 32:
@@ -126,4 +128,4 @@ class INQWeights(WeightQuantizer):
             )
         bottom = int(self.top.numpy()) + 1 - 2 ** (self.bits - 1) // 2
         step = np.float32(2.0**bottom)
-        return WeightGrid((self.levels.numpy() / step).astype(np.int16), step)
+        return WeightGrid((self.levels.numpy() / step).astype(np.int16), np.asarray(step))

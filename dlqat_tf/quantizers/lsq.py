@@ -90,7 +90,8 @@ class LSQWeights(WeightQuantizer):
 
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_widths("LSQ of weights", bits, tuple(range(2, 9))), **kwargs)
-        self.step = self.started = None
+        self.step: tf.Variable = None  # both from `build` on
+        self.started: tf.Variable = None
 
     def build(self, input_shape):
         if self.bits != 32:
@@ -139,7 +140,8 @@ class LSQActivations(ActivationQuantizer):
 
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_bits(bits), **kwargs)
-        self.step = self.started = None
+        self.step: tf.Variable = None  # both from `build` on
+        self.started: tf.Variable = None
 
     def build(self, input_shape):
         if self.bits != 32:

@@ -99,7 +99,7 @@ class CGPACT(ActivationQuantizer):
         self.alpha_init = float(alpha_init)
         self.signed = signed
         self.alpha_regularizer = tf.keras.regularizers.get(alpha_regularizer)
-        self.alpha = None
+        self.alpha: tf.Variable = None  # from `build` on
 
     @property
     def highest(self) -> int:

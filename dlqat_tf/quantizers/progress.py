@@ -36,7 +36,7 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
                 raise ValueError(f"Expected {name} to be a number above zero. Received: {value!r}.")
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
-        self._followers = []
+        self._followers: list[tuple] = []
 
     def on_train_begin(self, logs=None):
         self._followers = [

@@ -42,7 +42,8 @@ class SYQWeights(WeightQuantizer):
 
     def __init__(self, bits: int = 1, **kwargs):
         super().__init__(check_widths("SYQ", bits, (1, 2)), **kwargs)
-        self.scale = self.started = None
+        self.scale: tf.Variable = None  # both from `build` on
+        self.started: tf.Variable = None
 
     def build(self, input_shape):
         if self.bits != 32:
