@@ -24,7 +24,7 @@ class Report:
         """Print the report to the terminal."""
         console = Console()
         for part in self.tables():
-            console.print(part, highlight=False)
+            console.print(part, highlight=False, markup=False)  # text has [brackets]
 
     def to_json(self) -> str:
         """Return the report as a JSON object."""

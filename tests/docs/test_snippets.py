@@ -15,6 +15,7 @@ import tyro
 
 from dlqat_command import main
 from dlqat_command.tree import Group
+from dlqat_tf.export.files.micro import is_installed
 from tests.docs import stand_ins
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,8 @@ def words_of(line: str) -> list[str] | None:
 
 def is_run(words: list[str] | None) -> bool:
     if words is None or {"android", "web"} & set(words):
+        return False
+    if "micro" in words and not is_installed():
         return False
     return words[0] in stand_ins.RUNS or " ".join(words[:2]) in stand_ins.RUNS
 
