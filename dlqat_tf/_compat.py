@@ -104,6 +104,13 @@ def calling_layer():
     return base_layer_utils.call_context().layer
 
 
+def with_lambdas():
+    """Return a context in which Keras makes layers from functions that are in memory already."""
+    from tf_keras.src.saving.serialization_lib import SafeModeScope
+
+    return SafeModeScope(False)
+
+
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
     """Leave out what TensorFlow writes about its own start.

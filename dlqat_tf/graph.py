@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from dlqat_tf._compat import is_keras_3
+from dlqat_tf._compat import is_keras_3, with_lambdas
 
 
 def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> None:
@@ -83,7 +83,9 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
     kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
     layers = (each for each in model.submodules if isinstance(each, tf.keras.layers.Layer))
     # Keras finds classes by name, and users need not have registered theirs.
-    with tf.keras.utils.custom_object_scope({type(each).__name__: type(each) for each in layers}):
+    classes = {type(each).__name__: type(each) for each in layers}
+    # Functions in Lambda layers are the model's own, so nothing unsafe comes in with them.
+    with tf.keras.utils.custom_object_scope(classes), with_lambdas():
         copy = kind.from_config(change(model.get_config()))
     copy.set_weights(model.get_weights())
     refresh(copy)

@@ -55,12 +55,12 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.reading import (
-    SIGNS,
     NoIntegerForm,
     activation_of,
     head_of,
     levels_of,
     norm_of,
+    scaling_of,
     unsupported,
     values_of,
 )
@@ -74,6 +74,7 @@ from dlqat_tf.quantizers import (
     Unwrapped,
     unwrapped,
 )
+from dlqat_tf.quantizers.of_larq import is_of_larq
 
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
@@ -211,6 +212,12 @@ class _Lowering:
         is_image = is_image or isinstance(source, Prepared)
         if is_image and isinstance(quantizer, InputQuantizer) and isinstance(node, Activation):
             node = lookup(quantizer, source, node)
+        gain, offset = scaling_of(quantizer)
+        if (gain, offset) != (1.0, 0.0):
+            channels = np.ones(self.shapes[name][-1], np.float32)
+            around = dict(name=f"{shared['name']}_scaled", inputs=(name,))
+            scaled = self.add(Affine(**around, gain=gain * channels, offset=offset * channels))
+            node = replace(node, inputs=(scaled,))
         return self.add(node)
 
     def node(self, name: str) -> Node:
@@ -244,8 +251,10 @@ class _Lowering:
             return inputs[0]
         if isinstance(layer, Head):
             return self.add(head_of(layer, shared))
-        if isinstance(layer, (ActivationQuantizer, *SIGNS)):
+        if isinstance(layer, ActivationQuantizer) or is_of_larq(layer):
             return self.rounded(layer, shared)
+        if kind is _layers.Activation and is_of_larq(layer.activation):
+            return self.rounded(layer.activation, shared)
         if kind in _WEIGHTED:
             if isinstance(layer, _layers.Conv2DTranspose) and not is_plain_transposed(layer):
                 raise NoIntegerForm(name)
@@ -354,7 +363,7 @@ class _Lowering:
             return output
         if activation in _RELUS:
             return self.add(ReLU(**around, highest=_RELUS[activation]))
-        if isinstance(activation, (ActivationQuantizer, *SIGNS)):
+        if isinstance(activation, ActivationQuantizer) or is_of_larq(activation):
             return self.rounded(activation, around)
         if isinstance(activation, lq.quantizers.Quantizer):
             raise unsupported(name, layer, "its activation says no integer codes")

@@ -26,10 +26,11 @@ from dlqat_tf.quantizers import (
     WeightQuantizer,
     nearest_codes,
 )
+from dlqat_tf.quantizers.of_larq import Steps, is_sign, steps_of, weight_grid
 
 _SUPPORTED = (
     "Conv2D, DepthwiseConv2D, Conv2DTranspose, Dense and their larq Quant* forms, "
-    "BatchNormalization, ReLU, ReLU6, activation quantizers of dlqat_tf, SteSign, Add, Subtract, "
+    "BatchNormalization, ReLU, ReLU6, quantizers of dlqat_tf and Larq, Add, Subtract, "
     "Multiply, Average, Maximum, Minimum, Concatenate, ZeroPadding2D, Cropping2D, slices, splits, "
     "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
     "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
@@ -38,8 +39,6 @@ _SUPPORTED = (
     "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
 _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
-# Larq quantizers that compute the sign; they differ in the gradient only.
-SIGNS = (lq.quantizers.SteSign, lq.quantizers.ApproxSign, lq.quantizers.SwishSign)
 
 
 @dataclass(frozen=True)
@@ -91,19 +90,12 @@ def levels_of(quantizer, kernel: np.ndarray, name: str, layer) -> WeightLevels:
     """
     if quantizer is None:
         return WeightLevels(kernel, None, 32)
-    if isinstance(quantizer, SIGNS):
-        return WeightLevels(
-            np.where(kernel >= 0, 1, -1).astype(np.int16), np.ones(1, np.float32), 1
-        )
-    if isinstance(quantizer, lq.quantizers.MagnitudeAwareSign):
-        scale = np.asarray(quantizer(kernel), np.float32)  # of each last axis, times the sign
-        step = np.abs(scale).max(axis=tuple(range(kernel.ndim - 1)))
-        codes = np.sign(scale).astype(np.int16)  # 0 where all weights of a channel are
-        return WeightLevels(codes, np.where(step > 0, step, 1).astype(np.float32), 1)
     if not isinstance(quantizer, WeightQuantizer):
-        raise unsupported(
-            name, layer, f"its quantizer {type(quantizer).__name__} says no integer codes"
-        )
+        try:
+            grid, bits = weight_grid(quantizer, kernel)
+        except ValueError as error:
+            raise unsupported(name, layer, str(error)) from error
+        return WeightLevels(grid.codes, np.atleast_1d(grid.step), bits)
     try:
         grid = quantizer.grid(kernel)
     except NoGrid:
@@ -160,19 +152,19 @@ def activation_of(quantizer, shared: dict) -> Node | None:
     Raises:
         ExportError: It says no codes.
     """
-    if isinstance(quantizer, SIGNS):
-        return Sign(**shared)
     name = shared["name"]
-    if not isinstance(quantizer, ActivationQuantizer):
-        raise unsupported(name, quantizer, "it says no integer codes")
-    if quantizer.precision == 32:
+    if is_sign(quantizer):
+        return Sign(**shared)
+    is_ours = isinstance(quantizer, ActivationQuantizer)
+    if is_ours and quantizer.precision == 32:
         return ReLU(**shared, unrounded=True) if quantizer.rectifies else None
     try:
-        grid = quantizer.grid()
+        steps = Steps(quantizer.grid(), quantizer.precision) if is_ours else steps_of(quantizer)
     except NoGrid:
         return Levels(**shared, planes=quantizer.planes(), bits=quantizer.precision)
     except ValueError as error:
         raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    grid = steps.grid
     if not 0 < grid.step <= _LARGEST_STEP:
         raise ExportError(
             f"Layer {name!r} has the step {grid.step:g}: expected a number above zero and of at "
@@ -183,7 +175,15 @@ def activation_of(quantizer, shared: dict) -> Node | None:
             f"Layer {name!r} has codes from {grid.lowest} to {grid.highest}: expected at most 256 "
             "of them, zero included, as an int8 holds."
         )
-    return Activation(**shared, grid=grid, bits=quantizer.precision)
+    return Activation(**shared, grid=grid, bits=steps.bits)
+
+
+def scaling_of(quantizer) -> tuple[float, float]:
+    """Return gain and offset of what a quantizer rounds: 1 and 0 where it takes values as such."""
+    if isinstance(quantizer, ActivationQuantizer) or is_sign(quantizer):
+        return 1.0, 0.0
+    steps = steps_of(quantizer)
+    return steps.gain, steps.offset
 
 
 def norm_of(layer, shared: dict) -> Node:
