@@ -90,6 +90,17 @@ class FloatPart:
         """
         return [tuple(output.shape[1:]) for output in self._traced(1).outputs]
 
+    def passed_on(self) -> list[int | None]:
+        """Return by output which input it is, unchanged; None where something is computed."""
+        traced = self._traced(1)
+        inputs = {tensor.name: i for i, tensor in enumerate(traced.inputs)}
+        found = []
+        for output in traced.outputs:
+            while output.op.type == "Identity":
+                output = output.op.inputs[0]
+            found.append(inputs.get(output.name))
+        return found
+
     def _traced(self, batch: int | None):
         def traced(*tensors):
             return self.function(list(tensors))

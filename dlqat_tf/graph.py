@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
@@ -81,9 +82,14 @@ def apply(call, layer, tensors: list, **keywords) -> list:
 def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Model:
     """Return a copy of a functional or Sequential model, its configuration changed on the way."""
     kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
-    layers = (each for each in model.submodules if isinstance(each, tf.keras.layers.Layer))
-    # Keras finds classes by name, and users need not have registered theirs.
+    layers = [each for each in model.submodules if isinstance(each, tf.keras.layers.Layer)]
+    # Keras finds classes by name, and users need not have registered theirs; nor functions in the
+    # place of quantizers, of which Larq finds the classes that have their names.
     classes = {type(each).__name__: type(each) for each in layers}
+    for layer in layers:
+        for name in ("input_quantizer", "kernel_quantizer", "depthwise_quantizer"):
+            if inspect.isroutine(quantizer := getattr(layer, name, None)):
+                classes[quantizer.__name__] = quantizer
     # Functions in Lambda layers are the model's own, so nothing unsafe comes in with them.
     with tf.keras.utils.custom_object_scope(classes), with_lambdas():
         copy = kind.from_config(change(model.get_config()))

@@ -506,6 +506,9 @@ def _files(
         except ExportError as error:
             found.append(StorageSummary(name, reason=str(error)))
             continue
+        if file.warnings:  # a file that is no better than another one
+            found.append(StorageSummary(name, reason=file.warnings[0]))
+            continue
         content = count(file.data, f"{model.name}.tflite")
         by_layer[name] = {layer.layer: layer.bytes for layer in content.layers}
         found.append(

@@ -110,13 +110,15 @@ def weight_grid(quantizer: Callable, kernel: np.ndarray) -> tuple[WeightGrid, in
     bits = getattr(quantizer, "precision", None)
     axes = tuple(range(values.ndim - 1))
     largest = float(np.abs(values).max(initial=0))
-    for scale in (np.full(values.shape[-1:], largest), np.abs(values).max(axis=axes)):
-        scale = np.where(scale > 0, scale, 1).astype(np.float64)
-        for highest in _highest_codes(values / scale, bits):
-            codes, step = np.rint(values / scale * highest), np.float32(scale / highest)
-            if np.abs(codes * step - values).max(initial=0) <= _TOLERANCE * largest:
-                step = step[0] if np.all(step == step[0]) else step
-                return WeightGrid(codes.astype(np.int16), step), bits or _bits_of(codes)
+    # One step for all where that takes no more levels than one for each channel.
+    scales = (np.full(values.shape[-1:], largest), np.abs(values).max(axis=axes))
+    tried = [(highest, i) for i in (0, 1) for highest in _highest_codes(values, scales[i], bits)]
+    for highest, i in sorted(tried):
+        scale = _divisor(scales[i])
+        codes, step = np.rint(values / scale * highest), np.float32(scale / highest)
+        if np.abs(codes * step - values).max(initial=0) <= _TOLERANCE * largest:
+            step = step[0] if np.all(step == step[0]) else step
+            return WeightGrid(codes.astype(np.int16), step), bits or _bits_of(codes)
     width = "" if bits is None else f" of {bits} bits"
     raise ValueError(
         f"the weights that {_name(quantizer)} makes are not on equidistant levels{width}, so they "
@@ -124,9 +126,13 @@ def weight_grid(quantizer: Callable, kernel: np.ndarray) -> tuple[WeightGrid, in
     )
 
 
-def _highest_codes(ratios: np.ndarray, bits: int | None) -> list[int]:
-    """Return codes that the value 1 may have, so that all others are near integers too."""
-    levels = np.unique(np.abs(ratios).round(6))
+def _divisor(scale: np.ndarray) -> np.ndarray:
+    return np.where(scale > 0, scale, 1).astype(np.float64)
+
+
+def _highest_codes(values: np.ndarray, scale: np.ndarray, bits: int | None) -> list[int]:
+    """Return codes that a value of a channel's scale may have, so that all are near integers."""
+    levels = np.unique(np.abs(values / _divisor(scale)).round(6))
     if len(levels) > _LEVELS:
         return []
     limit = _WIDEST if bits is None else min(_WIDEST, 2**bits - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from dlqat_tf.export.integer.network import (
     Weighted,
 )
 from dlqat_tf.export.integer.plan import free_levels, grids, plan
-from dlqat_tf.export.integer.simulate import batches
+from dlqat_tf.export.integer.simulate import batches, correction
 from dlqat_tf.float_part import FloatPart
 
 PLANE_LIMIT = 9
@@ -68,11 +69,12 @@ def to_lce(
 
     and padding by +1 stands for code 0. Each weight plane is stored once. What follows is float32
     until it is rounded, so residual adds need no ``residual_bits``. Convolutions of more planes
-    than ``plane_limit``, depthwise ones and the 8-bit ends run on int8 kernels, or in float32 where
-    no activation quantizer directly follows. Networks of plain ``SteSign`` layers export too.
-    Levels on a free basis (LQ-Net, ABC-Net) are exact: weight planes have their own factors for
-    each channel, and activation planes come from thresholds. Where such weights run on int8 kernels
-    they are at the nearest codes, as in ``to_tflite``.
+    than ``plane_limit``, grouped and depthwise ones and the 8-bit ends run on int8 kernels, or in
+    float32 where no activation quantizer directly follows. Dense layers are convolutions of one
+    position. Networks of Larq's own quantizers export too; the report warns where nothing of a
+    model runs on binary kernels. Levels on a free basis (LQ-Net, ABC-Net) are exact: weight planes
+    have their own factors for each channel, and activation planes come from thresholds. Where such
+    weights run on int8 kernels they are at the nearest codes, as in ``to_tflite``.
 
     LCE's fast kernels are for ARM64; on other processors it runs reference kernels.
 
@@ -97,8 +99,7 @@ def to_lce(
         force: Overwrite existing files.
 
     Raises:
-        ExportError: An argument, the model or the folder is not as above, or no convolution can
-            run on binary kernels. No file is left.
+        ExportError: An argument, the model or the folder is not as above. No file is left.
     """
     path = Path(path)
     if isinstance(plane_limit, bool) or not isinstance(plane_limit, int) or plane_limit < 1:
@@ -144,7 +145,7 @@ def build(
         clear: As for :func:`dlqat_tf.export.integer.plan.plan`.
 
     Raises:
-        ExportError: No convolution can run on binary kernels.
+        ExportError: A layer has no kernel that computes what was trained.
     """
     built = assemble(
         _BinaryWriter,
@@ -159,7 +160,7 @@ def build(
         clear=clear,
     )
     if not _planes_in(built.planned):
-        raise _nothing_binary(network, plane_limit, target)
+        return replace(built, warnings=[_nothing_binary(network, plane_limit, target)])
     return built
 
 
@@ -167,11 +168,12 @@ def _planes_in(planned: IntegerNetwork) -> list[Convolution]:
     return [node for node in planned if getattr(node, "kernel", "") == "planes"]
 
 
-def _nothing_binary(network: IntegerNetwork, plane_limit: int, target: str) -> ExportError:
+def _nothing_binary(network: IntegerNetwork, plane_limit: int, target: str) -> str:
+    """Return what to say of a file without binary kernels."""
     if target != "all" and _planes_in(plan(network, plane_limit=plane_limit, clear=False)):
-        return ExportError(
-            f"No convolution of this model is cheaper as binary planes on {target} cores: export "
-            'with to_tflite, or with target="all" for a smaller file.'
+        return (
+            f"nothing runs on binary kernels: no layer is cheaper as planes on {target} cores. "
+            'Export with to_tflite, or with target="all" for a smaller file'
         )
     widest = plan(network, plane_limit=_WIDEST, clear=False)
     known, levels = grids(widest), free_levels(widest)
@@ -180,15 +182,15 @@ def _nothing_binary(network: IntegerNetwork, plane_limit: int, target: str) -> E
         for node in _planes_in(widest)
     ]
     if counts:
-        return ExportError(
-            f"No convolution of this model has at most {plane_limit} planes (weight bits times "
-            "activation bits), so nothing would run on binary kernels: raise plane_limit to "
-            f"{min(counts)}, or export with to_tflite."
+        return (
+            f"nothing runs on binary kernels: no layer has at most {plane_limit} planes (weight "
+            "bits times activation bits). Raise plane_limit to "
+            f"{min(counts)}, or export with to_tflite, whose files need no Larq Compute Engine"
         )
-    return ExportError(
-        "No convolution of this model has a form on binary kernels, which take weights of 1 to 7 "
-        "bits without a zero, neither grouped nor depthwise, and activations that are not "
-        "negative, after the first layer: export with to_tflite."
+    return (
+        "nothing runs on binary kernels, which take weights of 1 to 7 bits without a zero, neither "
+        "grouped nor depthwise, and activations that are not negative, after the first layer: "
+        "export with to_tflite, whose files need no Larq Compute Engine"
     )
 
 
@@ -214,6 +216,9 @@ class _BinaryWriter(PlaneWriter):
         coded = source is not None and not getattr(source, "signed", False)
         bits = self.planes_of(node.inputs[0])
         parts, shape = binary_parts(node, source), self.network.shapes[node.name]
+        border = correction(node, source, self.network.shapes[node.inputs[0]])
+        pads_ones = coded or border is not None or node.pad_value == 1
+        last = "" if border is not None else node.name
         filters: dict[int, int] = {}
         total = None
         for part in parts:
@@ -221,7 +226,7 @@ class _BinaryWriter(PlaneWriter):
                 filters[part.weight_bit] = self.file.constant(
                     f"{node.name}/weights{part.weight_bit}", packed_signs(part.signs)
                 )
-            output = self.float_tensor(node.name if len(parts) == 1 else "", shape)
+            output = self.float_tensor(last if len(parts) == 1 else "", shape)
             inputs = [
                 bits[part.activation_bit],
                 filters[part.weight_bit],
@@ -229,15 +234,20 @@ class _BinaryWriter(PlaneWriter):
                 self._per_channel(part.bias),
                 -1,
             ]
-            self.file.operator("LceBconv2d", inputs, output, custom=_options(node, coded))
+            self.file.operator("LceBconv2d", inputs, output, custom=_options(node, pads_ones))
             if total is not None:
-                added = self.float_tensor(node.name if part is parts[-1] else "", shape)
-                self._fusible[added] = schema.AddOptionsT()
-                self.file.operator("ADD", [total, output], added, self._fusible[added])
-                output = added
+                output = self._sum(total, output, last if part is parts[-1] else "", shape)
             total = output
         self.weights[node.name] = list(filters.values())
+        if border is not None:
+            total = self._sum(total, self.file.constant("", border), node.name, shape)
         return total
+
+    def _sum(self, first: int, second: int, name: str, shape: tuple[int, ...]) -> int:
+        added = self.float_tensor(name, shape)
+        self._fusible[added] = schema.AddOptionsT()
+        self.file.operator("ADD", [first, second], added, self._fusible[added])
+        return added
 
     def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:
         if not isinstance(node, Dense):
@@ -276,16 +286,17 @@ class _BinaryWriter(PlaneWriter):
         return self._uniform[key]
 
 
-def _options(node: Convolution, coded: bool) -> bytes:
+def _options(node: Convolution, pads_ones: bool) -> bytes:
     same = node.padding == "same"
+    kinds = schema.ActivationFunctionType
     return bytes(
         flexbuffers.Dumps(
             {
                 "channels_in": node.weights.shape[2],
                 "dilation_height_factor": node.dilation[0],
                 "dilation_width_factor": node.dilation[1],
-                "fused_activation_function": schema.ActivationFunctionType.NONE,
-                "pad_values": 1 if coded else int(node.pad_value),
+                "fused_activation_function": kinds.NONE if node.clipped is None else kinds.RELU,
+                "pad_values": int(pads_ones),
                 "padding": schema.Padding.SAME if same else schema.Padding.VALID,
                 "stride_height": node.strides[0],
                 "stride_width": node.strides[1],

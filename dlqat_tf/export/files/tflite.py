@@ -208,6 +208,7 @@ class Built:
         input_types: By input.
         batch_size: How many images it takes at once, None for any number.
         kernels: Whose kernels it is for.
+        warnings: What to look at.
     """
 
     planned: IntegerNetwork
@@ -216,6 +217,7 @@ class Built:
     input_types: dict[str, str]
     batch_size: int | None
     kernels: str
+    warnings: list[str] = field(default_factory=list)
 
 
 def build(
@@ -371,7 +373,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         census=counted,
         shifts=shifts,
         calibrated=built.ranges,
-        warnings=_dead_channels(built.planned) + clipped(built.planned),
+        warnings=built.warnings + _dead_channels(built.planned) + clipped(built.planned),
         placements=[
             Placement(node.name, node.kernel, node.why)
             for node in built.planned

@@ -58,7 +58,8 @@ def binary_parts(
     parts = []
     for i, (each, scale) in enumerate(zip(signs, scales, strict=True)):
         for j, (_, factor) in enumerate(terms):
-            parts.append(BinaryPart(i, j, each, np.float32(scale * factor), np.float32(bias)))
+            multiplier = scale * factor * (1.0 if node.clipped is None else node.clipped)
+            parts.append(BinaryPart(i, j, each, np.float32(multiplier), np.float32(bias)))
             bias = np.zeros_like(bias)
     return parts
 

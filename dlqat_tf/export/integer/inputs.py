@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.canonical import IN_TRAINING
 from dlqat_tf.export.integer.network import ExportError, Input, Lookup, Node
 from dlqat_tf.preprocessing import RAW, UNIT, ChannelAffine, Preprocessing, arithmetic, evaluated
 from dlqat_tf.quantizers import InputQuantizer
@@ -56,7 +58,7 @@ def preprocessing_before(layer, shape: tuple[int, ...]) -> Preprocessing | None:
     quantizers = input_quantizers(layer)
     if quantizers:
         return quantizers[0].preprocessing
-    rescales = any(_rescales(node) for node in layer.outbound_nodes)
+    rescales = any(_rescales(node) for node in _calls_on(layer))
     if len(shape) != 3 and not rescales:
         return None
     return RAW if rescales else UNIT
@@ -76,6 +78,14 @@ def input_quantizers(layer) -> list[InputQuantizer]:
                 seen.add(reader)
                 rest.append(reader)
     return found
+
+
+def _calls_on(layer) -> Iterator:
+    """Yield what is called on a layer's output, behind what changes values in training only."""
+    for node in layer.outbound_nodes:
+        yield node
+        if isinstance(node.layer, IN_TRAINING):
+            yield from _calls_on(node.layer)
 
 
 def _rescales(node) -> bool:

@@ -26,6 +26,7 @@ from dlqat_tf.export.integer.network import (
     OUTPUT,
     Activation,
     Add,
+    Affine,
     AveragePool,
     Concatenate,
     Convolution,
@@ -170,9 +171,11 @@ class _Lowering:
         """Add a computation of a layer, or its activation, that stays float; return its outputs."""
         part = FloatPart(function, [self.shapes[each] for each in inputs], [layer])
         try:
-            shapes = part.output_shapes()
+            shapes, passed_on = part.output_shapes(), part.passed_on()
         except NoFloatForm as error:
             raise ExportError(f"Layer {name!r} cannot be exported: {error}.") from error
+        if None not in passed_on:
+            return [inputs[i] for i in passed_on]
         island = self.add(
             Island(
                 name=f"{name}/island",

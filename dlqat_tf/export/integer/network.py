@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -149,6 +150,9 @@ class Convolution(Weighted):
         padding: "same" or "valid", as TensorFlow means them.
         groups: 1, or the number of separate groups of channels.
         is_depthwise: Whether it is depthwise.
+        clipped: On binary kernels: what sums that are clipped at zero are multiplied by, float32
+            (output channels,), beside the step and before the bias is added; None: nothing is
+            clipped.
     """
 
     strides: tuple[int, int] = (1, 1)
@@ -156,6 +160,7 @@ class Convolution(Weighted):
     padding: str = "valid"
     groups: int = 1
     is_depthwise: bool = False
+    clipped: np.ndarray | None = None
 
     @property
     def depthwise(self) -> bool:
@@ -408,8 +413,12 @@ class IntegerNetwork:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
     def __getitem__(self, name: str) -> Node:
-        return next(node for node in self.nodes if node.name == name)
+        return self._by_name[name]
 
     @property
     def inputs(self) -> tuple[Input, ...]:

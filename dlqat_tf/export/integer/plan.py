@@ -15,8 +15,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.binary_forms import (
+    no_planes,
+    with_clipped_sums,
+    with_dense_as_convolutions,
+)
 from dlqat_tf.export.integer.calibrated import rounded_to_ranges, with_ranges
-from dlqat_tf.export.integer.cores import dearer
 from dlqat_tf.export.integer.integers import (
     add_multipliers,
     is_integer,
@@ -139,6 +143,8 @@ def plan(
         _check_stock(network)
         network = rounded_to_ranges(network, calibrate, floats)
     network = _with_integer_pools(_with_common_grids(network))
+    if plane_limit:
+        network = with_dense_as_convolutions(network, _levels_of, plane_limit)
     planned = _with_kernels(network, plane_limit, target, library, floats)
     missing = _without_range(planned)
     if not missing:
@@ -157,7 +163,15 @@ def plan(
     if int4:
         network = _with_int4(network, floats)
     _check_kernels(network)
+    readers = network.consumers()
+    network = with_clipped_sums(network, lambda node: rounding_of(node, readers) is not None)
     return _with_stored_biases(network, clear)
+
+
+def _levels_of(network: IntegerNetwork) -> dict[str, ActivationGrid | ActivationPlanes | None]:
+    """Return what each node's output is on: a grid, free levels, or neither."""
+    free = free_levels(network)
+    return {name: grid or free[name] for name, grid in grids(network).items()}
 
 
 def _check_stock(network: IntegerNetwork) -> None:
@@ -316,7 +330,9 @@ def _with_kernels(
         if isinstance(node, Weighted):
             why = "not a convolution"
             if isinstance(node, Convolution):
-                why = _no_planes(node, known, levels, by_name, plane_limit, target, network.shapes)
+                source = by_name[node.inputs[0]]
+                on = known[source.name] or levels[source.name]
+                why = no_planes(node, source, on, plane_limit, target, network.shapes)
             if floats:
                 kernel = "float"
             elif plane_limit and not why:
@@ -346,69 +362,6 @@ def _without_int8(
         return replace(node, kernel="planes" if planes else "float", why=why)
 
     return IntegerNetwork(tuple(map(other, network)))
-
-
-def _no_planes(
-    node: Convolution, known, levels, by_name, plane_limit: int, target: str, shapes
-) -> str:
-    """Return why a convolution does not run as planes, "" where it does."""
-    source, grid = by_name[node.inputs[0]], known[node.inputs[0]]
-    free = levels[node.inputs[0]]
-    signs = isinstance(source, Sign)
-    signed = signs or (free is not None and free.signed)
-    if not signed and not _hidden(node, by_name):
-        return "reads what comes in"
-    activation_bits = 1 if signs else len(free.scales) if free else _activation_bits(grid)
-    if not activation_bits:
-        return "its input is signed" if grid else "its input is not rounded"
-    if not _binary(node):
-        return "its weights are no sum of planes"
-    pads = _pads_signs(node, shapes[source.name]) if signed else node.pad_value == 0
-    if not pads or (free is not None and node.pad_value == 1):  # one is no sign of theirs
-        return f"pads with {node.pad_value:g}"
-    planes = node.bits * activation_bits
-    if planes > plane_limit:
-        return f"{planes} planes, plane_limit is {plane_limit}"
-    if grid is None:  # no int8 kernel reads signs or free levels
-        return ""
-    return dearer(node, planes, shapes[node.name], target)
-
-
-def _pads_signs(node: Convolution, shape: tuple[int, ...]) -> bool:
-    """Return whether LCE's kernel puts what the layer does around signs.
-
-    It pads with ones and corrects the result where zeros were asked for, which is wrong where a
-    window, gaps of its dilation included, is larger than the image: it takes a window to stick out
-    on one side only. (Compared with sums of integers for windows and images of 1 to 5 and 1 to 7
-    rows and columns, strides of 1 to 3 and dilations of 1 to 3: wrong there and only there.)
-    """
-    if node.padding == "valid" or node.pad_value == 1:
-        return True
-    windows = (
-        (size - 1) * dilation + 1
-        for size, dilation in zip(node.weights.shape, node.dilation, strict=False)
-    )
-    return node.pad_value == 0 and all(
-        window <= size for window, size in zip(windows, shape, strict=False)
-    )
-
-
-def _hidden(node: Convolution, by_name: dict[str, Node]) -> bool:
-    return not isinstance(by_name[node.inputs[0]], (Input, Lookup))
-
-
-def _activation_bits(grid: ActivationGrid | None) -> int | None:
-    """Return how many binary planes make the codes, or None where they are signed or float."""
-    return grid.highest.bit_length() if grid and grid.lowest == 0 else None
-
-
-def _binary(node: Convolution) -> bool:
-    """Return whether the codes are a sum of ``bits`` planes of +-2^i, all of one group."""
-    if node.step is None or node.depthwise or node.groups > 1:
-        return False
-    if node.free is not None:
-        return node.free.signs is not None
-    return bool(np.all(node.weights % 2)) and np.abs(node.weights).max() <= 2**node.bits - 1
 
 
 def integer_merge(node: Node, known, readers) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.export.integer.binary import binary_parts
+from dlqat_tf.export.integer.binary_forms import pads_zeros_apart
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     Activation,
@@ -190,10 +191,11 @@ class Simulation:
         """
         source = self.grids[node.inputs[0]] or self.levels[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
+        border = correction(node, source, value.shape[1:])
         total = None
         for part in binary_parts(node, source):
             if source is None:  # signs
-                signs = _padded(node, value, node.pad_value)
+                signs = _padded(node, value, node.pad_value if border is None else 1)
             elif isinstance(source, ActivationPlanes):
                 bit = _bits_of_levels(source, value, part.activation_bit)
                 signs = _padded(node, 1 - 2 * bit, 0 if source.signed else 1)
@@ -202,10 +204,12 @@ class Simulation:
                 signs = _padded(node, 1 - 2 * bit, 1)
             sums = _product(node, signs.astype(np.float32), part.signs.astype(np.float32))
             doubled = (size - sums).astype(np.float32)  # twice the number of differing bits
+            if node.clipped is not None:
+                doubled = np.minimum(doubled, size)  # sums below zero
             offset = part.bias.astype(np.float64) + size * part.multiplier.astype(np.float64)
             term = doubled * -part.multiplier + offset.astype(np.float32)
             total = term if total is None else total + term
-        return total
+        return total if border is None else total + border
 
 
 def _on_levels(node: Levels, value: np.ndarray) -> np.ndarray:
@@ -216,6 +220,27 @@ def _on_levels(node: Levels, value: np.ndarray) -> np.ndarray:
 def _bits_of_levels(planes: ActivationPlanes, values: np.ndarray, plane: int) -> np.ndarray:
     """Return whether a plane is at its upper value, of values that are levels."""
     return (planes.planes[plane] > 0)[np.searchsorted(planes.between, values)].astype(np.int32)
+
+
+def correction(node: Convolution, source, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return what zeros around an image add to what ones around it give, float32.
+
+    Args:
+        node: The convolution.
+        source: What its input is on: a grid, free levels, or signs (None).
+        shape: Of its input.
+
+    Returns:
+        (1, height, width, output channels) of the output; None where the kernel pads as asked.
+    """
+    if source is not None or not pads_zeros_apart(node, shape):
+        return None
+    outside = _padded(node, np.zeros((1, *shape), np.float32), 1)
+    added = sum(
+        _product(node, outside, part.signs.astype(np.float32)) * part.multiplier.astype(np.float64)
+        for part in binary_parts(node, None)
+    )
+    return (-added).astype(np.float32)
 
 
 def _padded(node: Node, x: np.ndarray, value: float) -> np.ndarray:

@@ -191,8 +191,8 @@ def refused(*stack, shape=(4, 4, 3)):
             "'odd'.*bits=32",
         ),
         (
-            [lq.layers.QuantConv2D(2, 1, kernel_quantizer="dorefa_quantizer", name="odd")],
-            "'odd'.*DoReFa",
+            [lq.layers.QuantConv2D(2, 1, kernel_quantizer=tf.exp, name="odd")],
+            "'odd'.*weights that exp makes are not on equidistant levels",
         ),
         (
             [
@@ -203,7 +203,15 @@ def refused(*stack, shape=(4, 4, 3)):
             r"'odd' \(QuantSeparableConv2D\).*holds quantizers",
         ),
         (
-            [lq.layers.QuantConv2D(2, 1, activation=lq.quantizers.DoReFa(2), name="odd")],
+            [
+                lq.layers.QuantConv2D(
+                    2, 1, input_quantizer=lq.quantizers.DoReFa(2, "weights"), name="odd"
+                )
+            ],
+            "'odd_input'.*a factor that depends on them",
+        ),
+        (
+            [lq.layers.QuantConv2D(2, 1, activation=lq.quantizers.NoOp(2), name="odd")],
             "'odd'.*its activation says no integer codes",
         ),
     ],
