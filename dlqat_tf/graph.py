@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -85,7 +86,7 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
     layers = [each for each in model.submodules if isinstance(each, tf.keras.layers.Layer)]
     # Keras finds classes by name, and users need not have registered theirs; nor functions in the
     # place of quantizers, of which Larq finds the classes that have their names.
-    classes = {type(each).__name__: type(each) for each in layers}
+    classes: dict[str, Any] = {type(each).__name__: type(each) for each in layers}
     for layer in layers:
         for name in ("input_quantizer", "kernel_quantizer", "depthwise_quantizer"):
             if inspect.isroutine(quantizer := getattr(layer, name, None)):
