@@ -64,12 +64,16 @@ class Network:
         return dlqat_tf.preprocessing.preprocessing_of(self.preprocessing)(pixels)
 
 
-def _application(name: str, preprocessing: str, size: int = _SIZE, **options) -> Network:
+def _application(
+    name: str, preprocessing: str, size: int = _SIZE, head: str | None = "linear", **options
+) -> Network:
     def build():
         make = getattr(tf.keras.applications, name)
-        return make(weights=None, input_shape=(size, size, 3), classes=CLASSES, **options)
+        given = dict(classifier_activation=None) if head is None else {}
+        shape = (size, size, 3)
+        return make(weights=None, input_shape=shape, classes=CLASSES, **given, **options)
 
-    return Network(build, ((size, size, 3),), preprocessing)
+    return Network(build, ((size, size, 3),), preprocessing, head)
 
 
 def _convolved(x, filters: int, size: int = 3, strides: int = 1, groups: int = 1):
@@ -282,9 +286,9 @@ NETWORKS: dict[str, Network] = {
         _several_outputs, head={"kind": "linear", "box": None}, labels=_class_and_box
     ),
     "attention": Network(_attention),
-    "MobileNet": _application("MobileNet", "tf", alpha=0.25),
+    "MobileNet": _application("MobileNet", "tf", head=None, alpha=0.25),
     "MobileNetV2": _application("MobileNetV2", "tf", alpha=0.35),
-    "MobileNetV3Small": _application("MobileNetV3Small", "raw", 64, minimalistic=False),
+    "MobileNetV3Small": _application("MobileNetV3Small", "raw", head=None),
     "EfficientNetB0": _application("EfficientNetB0", "raw"),
     "EfficientNetV2B0": _application("EfficientNetV2B0", "raw"),
     "ResNet50": _application("ResNet50", "caffe"),
