@@ -345,3 +345,22 @@ def test_inputs_and_outputs_have_their_names(tmp_path):
     (output,) = runner(vector=VECTORS[:1], image=PIXELS[:1]).values()
     assert output.shape == (1, 4)
     assert list(runner.get_output_details()) == ["scores"]
+
+
+def test_augmentation_in_front_of_what_prepares_pixels(tmp_path):
+    """As in TensorFlow's tutorial on image classification."""
+    stack = [
+        layers.RandomFlip("horizontal"),
+        layers.RandomRotation(0.1),
+        layers.Rescaling(1 / 255),
+        layers.Conv2D(4, 3, activation="relu"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(3),
+    ]
+    source = tf.keras.Sequential([tf.keras.Input((8, 8, 3)), *stack])
+    model, _ = dlqat_tf.quantize(source, 8, 8, head="linear")
+    report = to_tflite(model, tmp_path / "model.tflite")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    result = parity(model, report.path, pixels)
+    assert result.agreement["simulation_file"] == 100.0
+    assert result.logit_difference["keras_file"] < 0.05
