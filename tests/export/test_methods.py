@@ -106,13 +106,11 @@ def check_files(name, weight_bits, activation_bits, folder):
             to_tflite(model, stock, **options)
     if activation_bits == 32:
         return
-    if is_binary(layer, activation):
-        report = to_lce(model, folder / "lce.tflite")
-        assert report.levels == []  # as trained
-        check(model, report)
-    else:
-        with pytest.raises(ExportError, match=r"No convolution of this model has"):
-            to_lce(model, folder / "lce.tflite")
+    report = to_lce(model, folder / "lce.tflite")
+    nothing = any("nothing runs on binary kernels" in each for each in report.warnings)
+    assert nothing is not is_binary(layer, activation)
+    assert nothing or report.levels == []  # as trained
+    check(model, report)
 
 
 @pytest.mark.parametrize(("name", "weight_bits", "activation_bits"), [*widths_of_rows()])
