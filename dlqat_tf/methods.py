@@ -17,6 +17,7 @@ import tensorflow as tf
 from dlqat_tf.quantizers import (
     CGPACT,
     PACT,
+    ABCNetActivations,
     ABCNetWeights,
     ActivationQuantizer,
     BWNWeights,
@@ -61,6 +62,15 @@ class Row:
 
 def _cg_pact(bits: int, *, alpha_init: float, regularizer, name: str) -> ActivationQuantizer:
     return CGPACT(bits, alpha_init, name=name)
+
+
+def _or_cg_pact(quantizer, others: tuple[int, ...]) -> Callable[..., ActivationQuantizer]:
+    """Make a method's own quantizer, or CG-PACT of other bits, as the last layer reads."""
+
+    def make(bits: int, *, name: str, **rest) -> ActivationQuantizer:
+        return _cg_pact(bits, name=name, **rest) if bits in others else quantizer(bits, name=name)
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -274,11 +284,7 @@ for _method in (
         "lqnet",
         "Zhang et al., LQ-Nets, ECCV 2018 (arXiv 1807.10029)",
         LQNetWeights,
-        lambda bits, *, name, **rest: (
-            _cg_pact(bits, name=name, **rest)
-            if bits in (5, 6, 7, 8)  # as at the ends, which its paper leaves in float
-            else LQNetActivations(bits, name=name)
-        ),
+        _or_cg_pact(LQNetActivations, (5, 6, 7, 8)),
         network="full pre-activation ResNet-18 with type-A shortcuts, ends in float",
         recipe={  # training as in its code, which steps the learning rate down instead
             "block": "pre",
@@ -298,6 +304,7 @@ for _method in (
         "abcnet",
         "Lin et al., ABC-Net, NeurIPS 2017 (arXiv 1711.11294)",
         ABCNetWeights,
+        _or_cg_pact(ABCNetActivations, (6, 7, 8)),
         rows=(Row(2, 2, 32, 63.7), Row(3, 1, 32, 62.8)),
     ),
     Method(
