@@ -10,6 +10,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from dlqat_tf import methods
+from dlqat_tf._progress import progress, say
 from dlqat_tf.convert.builder import Builder
 from dlqat_tf.convert.ends import kinds_of
 from dlqat_tf.convert.images import Data
@@ -23,6 +24,7 @@ from dlqat_tf.quantizers.base import check_bits
 __all__ = ["Conversion", "ConversionError", "ConversionReport", "quantize"]
 
 
+@progress("quantize")
 def quantize(
     model: tf.keras.Model,
     weight_bits: int = 1,
@@ -124,6 +126,7 @@ def quantize(
     data = None if images is None else Data(model, images, labels, batch_size)
     if data is None and labels is not None:
         raise ConversionError("Expected images along with labels. Received: labels only.")
+    say("reads the model")
     network = Network(
         model,
         Overrides(overrides or {}),
@@ -134,6 +137,7 @@ def quantize(
     )
     if data is not None:
         data.check(network)
+    say("builds the model and carries weights over")
     builder = Builder(model, network, chosen)
     builder.carry_weights()
     measured = None if data is None else builder.measure(data)

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf import methods
+from dlqat_tf._progress import steps
 from dlqat_tf.canonical import AUGMENTATIONS
 from dlqat_tf.convert.calls import Call, Value
 from dlqat_tf.convert.images import Data
@@ -217,7 +218,7 @@ class Builder:
             if isinstance(made, ActivationQuantizer) and made.bits != 32 and place.range is None
         }
         measured = self._run_source(data, rounding)
-        for place, made in rounding.items():
+        for place, made in steps("range", rounding.items()):
             values = np.concatenate(measured.samples[place])
             if isinstance(made, CGPACT):
                 measured.ranges[made.name] = set_range(made, values)
@@ -272,7 +273,7 @@ class Builder:
         network, copies = self._network, {}
         batches = zip(*data, strict=True)  # by input of the model
         values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
-        for call in network.calls:
+        for call in steps("statistics of the model, layer", network.calls):
             if call.role == "input":
                 continue
             batches = list(zip(*_take(values, call), strict=True))
@@ -292,7 +293,7 @@ class Builder:
         for batch in data:
             share = -(-SAMPLE * len(batch[0]) // len(data))
             values = dict(zip(((call, 0) for call in network.inputs), batch, strict=True))
-            for call in network.calls:
+            for call in steps("the model on images, layer", network.calls):
                 if call.role == "input":
                     inputs, outputs = [], [values[call, 0]]
                 else:
@@ -331,7 +332,7 @@ class Builder:
         network, features = self._network, {}
         batches = list(zip(*data, strict=True))  # by input of the model
         values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
-        for call in network.calls:
+        for call in steps("the result on images, layer", network.calls):
             if call in network.dropped:  # after heads, which have no weights yet
                 continue
             inputs = [values[call, 0]] if call.role == "input" else _take(values, call)

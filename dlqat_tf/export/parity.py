@@ -11,6 +11,7 @@ import tensorflow as tf
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf._progress import progress, say, steps
 from dlqat_tf.export.agreement import Labels, OutputParity, compared, labels_of, mean_of
 from dlqat_tf.export.files import flatbuffer, lce, tflite
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
@@ -167,6 +168,7 @@ class ParityReport(Report):
         ]
 
 
+@progress("parity")
 def parity(
     model: tf.keras.Model,
     path: str | Path,
@@ -221,6 +223,7 @@ def parity(
             f"{path} has operations of Larq Compute Engine, which run on none but its own "
             f'interpreter: expected runtime="tflite". Received: runtime={runtime!r}.'
         )
+    say("reads the model and plans its file")
     model = _as_recorded(model, record, path)
     network = lower(model)
     images = arrays_of(images, network)
@@ -241,11 +244,12 @@ def parity(
     feed = for_file(planned, _types(record, network))
     some = list(batches(images, batch_size))
     with _runner(runtime, content, batch_size, feed, path) as run:
-        of_file = _concatenated(map(run, some))
+        of_file = _concatenated(map(run, steps("the file on images, batch", some)))
     values = {
         **{
             name: _concatenated(
-                tf.nest.flatten(each.predict_on_batch(for_keras(batch, network))) for batch in some
+                tf.nest.flatten(each.predict_on_batch(for_keras(batch, network)))
+                for batch in steps(f"Keras ({name}) on images, batch", some)
             )
             for name, each in zip(models, map(in_float32, models.values()), strict=True)
         },
@@ -464,7 +468,7 @@ def _layers(simulation: Simulation, images: list[np.ndarray], recorded: dict[str
     }
     readers = simulation.network.consumers()
     found = []
-    for node in nodes:
+    for node in steps("the file and the simulation, layer", nodes):
         expected = simulation.evaluate(node, [values[name] for name in node.inputs])
         if node.name not in recorded:
             values[node.name] = expected  # fused into the activation that follows

@@ -11,6 +11,7 @@ from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import without_notes
+from dlqat_tf._progress import progress, say
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.bitplanes import PlaneWriter, packed_signs
 from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
@@ -45,6 +46,7 @@ PLANE_LIMIT = 9
 _WIDEST = 64  # planes of 8 bits times 8 bits
 
 
+@progress("to_lce")
 def to_lce(
     model: tf.keras.Model,
     path: str | Path,
@@ -108,6 +110,7 @@ def to_lce(
         )
     check_choice("target", target, TARGETS)
     targets = targets_of(path, snap, force)
+    say("reads the model")
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
     built = build(
@@ -119,6 +122,7 @@ def to_lce(
         target=target,
         clear=snap,
     )
+    say("runs the file once")
     _check_runs(built)
     return finish(model, built, targets)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from rich.table import Table
 
 from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._progress import progress, say
 from dlqat_tf.datasets import first_images
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.census import Census, count, with_arena
@@ -111,6 +112,7 @@ class ExportReport(Report):
         return table
 
 
+@progress("to_tflite")
 def to_tflite(
     model: tf.keras.Model,
     path: str | Path,
@@ -181,6 +183,7 @@ def to_tflite(
     check_choice("kernels", kernels, ("xnnpack", "builtin"))
     check_choice("activations", activations, ("int8", "float32"))
     targets = targets_of(path, snap, force)
+    say("reads the model")
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)
     network = lower(model)
     built = build(
@@ -193,6 +196,7 @@ def to_tflite(
         activations=activations,
         clear=snap,
     )
+    say("runs the file once")
     _check_runs(built)
     return finish(model, built, targets)
 
@@ -303,6 +307,7 @@ def assemble(
         target=target,
         ranges=ranges,
     )
+    say("writes the operations")
     data = writer(planned, types, batch_size, kernels).write(record)
     return Built(planned, data, ranges, types, batch_size, kernels)
 
@@ -358,6 +363,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
     shifts: list[Shift] = []
     copy = None
     if len(targets) > 1:
+        say("moves the biases of a copy to those of the file")
         copy, report = snap(model, built.planned)
         shifts = report.shifts
     with _saved(copy, targets[-1]) as temporary:

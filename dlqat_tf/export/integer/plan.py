@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlqat_tf._progress import steps
 from dlqat_tf.export.integer.binary_forms import (
     no_planes,
     with_clipped_sums,
@@ -424,7 +425,7 @@ def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
             node = replace(node, gain_source="")
         return stored(node, known[node.inputs[0]], target, clear=clear, **options)
 
-    nodes = {node.name: planned(node) for node in network}
+    nodes = {node.name: planned(node) for node in steps("biases, layer", network)}
     # Calls of one layer store its codes once, so they stretch them alike.
     calls: dict[bytes, list[str]] = {}
     for node in nodes.values():

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._progress import steps
 from dlqat_tf.export.integer.binary import binary_parts
 from dlqat_tf.export.integer.binary_forms import pads_zeros_apart
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
@@ -127,7 +128,8 @@ class Simulation:
     ) -> list[np.ndarray]:
         """Return the values of each output; ``images`` are as for :meth:`run`."""
         names = [node.name for node in self.network.outputs]
-        values = [self.run(each) for each in batches(images, batch_size)]
+        some = steps("the simulation on images, batch", batches(images, batch_size))
+        values = [self.run(each) for each in some]
         return [np.concatenate([each[name] for each in values]) for name in names]
 
     def evaluate(self, node: Node, inputs: list) -> np.ndarray | Accumulator | Merged:
@@ -393,7 +395,7 @@ def measured_ranges(images: np.ndarray | list[np.ndarray]) -> Callable:
         floats = [replace(n, kernel="float") if isinstance(n, Weighted) else n for n in network]
         simulation = Simulation(IntegerNetwork(tuple(floats)))
         ranges = {name: (0.0, 0.0) for name in names}
-        for batch in batches(images, 64):
+        for batch in steps("calibration, batch", batches(images, 64)):
             values = simulation.run(batch, names)
             for name, (low, high) in ranges.items():
                 ranges[name] = (
