@@ -56,7 +56,7 @@ def compare(
     """
     from dlqat_tf._host import write_whole
     from dlqat_tf.export import ExportError, command, parity
-    from dlqat_tf.export.parity import as_exported
+    from dlqat_tf.export.parity import as_exported, check_runtime
     from dlqat_tf.loading import load_model
     from dlqat_tf.report import check_target
 
@@ -75,6 +75,7 @@ def compare(
             check_target(json, force=force)
         snapped, source = command.snapped_and_trained(model, file, trained)
         loaded = as_exported(load_model(snapped, trust=trust), file)
+        check_runtime(file, runtime)
         shape = command.image_shape(loaded)
         pixels, labels = command.test_images(data, data_dir, shape, images)
         before = None if source is None else load_model(source, trust=trust)

@@ -16,16 +16,15 @@ from dlqat_tf.export.agreement import Labels, OutputParity, compared, labels_of,
 from dlqat_tf.export.files import flatbuffer, lce, tflite
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
 from dlqat_tf.export.files.record import read_record
-from dlqat_tf.export.files.tflite import check_choice
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.endings import with_endings
 from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
 from dlqat_tf.export.integer.precision import in_float32
-from dlqat_tf.export.integer.rounding import RUNTIMES
 from dlqat_tf.export.integer.simulate import Simulation, batches
 from dlqat_tf.export.runtimes import web
+from dlqat_tf.export.runtimes.choice import chosen
 from dlqat_tf.export.runtimes.host import kernels_of, runner
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
@@ -209,20 +208,12 @@ def parity(
         ExportError: The file is not such a file or not of this model, arguments do not fit, or the
             runtime is not installed or refuses the file.
     """
-    if runtime is not None:
-        check_choice("runtime", runtime, tuple(RUNTIMES))
     for name, value in dict(layer_images=layer_images, batch_size=batch_size).items():
         if value < 1:
             raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
     content = flatbuffer.read(path)
     record = _record(content, path)
-    if runtime is None:
-        runtime = {"xnnpack": "tflite", "builtin": "builtin"}[record["kernels"]]
-    if runtime in ("builtin", "micro", "compiled_model") and flatbuffer.is_binarized(content):
-        raise ExportError(
-            f"{path} has operations of Larq Compute Engine, which run on none but its own "
-            f'interpreter: expected runtime="tflite". Received: runtime={runtime!r}.'
-        )
+    runtime = chosen(runtime, content, record["kernels"], path)
     say("reads the model and plans its file")
     model = _as_recorded(model, record, path)
     network = lower(model)
@@ -314,6 +305,16 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
         if not plans[-1][1]:
             break
     return min(plans, key=lambda each: len(each[1]))
+
+
+def check_runtime(path: str | Path, runtime: str | None) -> None:
+    """Say before the long work what :func:`parity` would of a file and a runtime.
+
+    Raises:
+        ExportError: The file is not such a file, or the runtime is not there or refuses it.
+    """
+    content = flatbuffer.read(path)
+    chosen(runtime, content, _record(content, path)["kernels"], path)
 
 
 def as_exported(model: tf.keras.Model, path: str | Path) -> tf.keras.Model:

@@ -211,6 +211,20 @@ def command(monkeypatch, *arguments) -> int:
     return exit_.value.code or 0
 
 
+def test_a_runtime_that_a_file_is_not_for_is_refused_before_data_is_loaded(
+    monkeypatch, saved, tmp_path, capsys
+):
+    output = tmp_path / "m.tflite"
+    assert command(monkeypatch, "export", "tflite", saved / "model.keras", output, "--no-snap") == 0
+    monkeypatch.setitem(sys.modules, "tflite_micro.python.tflite_micro", None)
+    capsys.readouterr()
+    arguments = ("parity", saved / "model.keras", output, "--data", "folder")
+    assert command(monkeypatch, *arguments, "--runtime", "micro") == 2
+    assert "pip install 'dlqat_tf[micro]'" in capsys.readouterr().err
+    assert command(monkeypatch, *arguments) == 2
+    assert "folder" in capsys.readouterr().err
+
+
 def test_a_file_and_its_c_array(monkeypatch, saved, tmp_path, capsys):
     output, report = tmp_path / "m.tflite", tmp_path / "report.json"
     arguments = ("export", "tflite", saved / "model.keras", output, "--c-array", "--no-snap")

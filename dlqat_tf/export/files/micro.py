@@ -121,6 +121,17 @@ def suitable(data: bytes, path) -> schema.ModelT:
         ExportError: It has operations of Larq Compute Engine or takes any number of images at once.
     """
     model = flatbuffer.parsed(data, path)
+    _check_graph(model, path)
+    return model
+
+
+def check(model: schema.ModelT, path) -> None:
+    """Say before the long work what :class:`MicroInterpreter` would of a file's graph."""
+    _check_graph(model, path)
+    _runtime()
+
+
+def _check_graph(model: schema.ModelT, path) -> None:
     if flatbuffer.is_binarized(model):
         raise ExportError(
             f"{path} has operations of Larq Compute Engine, which no microcontroller runs: export "
@@ -131,7 +142,6 @@ def suitable(data: bytes, path) -> schema.ModelT:
             f"{path} takes any number of images at once, and TFLite Micro runs files of a fixed "
             "size only: export it with batch_size=1."
         )
-    return model
 
 
 def _room(model: schema.ModelT) -> int:

@@ -92,6 +92,7 @@ def to_web(
             "another one, or overwrite with force."
         )
     content = flatbuffer.read(file)
+    check_batch(content, file)
     data = for_one_image(content)
     facts = count(data, file)
     about = _about(content, facts, file)
@@ -109,6 +110,16 @@ def to_web(
         model_bytes=len(data),
         labels=about["labels"],
     )
+
+
+def check_batch(content: schema.ModelT, file: str | Path) -> None:
+    """Raise ExportError for a file that takes several images at once: pages show one."""
+    size = flatbuffer.batch_size_of(content)
+    if size not in (None, 1):
+        raise ExportError(
+            f"Expected a file for one image at once. Received: {file}, for {size}: export with "
+            "batch_size=1."
+        )
 
 
 def for_one_image(content: schema.ModelT) -> bytes:

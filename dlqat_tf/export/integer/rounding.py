@@ -98,11 +98,7 @@ class XNNPACK(BuiltIn):
     """XNNPACK's kernels, and TFLite's built-in ones where it has none: for int4 weights."""
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
-        if value.int4:
-            return super().product(value, grid)
-        # One float32 multiplication, rounded half to even.
-        ratio = value.source.step * value.scale / grid.step
-        return np.rint(value.sums.astype(np.float32) * ratio)
+        return super().product(value, grid) if value.int4 else _rounded_once(value, grid)
 
     def _product_of_codes(self, value: Merged, grid: ActivationGrid) -> np.ndarray:
         # The exact product times a float32, rounded half to even.
@@ -119,14 +115,27 @@ class XNNPACK(BuiltIn):
         return _halves_up(sums, shift)
 
 
+class Web(XNNPACK):
+    """XNNPACK's kernels in LiteRT.js, which has them for int4 weights too."""
+
+    def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
+        return _rounded_once(value, grid)
+
+
 RUNTIMES: dict[str, Micro] = {
     "tflite": XNNPACK(),
     "builtin": BuiltIn(),
     "micro": Micro(),
     "compiled_model": XNNPACK(),
-    "web": XNNPACK(),
+    "web": Web(),
 }
 """Rounding of what runs a file, by its name."""
+
+
+def _rounded_once(value: Accumulator, grid: ActivationGrid) -> np.ndarray:
+    """Return the product with one float32, rounded half to even."""
+    ratio = value.source.step * value.scale / grid.step
+    return np.rint(value.sums.astype(np.float32) * ratio)
 
 
 def _ratio(value: Accumulator, grid: ActivationGrid) -> np.ndarray:

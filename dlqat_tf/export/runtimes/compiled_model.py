@@ -73,6 +73,11 @@ def _environment():
     return environment
 
 
+def check() -> None:
+    """Say before the long work that LiteRT cannot be imported."""
+    _environment()
+
+
 def is_installed() -> bool:
     """Return whether LiteRT can be imported."""
     try:

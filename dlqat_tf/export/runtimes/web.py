@@ -18,7 +18,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.website import find_litert_js, for_one_image, write_runtime
+from dlqat_tf.export.files.website import check_batch, find_litert_js, for_one_image, write_runtime
 from dlqat_tf.export.integer.network import ExportError
 
 _BROWSER = "DLQAT_BROWSER"  # environment variable: the browser to run
@@ -78,13 +78,7 @@ def page(folder: str | Path, flags: Sequence[str] = (), **options) -> Iterator:
     Raises:
         ExportError: Playwright or a browser is missing.
     """
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise ExportError(
-            "Files run in a browser by Playwright, which is not installed: run `pip install "
-            "dlqat_tf[web]`."
-        ) from None
+    sync_playwright = _playwright()
     executable = browser()
     with _served(folder) as address, sync_playwright() as playwright:
         # Chromium refuses its sandbox to root.
@@ -123,21 +117,19 @@ def _served(folder: str | Path) -> Iterator[str]:
         server.server_close()
 
 
-@contextlib.contextmanager
-def runner(content: schema.ModelT, feed: Callable | None = None, path="the file") -> Iterator:
-    """Give a function from lists of inputs to lists of outputs, which a browser computes.
-
-    As :func:`dlqat_tf.export.runtimes.host.runner`, image by image.
+def check(content: schema.ModelT, path) -> None:
+    """Say before the long work what :func:`runner` would of a file.
 
     Raises:
-        ExportError: A tool is missing, LiteRT.js refuses the file, it is for Larq Compute Engine,
-            or an input is of int8, which JavaScript cannot give it.
+        ExportError: A tool is missing, the file is for Larq Compute Engine or for several images at
+            once, or an input is of int8, which JavaScript cannot give it.
     """
     if flatbuffer.is_binarized(content):
         raise ExportError(
             f"{path} has operations of Larq Compute Engine, which no browser runs: export with "
             "to_tflite."
         )
+    check_batch(content, path)
     graph = content.subgraphs[0]
     refused = [graph.tensors[int(i)] for i in graph.inputs]
     refused = [each for each in refused if each.type not in _TYPES]
@@ -146,7 +138,34 @@ def runner(content: schema.ModelT, feed: Callable | None = None, path="the file"
             f"The input {(refused[0].name or b'').decode()!r} of {path} is of a type that LiteRT.js"
             ' does not take: export with input_type="uint8" or "float32".'
         )
+    _playwright()
+    browser()
+    find_litert_js()
+
+
+def _playwright() -> Callable:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise ExportError(
+            "Files run in a browser by Playwright, which is not installed: run `pip install "
+            "'dlqat_tf[web]'`."
+        ) from None
+    return sync_playwright
+
+
+@contextlib.contextmanager
+def runner(content: schema.ModelT, feed: Callable | None = None, path="the file") -> Iterator:
+    """Give a function from lists of inputs to lists of outputs, which a browser computes.
+
+    As :func:`dlqat_tf.export.runtimes.host.runner`, image by image.
+
+    Raises:
+        ExportError: As :func:`check`, or LiteRT.js refuses the file.
+    """
+    check(content, path)
     litert_js = find_litert_js()
+    graph = content.subgraphs[0]
     data, casts = _readable(content)
     shapes = [graph.tensors[int(i)].shape for i in graph.outputs]
     with tempfile.TemporaryDirectory() as folder:

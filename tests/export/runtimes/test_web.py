@@ -1,6 +1,7 @@
 """Files and sites in a real browser."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dlqat_command.main import main
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite, to_web
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.website import find_litert_js
+from dlqat_tf.export.parity import check_runtime
 from dlqat_tf.export.runtimes import host, web
 from tests.export.networks import convolution, images_for, randomize, small_network
 
@@ -89,13 +91,39 @@ def test_every_integer_in_the_browser_is_that_of_the_simulation(litert_js, tmp_p
     assert wrong.first_diverging == "second_residual"
 
 
+def test_int4_convolutions_round_once_in_the_browser(litert_js, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLQAT_LITERT_JS", str(litert_js))
+    model, path = small_network(channels=32), tmp_path / "model.tflite"
+    to_tflite(model, path, weights="int4", snap=False)
+    result = parity(model, path, images_for(model, 10), runtime="web")
+    assert [each.layer for each in result.layers if each.differing] == []
+
+
+def test_files_and_tools_are_looked_at_before_the_long_work(litert_js, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLQAT_LITERT_JS", str(litert_js))
+    path = tmp_path / "model.tflite"
+    to_tflite(small_network(), path, batch_size=3, snap=False)
+    with pytest.raises(ExportError, match=r"one image at once.*, for 3: .*batch_size=1"):
+        check_runtime(path, "web")
+    with pytest.raises(ExportError, match=r"one image at once.*, for 3: .*batch_size=1"):
+        to_web(path, tmp_path / "site", litert_js=litert_js)
+    to_tflite(small_network(), path, snap=False, force=True)
+    check_runtime(path, "web")
+    monkeypatch.setenv("DLQAT_BROWSER", "netscape")
+    with pytest.raises(ExportError, match="netscape"):
+        check_runtime(path, "web")
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    with pytest.raises(ExportError, match=r"run `pip install 'dlqat_tf\[web\]'`"):
+        check_runtime(path, "web")
+
+
 def test_runtimes_are_known_by_name_and_run_their_own_files(litert_js, tmp_path, monkeypatch):
     monkeypatch.setenv("DLQAT_LITERT_JS", str(litert_js))
     model = small_network(weight_bits=1)
     to_lce(model, tmp_path / "model.tflite", snap=False)
-    with pytest.raises(ExportError, match=r"Larq Compute Engine.*to_tflite"):
+    with pytest.raises(ExportError, match=r"Larq Compute Engine.*expected runtime=\"tflite\""):
         parity(model, tmp_path / "model.tflite", images_for(model), runtime="web")
-    with pytest.raises(ExportError, match="runtime to be one of tflite, builtin, micro, web"):
+    with pytest.raises(ExportError, match=r"one of tflite, builtin, .*, web"):
         parity(model, tmp_path / "model.tflite", images_for(model), runtime="chromium")
     to_tflite(model, tmp_path / "model.tflite", snap=False, force=True, input_type="int8")
     with pytest.raises(ExportError, match=r'LiteRT.js does not take.*input_type="uint8"'):
