@@ -24,6 +24,8 @@ from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
 
 _layers = tf.keras.layers
 
+_WIDEST_SUM = 64  # steps of one term in a step of another, well within 1024 as training moves them
+
 
 class Builder:
     """Makes the new model, and gives it the source's weights.
@@ -224,10 +226,30 @@ class Builder:
                 measured.ranges[made.name] = set_range(made, values)
             else:  # what starts from the first batch of training
                 made(values, training=True)
+        self._meet_in_sums(measured)
         measured.features = self._run_result(data, measured.moments)
         if note:
             measured.notes.append(note)
         return measured
+
+    def _meet_in_sums(self, measured: Measured) -> None:
+        """Widen ranges to what int8 adds hold: their terms' steps differ by up to 1024.
+
+        A branch far smaller than what it is added to, as one with ConvNeXt's layer scale begins,
+        has nothing below 1/128 of the other term's step to lose.
+        """
+        for call in self._network.calls:
+            if not isinstance(call.layer, _layers.Add):
+                continue
+            places = [self._network.places.get(source) for source, _ in call.inputs]
+            terms = [self.made[each] for each in places if each]
+            terms = [each for each in terms if each.name in measured.ranges]
+            widest = max((measured.ranges[each.name] / each.highest for each in terms), default=0.0)
+            for made in terms:
+                least = widest / _WIDEST_SUM * made.highest
+                if measured.ranges[made.name] < least:
+                    made.alpha.assign(least)
+                    measured.ranges[made.name] = least
 
     def _settle(self, data: Data) -> str:
         """Give the source's norms the statistics of the images where theirs are far from them.

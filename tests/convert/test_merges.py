@@ -65,3 +65,19 @@ def test_trains_exports_and_matches(name, tmp_path):
             assert exported.census.operators.items() >= operations.items()
             # Of what the classifier reads, and of its weights.
             assert exported.census.operators["DEQUANTIZE"] == 2
+
+
+def test_a_branch_far_smaller_than_what_it_is_added_to(tmp_path):
+    """As one with ConvNeXt's layer scale begins: its own range would be no ratio of int8 adds."""
+    tf.keras.utils.set_random_seed(0)
+    model = merged(lambda x, y, z: layers.Add(name="merge")([y, z]))
+    images = alive(model, (32, 6, 6, 3))
+    for variable in model.get_layer("right_bn").trainable_weights:
+        variable.assign(1e-6 * variable)
+    result, _ = quantize(model, 8, 8, "linear", images=images)
+    left, right = (result.get_layer("merge").input[i].node.layer for i in (0, 1))
+    step = float(left.alpha) / left.highest / 64
+    assert float(right.alpha) / right.highest == pytest.approx(step)
+    report = to_tflite(result, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
