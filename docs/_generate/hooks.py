@@ -51,6 +51,7 @@ def on_files(files, config):
     for name in modules():
         add(_page_of(name), _reference(name))
     add("reference/command.md", _commands())
+    add("networks.md", (ROOT / "results" / "models.md").read_text())
     for name in dlqat_tf.methods.names():
         add(f"methods/pictures/{name}.svg", methods.picture(name))
         if files.get_file_from_path(f"methods/{name}.md") is None:
@@ -146,7 +147,7 @@ def _commands() -> str:
 def _results() -> str:
     """Return what results/README.md has, but for its title and first words."""
     text = (ROOT / "results" / "README.md").read_text()
-    return text[text.index("\n## ") :].strip()
+    return text[text.index("\n## ") :].strip().replace("](models.md)", "](networks.md)")
 
 
 def _messages() -> str:
