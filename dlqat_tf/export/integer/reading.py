@@ -102,6 +102,8 @@ def levels_of(quantizer, kernel: np.ndarray, name: str, layer) -> WeightLevels:
         return _snapped(quantizer, kernel, name)
     except ValueError as error:
         raise ExportError(f"Layer {name!r} cannot be exported: {error}") from error
+    if np.abs(grid.codes).max() > 127:  # an int8 of a symmetric grid does not hold them
+        return _snapped(quantizer, kernel, name)
     return WeightLevels(grid.codes, np.atleast_1d(np.float32(grid.step)), quantizer.precision)
 
 

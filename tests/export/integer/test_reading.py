@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from dlqat_tf import CGPACT, LQNetActivations, LQNetWeights, SATWeights, SYQWeights
+from dlqat_tf import CGPACT, INQWeights, LQNetActivations, LQNetWeights, SATWeights, SYQWeights
 from dlqat_tf.export.integer.network import Activation, Levels, ReLU
 from dlqat_tf.export.integer.reading import activation_of, levels_of
 
@@ -23,6 +24,18 @@ def test_a_scale_for_each_kernel_position_is_snapped():
     assert levels.free.shift == pytest.approx(0.51 - 32 * 2 / 127, 1e-3)
     assert levels.free.relative == pytest.approx(levels.free.shift / 2, 1e-3)
     assert levels.free.signs is None  # no plane has one scale for a channel
+
+
+def test_codes_that_no_int8_holds_are_snapped():
+    """Eight powers of two: codes from 1 to 128."""
+    quantizer = INQWeights(5)
+    quantizer.build((2, 1))
+    kernel = np.float32([[1.0], [0.25]])
+    quantizer.advance(1.0, tf.Variable(kernel))
+    assert quantizer.grid(kernel).codes.ravel().tolist() == [128, 32]
+    levels = levels_of(quantizer, kernel, "conv", None)
+    np.testing.assert_array_equal(levels.weights.ravel(), [127, 32])
+    assert levels.free.shift == pytest.approx(32 / 127 - 0.25, 1e-3)
 
 
 def test_a_free_basis_is_snapped_and_kept_as_planes():
