@@ -392,6 +392,9 @@ class Network:
         if reader.role == "weighted":
             # What follows the last quantizer runs in float.
             return not (origin.role == "pool" and reader.layer in self.ends)
+        if reader.role == "relu":
+            # An operation of the file ends on one grid, and each of several ReLUs has its own.
+            return len({each.layer for each in call.readers if each.role == "relu"}) > 1
         image = self.image_of(origin)
         if reader.role == "norm" and image and not self.taken[image].is_known:
             return False  # measurements are brought to one scale before they are rounded

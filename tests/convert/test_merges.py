@@ -81,3 +81,17 @@ def test_a_branch_far_smaller_than_what_it_is_added_to(tmp_path):
     report = to_tflite(result, tmp_path / "model.tflite")
     snapped = tf.keras.models.load_model(report.snapped, compile=False)
     assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
+
+
+def test_two_relus_of_one_value(tmp_path):
+    """As in NASNet: an operation of the file ends on one grid, and each ReLU has its own."""
+    tf.keras.utils.set_random_seed(0)
+    model = merged(lambda x, y, z: layers.ReLU(name="a")(z) + layers.ReLU(6.0, name="b")(z))
+    images = alive(model, (32, 6, 6, 3))
+    result, _ = quantize(model, 8, 8, "linear", images=images)
+    rounded = {layer.name for layer in result.layers if hasattr(layer, "alpha")}
+    assert rounded >= {"right_bn_residual", "a", "b"}
+    assert "left_bn_residual" not in rounded  # which one ReLU reads
+    report = to_tflite(result, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
