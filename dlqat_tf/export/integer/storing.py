@@ -22,6 +22,7 @@ from dlqat_tf.quantizers import ActivationGrid
 
 _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the wanted distance, down to what float32 biases need
+_NEEDED = 0.25  # of the clearance: the largest error that was seen
 _TURNS = 3  # of the circle around a bias; moves are shorter than 1.5
 _PARTS = (1, 2, 4, 8, 16)  # of a step of sums, which a gain may be whole numbers of
 _FARTHEST = 0.5  # output steps that a change of the gain may move the end of the grid by
@@ -61,7 +62,8 @@ def stored(
     .. math:: c = 2^{-24} (\sqrt n + 16)
         \bigl(\max_k |t_k / u - \beta| + |\beta| + \max |a| \, \lVert w \rVert_2 \bigr)
 
-    With many output codes and large sums no bias is as clear as that. There the gain moves too,
+    With many output codes and large sums no bias may be clear by even a quarter of that, the
+    largest error that was seen (below). There the gain moves too,
     where a batch norm has one for this layer alone: so that an output step is an odd number of
     steps of sums, and every threshold lies halfway between two sums; or where outputs at the end of
     the grid would move by more than half a step, an odd number of halves, up to sixteenths.
@@ -134,7 +136,7 @@ def _stored_in_integers(
         stretch[i], moved[i] = m[best], held[best] * unit[best]
         if places is not None:
             _, distance = places.after(held[best] / m[best] - exact[i])
-            is_clear[i] = distance >= places.wanted
+            is_clear[i] = distance >= _NEEDED * places.clearance
     return replace(node, bias=moved, stretch=stretch), is_clear
 
 
