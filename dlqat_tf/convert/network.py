@@ -316,11 +316,8 @@ class Network:
         for call in self.calls:
             if call in self.heads or call in self.dropped:
                 continue
-            if call.role == "relu":
-                # One per place, and the same where the same shared layer comes before.
-                groups["activation_bits", call.layer, call.inputs[0][0].layer].append(call)
-            elif self.fused(call) is not None:
-                groups["activation_bits", call.layer].append(call)
+            if call.role == "relu" or self.fused(call) is not None:
+                groups[("activation_bits", *self._sharing(call))].append(call)
             elif call.role == "function" and self._wanted(call):
                 groups[self.width_of(call), self._meeting(call.layer)].append(call)
             elif call.role in ("weighted", "norm", "merge", "pool", "kept") and self._wanted(call):
@@ -348,10 +345,9 @@ class Network:
                 name, ceiling = f"{name}_act", math.inf
             elif width == "residual_bits":
                 name, ceiling = f"{name}_residual", math.inf
-            elif call.role == "relu":
-                ceiling = ceiling_of(call.layer)
             else:
-                name, ceiling = f"{name}_act", self.fused(call)
+                ceiling = max(map(self._ceiling, calls))
+                name = name if call.role == "relu" else f"{name}_act"
             is_new = call.role == "relu" and not any(name == p.name for p in self.places.values())
             name = name if is_new else unique(name, taken)
             taken.add(name)
@@ -371,6 +367,23 @@ class Network:
             if bits == 8 and len(functions) == 1:
                 place.range = FIXED_RANGES.get(*functions)
             self.places.update(dict.fromkeys(calls, place))
+
+    def _sharing(self, call: Call) -> tuple[tf.keras.layers.Layer, ...]:
+        """Return what the calls have in common that share the quantizer of this ReLU."""
+        meeting = self._meeting(call.layer)
+        if (
+            meeting is not call.layer
+            and self._width(call, "activation_bits", self.widths["activation_bits"]) == 8
+        ):
+            return (meeting,)  # fewer bits are too few for ranges that differ
+        if call.role == "relu":
+            # One per place, and the same where the same shared layer comes before.
+            return call.layer, call.inputs[0][0].layer
+        return (call.layer,)
+
+    def _ceiling(self, call: Call) -> float:
+        """Return where the ReLU of a call ends."""
+        return ceiling_of(call.layer) if call.role == "relu" else self.fused(call)
 
     def _meeting(self, layer) -> tf.keras.layers.Layer:
         """Return the last Concatenate or such that a layer's outputs come to, or the layer itself.

@@ -95,3 +95,25 @@ def test_two_relus_of_one_value(tmp_path):
     report = to_tflite(result, tmp_path / "model.tflite")
     snapped = tf.keras.models.load_model(report.snapped, compile=False)
     assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_relus_that_come_together_share_a_quantizer_of_8_bits(tmp_path, bits):
+    """As in Inception; with fewer bits each has its own range, which files bring together."""
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    left = layers.ReLU(6.0, name="left")(conv_norm(inputs, 4, 3, name="a"))
+    right = layers.ReLU(name="right")(conv_norm(left, 4, 1, name="b"))
+    fused = layers.Conv2D(4, 1, activation="relu", name="fused")(left)
+    x = layers.Concatenate()([layers.MaxPooling2D(2)(each) for each in (right, fused)])
+    x = layers.ReLU(name="last")(conv_norm(x, 8, 3, name="c"))
+    source = tf.keras.Model(inputs, layers.Dense(5)(layers.Flatten()(x)))
+    images = alive(source, (32, 6, 6, 3))
+    model, _ = quantize(source, 8, bits, images=images, overrides={"left": {"activation_bits": 8}})
+    names = {each.name for each in model.layers if isinstance(each, dlqat_tf.CGPACT)}
+    assert len(names - {"left", "last"}) == (1 if bits == 8 else 2)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    result = parity(snapped, report.path, images)
+    assert result.agreement["simulation_file"] == 100.0
+    if bits == 8:
+        assert result.logit_difference["keras_file"] < 1e-5

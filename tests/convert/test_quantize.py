@@ -160,7 +160,7 @@ def test_images_are_taken_as_keras_takes_them():
     source = Model(inputs, layers.Dense(2, name="last")(layers.Concatenate()(branches)))
     small, large = np.uint8([[1, 2], [2, 1]]), np.uint8([[100, 200], [200, 100]])
     images = {"a": small, "b": large}
-    ranges = quantize(source, 8, 8, head=None, images=images)[1].ranges
+    ranges = quantize(source, 8, 4, head=None, images=images)[1].ranges
     expected = {"b_codes": 200.0, "a_codes": 2.0, "of_a_act": 2.0, "of_b_act": 200.0}
     assert ranges == pytest.approx(expected, rel=0.02)
     with pytest.raises(dlqat_tf.ConversionError, match=r"for b, a\. Received: images for a"):
