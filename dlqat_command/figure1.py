@@ -52,8 +52,8 @@ def figure1(
     import numpy as np
     from rich.console import Console
 
-    from dlqat_tf import analysis
-    from dlqat_tf._host import write_whole
+    from dlqat_tf import analysis, plots
+    from dlqat_tf._host import replacing, write_whole
     from dlqat_tf._script import ending
     from dlqat_tf.export.command import test_images
     from dlqat_tf.loading import load_model
@@ -86,7 +86,8 @@ def figure1(
             Console().print(title)
             figures[key.name].print()
             panels.append((title, analysis.embed(features, seed=seed)))
-        analysis.draw_embeddings(panels, labels, output / "figure1.png", columns=2)
+        with replacing(output / "figure1.png") as temporary:
+            plots.embeddings(panels, labels, columns=2).savefig(temporary, dpi=120)
         content = {name: dataclasses.asdict(each) for name, each in figures.items()}
         content["environment"] = environment()
         write_whole(output / "statistics.json", json.dumps(content, indent=2) + "\n")

@@ -122,6 +122,10 @@ class Recipe:
     """Use deterministic operations only, which take longer on a GPU: bit-equal runs on one kind of
     machine with the same number of threads."""
 
+    monitor: tuple[Literal["quantizers", "mixture"], ...] = ("quantizers",)
+    """Written into TensorBoard after each epoch: ranges, clip shares and flip rates of quantizers;
+    norms, distances, probabilities and parts of the gradient of GML's mixture."""
+
     budget: Literal["paper", "short", "smoke"] = "paper"
     """Start from the paper's settings, from about an hour's, or from a minute's on two cores."""
     paper_literal: bool = False

@@ -1,8 +1,12 @@
 """Disentangled Loss Quantization-Aware Training in Keras: low-bit networks that run on a phone."""
 
 from dlqat_command import __version__
-from dlqat_tf import _compat, export  # noqa: F401  (_compat first: it decides which Keras all get)
-from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.tfmot)
+from dlqat_tf import (  # noqa: F401  (_compat first: it decides which Keras all get)
+    _compat,
+    export,
+    levels,
+)
+from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.plots, tfmot, zoo)
 from dlqat_tf.convert import ConversionError, ConversionReport, quantize
 from dlqat_tf.distillation import distill
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead

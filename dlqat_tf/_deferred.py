@@ -1,7 +1,8 @@
-"""The TF-MOT bridge, imported where it is first used.
+"""Modules that are imported where they are first used, since what they import takes long.
 
 TF-MOT imports Keras 3 whole, 40 % of the time that this package itself takes. So ``dlqat_tf.tfmot``
-is imported by whoever asks for it, and by Keras when it meets a TF-MOT layer in a file.
+is imported by whoever asks for it, and by Keras when it meets a TF-MOT layer in a file. Likewise
+``dlqat_tf.plots`` and matplotlib, ``dlqat_tf.zoo`` and what opens data sets.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import tensorflow as tf
 
 
 def __getattr__(name: str):
-    """Return the attribute ``tfmot`` of the package, by importing it."""
-    if name == "tfmot":
-        return importlib.import_module("dlqat_tf.tfmot")
+    """Return a module of the package that is named by its attribute, by importing it."""
+    if name in ("plots", "tfmot", "zoo"):
+        return importlib.import_module(f"dlqat_tf.{name}")
     raise AttributeError(f"module 'dlqat_tf' has no attribute {name!r}")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from dlqat_tf._host import replacing
+from dlqat_tf.losses import GMLoss
 from dlqat_tf.report import Report
 
 PERPLEXITY = 30
@@ -192,36 +192,106 @@ def embed(
     return TSNE(init="pca", **settings).fit_transform(features)
 
 
-def draw_embeddings(
-    panels: list[tuple[str, np.ndarray]], labels: np.ndarray, path: str | Path, *, columns: int
-) -> None:
-    """Draw embeddings side by side, a colour for each class.
+@dataclass(frozen=True)
+class MixtureStatistics(Report):
+    r"""Where a Gaussian mixture's features and means are, and what its loss does to the features.
+
+    With feature :math:`f` of class :math:`y`, means :math:`\mu_k`, margin :math:`a = \alpha \bar
+    p^\gamma` and probabilities :math:`q` under that margin (that of the true class among them),
+    the gradient of :class:`dlqat_tf.GMLoss` on a feature is
+
+    .. math:: \sum_{k \ne y} q_k (\mu_k - \mu_y) + (a (1 - q_y) + \lambda) (f - \mu_y)
+
+    The first part tells classes apart and does not depend on where the feature is; the second one
+    pulls the feature to its mean.
+
+    Attributes:
+        feature_norm: Mean Euclidean norm of the features.
+        mean_norm: Mean Euclidean norm of the class means.
+        smallest_distance: Euclidean distance of the two nearest class means.
+        mean_distance: Mean Euclidean distance of two class means.
+        probability: Mean probability of the true class, without a margin.
+        margin: :math:`a`, the margin that these images have earned.
+        separating_gradient: Mean Euclidean norm of the first part.
+        compacting_gradient: Mean Euclidean norm of the second part.
+    """
+
+    feature_norm: float
+    mean_norm: float
+    smallest_distance: float
+    mean_distance: float
+    probability: float
+    margin: float
+    separating_gradient: float
+    compacting_gradient: float
+
+    def tables(self) -> list[Table]:
+        table = Table(title="features of a Gaussian mixture")
+        table.add_column("figure")
+        table.add_column("value", justify="right")
+        for name, value in dataclasses.asdict(self).items():
+            table.add_row(name.replace("_", " "), f"{value:.4g}")
+        return [table]
+
+
+def mixture_statistics(
+    features: np.ndarray, labels: np.ndarray, means: np.ndarray, loss: GMLoss
+) -> MixtureStatistics:
+    """Measure what :class:`MixtureStatistics` names, with the loss's whole margin.
+
+    >>> dlqat_tf.analysis.mixture_statistics(
+    ...     dlqat_tf.analysis.features(model, images), labels, model.layers[-1].means, model.loss
+    ... )
 
     Args:
-        panels: Titles and points (images, 2).
-        labels: Integer classes (images,), the same for all panels.
-        path: The PNG file.
-        columns: Panels in a row.
-    """
-    from matplotlib.figure import Figure
+        features: Float array (images, features).
+        labels: Integer classes (images,), rows of ``means``.
+        means: Class means (classes, features), at least two.
+        loss: The loss that trains the network.
 
-    classes, positions = np.unique(labels, return_inverse=True)
-    colours = (positions + 0.5) / len(classes)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 4.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (title, points) in zip(grid, panels, strict=False):
-        # Ten colours can be told apart; of a hundred, neighbours on the circle look alike.
-        palette = "tab10" if len(classes) <= 10 else "hsv"
-        axes.scatter(*points.T, c=colours, cmap=palette, vmin=0, vmax=1, s=5, linewidths=0)
-        axes.set_title(title)
-    for axes in grid:
-        axes.set_xticks([])
-        axes.set_yticks([])
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=120)
+    Raises:
+        ValueError: Shapes do not match, values are not finite, or there is one class only.
+    """
+    features, labels = _checked(features, labels)
+    means = np.asarray(means, np.float64)
+    if means.ndim != 2 or len(means) < 2 or means.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"Expected at least two means of {features.shape[1]} features each. Received: means of "
+            f"shape {means.shape}."
+        )
+    offsets = features[:, None] - means
+    scores = (-0.5 * np.sum(offsets**2, axis=2)).astype(np.float32)
+    margin = float(loss.alpha * loss.fit(tf.constant(scores), tf.constant(labels)))
+    images = np.arange(len(labels))
+    probabilities = _softmax(scores)
+    scores[images, labels] *= 1 + margin
+    under_margin = _softmax(scores)
+    rest = 1 - under_margin[images, labels]
+    own = offsets[images, labels]
+    # sum over k != y of q_k (mu_k - mu_y); the true class adds nothing.
+    separating = under_margin @ means - means[labels]
+    compacting = (margin * rest + loss.likelihood_weight)[:, None] * own
+    first, second = np.triu_indices(len(means), k=1)
+    distances = np.linalg.norm(means[first] - means[second], axis=1)
+    return MixtureStatistics(
+        feature_norm=_mean_norm(features),
+        mean_norm=_mean_norm(means),
+        smallest_distance=float(distances.min()),
+        mean_distance=float(distances.mean()),
+        probability=float(probabilities[images, labels].mean()),
+        margin=margin,
+        separating_gradient=_mean_norm(separating),
+        compacting_gradient=_mean_norm(compacting),
+    )
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _mean_norm(vectors: np.ndarray) -> float:
+    return float(np.linalg.norm(vectors, axis=1).mean())
 
 
 def _checked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

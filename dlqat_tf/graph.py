@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -27,6 +27,15 @@ def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> 
             f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
             "network with tf.keras.Model(inputs, outputs)."
         )
+
+
+def leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    """Return the layers of a model, those of nested models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer
 
 
 def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:

@@ -20,6 +20,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from dlqat_tf._compat import check_keras_2_file
 from dlqat_tf._host import check_name
+from dlqat_tf.graph import leaves
 from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
@@ -227,22 +228,12 @@ def _by_name(pairs: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, tf.keras.Model):
-            yield from _leaves(layer)
-        else:
-            yield layer
-
-
 def _variables(model: tf.keras.Model) -> dict[str, tf.Variable]:
-    return _by_name(
-        (leaf.name, each.name, each) for leaf in _leaves(model) for each in leaf.weights
-    )
+    return _by_name((leaf.name, each.name, each) for leaf in leaves(model) for each in leaf.weights)
 
 
 def _values(model: tf.keras.Model) -> dict[str, np.ndarray]:
-    values = [value for leaf in _leaves(model) for value in leaf.get_weights()]
+    values = [value for leaf in leaves(model) for value in leaf.get_weights()]
     return dict(zip(_variables(model), values, strict=True))
 
 
@@ -327,7 +318,7 @@ class _Matching:
     """Finds the counterpart of a variable's name, whatever numbers Keras gave to its layers."""
 
     def __init__(self, model: tf.keras.Model, here: Iterable[str], there: Iterable[str]):
-        self._automatic = {type(layer).__name__.lower() for layer in _leaves(model)}
+        self._automatic = {type(layer).__name__.lower() for layer in leaves(model)}
         self._here, self._there = self._numbers(here), self._numbers(there)
         self._by_key = {self._key(name, self._there): name for name in there}
 

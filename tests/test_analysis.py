@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -13,9 +12,9 @@ import dlqat_tf
 from dlqat_tf.analysis import (
     cluster_statistics,
     delta_p,
-    draw_embeddings,
     embed,
     features,
+    mixture_statistics,
     per_class,
 )
 from dlqat_tf.training.comparison import Key
@@ -75,6 +74,47 @@ def test_statistics_refuse(points, labels, message):
         cluster_statistics(points, labels)
 
 
+def test_mixture_of_two_means_by_hand():
+    means = np.array([[0.0, 0], [2, 0]])
+    points = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32)  # as far from either mean
+    loss = dlqat_tf.GMLoss(alpha=1.0, likelihood_weight=0.25, fit_power=0.0)
+    found = mixture_statistics(points, np.array([0, 1]), means, loss)
+    assert (found.mean_norm, found.smallest_distance, found.mean_distance) == (1, 2, 2)
+    assert found.feature_norm == pytest.approx(np.sqrt(2))
+    assert found.probability == pytest.approx(0.5)
+    assert found.margin == 1
+    # Distances are 1; under the margin the true class has 2: q_y = 1 / (1 + e).
+    rest = 1 - 1 / (1 + np.e)
+    assert found.separating_gradient == pytest.approx(2 * rest)
+    assert found.compacting_gradient == pytest.approx((rest + 0.25) * np.sqrt(2))
+    earned = mixture_statistics(points, np.array([0, 1]), means, dlqat_tf.GMLoss(1.0, fit_power=2))
+    assert earned.margin == pytest.approx(0.25)
+    assert len(earned.tables()[0].rows) == 8
+
+
+def test_parts_of_the_mixtures_gradient_add_up_to_the_losss():
+    generator = np.random.default_rng(0)
+    # One image: its parts are vectors whose norms the statistics give, so turn them into lengths.
+    point, means = generator.normal(size=(1, 3)), generator.normal(size=(4, 3))
+    label, loss = np.array([2]), dlqat_tf.GMLoss(0.7, 0.1, fit_power=0.0)
+    feature = tf.constant(point, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(feature)
+        distances = 0.5 * tf.reduce_sum((feature - tf.constant(means, tf.float32)) ** 2, 1)
+        value = loss(label, -distances[None])
+    whole = tape.gradient(value, feature).numpy()[0]
+    found = mixture_statistics(point, label, means, loss)
+    towards_mean = (point[0] - means[2]) / np.linalg.norm(point[0] - means[2])
+    separating = whole - found.compacting_gradient * towards_mean
+    assert np.linalg.norm(separating) == pytest.approx(found.separating_gradient, rel=1e-4)
+
+
+@pytest.mark.parametrize("means", [np.zeros((3, 3)), np.zeros((1, 2)), np.zeros(2)])
+def test_mixture_refuses_means_of_another_space(means):
+    with pytest.raises(ValueError, match="two means of 2 features"):
+        mixture_statistics(POINTS, LABELS, means, dlqat_tf.GMLoss())
+
+
 def test_report_reads_as_table_and_json():
     result = cluster_statistics(POINTS, LABELS)
     assert '"probe_accuracy": 1.0' in result.to_json()
@@ -117,14 +157,6 @@ def test_embedding_keeps_clusters_apart():
     assert cluster_statistics(first, labels).separation > 1
     assert not np.allclose(first, embed(points, perplexity=5, iterations=250))
     assert not np.allclose(first, embed(points, perplexity=9, iterations=300))
-
-
-def test_embeddings_are_drawn_panel_by_panel(tmp_path):
-    panels = [("one", POINTS), ("two", -POINTS), ("three", POINTS)]
-    draw_embeddings(panels, LABELS, tmp_path / "wide.png", columns=3)
-    draw_embeddings(panels, LABELS, tmp_path / "high.png", columns=1)
-    wide, high = (plt.imread(tmp_path / f"{name}.png").shape[:2] for name in ("wide", "high"))
-    assert wide == high[::-1]  # three square panels in a row and in a column
 
 
 def test_equal_features_have_no_embedding():

@@ -11,7 +11,10 @@ from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
 
 # Settings that a run may go on without.
-_FREE = ("output", "restart", "resume", "data_dir", "cache", "budget", "checkpoint_every")
+_FREE = (
+    *("output", "restart", "resume", "data_dir", "cache", "budget", "checkpoint_every"),
+    "monitor",
+)
 
 
 def check_output(recipe: Recipe) -> None:

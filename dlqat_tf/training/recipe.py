@@ -87,6 +87,11 @@ def _check_numbers(recipe: Recipe) -> None:
             f"Expected images_per_epoch of at least one batch ({recipe.batch_size}). "
             f"Received: {recipe.images_per_epoch}."
         )
+    if "mixture" in recipe.monitor and recipe.head != "gml":
+        raise ValueError(
+            "Expected monitor of the mixture only with the head gml, which has one. Received: "
+            f"monitor={', '.join(recipe.monitor)} with head={recipe.head}."
+        )
     check_numbers(
         distillation_weight=recipe.distillation_weight,
         distillation_temperature=recipe.distillation_temperature,

@@ -31,11 +31,13 @@ from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.folder import check_output, claim_output
 from dlqat_tf.training.history import mend_history, read_history
 from dlqat_tf.training.lock import locked
+from dlqat_tf.training.monitoring import MixtureMonitor, QuantizerMonitor
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult, draw_curves, environment, summarise
 
 REESTIMATED = "reestimated.json"  # in a stage's folder: loss and accuracy after re-estimation
 _CALIBRATION_IMAGES = 512
+_MONITORED_IMAGES = 256
 _console = Console()
 
 
@@ -286,7 +288,7 @@ def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     if reference is None:  # quantized from scratch: the ranges of the untrained float network
         reference = build_model(recipe, images, _float_twin(recipe, 1))
         load_weights(reference, model, quiet=True)
-    sample = _some_images(recipe, images)
+    sample, _ = _sample(recipe, images, _CALIBRATION_IMAGES)
     ranges = calibrate(model, reference, sample, trained=trained is not None)
     _console.print(f"{len(ranges)} activation ranges start from {len(sample)} training images")
 
@@ -295,17 +297,31 @@ def _prepare(recipe, images, stage, model) -> None:
     """Do what the method does to a trained network before it goes on with low-bit weights."""
     prepare = methods.get(recipe.method).prepare
     if prepare is not None and stage.weight_bits not in (None, 32):
-        sample = _some_images(recipe, images)
+        sample, _ = _sample(recipe, images, _CALIBRATION_IMAGES)
         prepare(model, sample)
         _console.print(f"weights start from {recipe.method} on {len(sample)} training images")
 
 
-def _some_images(recipe, images) -> np.ndarray:
-    """Return the first training images as the model takes them."""
-    size = min(recipe.batch_size, _CALIBRATION_IMAGES)
-    batches = images.train_batches(size, seed=recipe.seed, augment=())
-    batches = batches.take(math.ceil(_CALIBRATION_IMAGES / size))
-    return np.concatenate([batch.numpy() for batch, _ in batches])
+def _sample(recipe: Recipe, images, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at least ``count`` training images as they are, and their labels."""
+    size = min(recipe.batch_size, count)
+    batches = images.train_batches(size, seed=recipe.seed, augment=()).take(math.ceil(count / size))
+    some, labels = zip(*batches.as_numpy_iterator(), strict=True)
+    return np.concatenate(some), np.concatenate(labels)
+
+
+def _monitors(recipe: Recipe, images, stage, network: tf.keras.Model, folder: Path) -> list:
+    """Return the callbacks that look at a stage: at quantizers only where it has some."""
+    rounds = not {stage.weight_bits, stage.activation_bits} <= {None, 32}
+    wanted = [name for name in recipe.monitor if name != "quantizers" or rounds]
+    if not wanted:
+        return []
+    some, labels = _sample(recipe, images, _MONITORED_IMAGES)
+    make = {
+        "quantizers": lambda: QuantizerMonitor(folder / "quantizers", some, network),
+        "mixture": lambda: MixtureMonitor(folder / "mixture", some, labels, _loss(recipe), network),
+    }
+    return [make[name]() for name in wanted]
 
 
 def _steps(recipe: Recipe, images: datasets.ImageData) -> int:
@@ -399,6 +415,7 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         # Last: an epoch counts as done when everything about it is on disk.
         backup,
     ]
+    callbacks[:0] = _monitors(recipe, images, stage, student, folder / "tensorboard")
     if recipe.head != "linear":
         ramp = recipe.margin_warmup_epochs if stage.starts_random else 0.0
         callbacks.insert(0, MarginWarmup(ramp, steps))
@@ -455,6 +472,18 @@ def _compile(recipe, stage, model, steps: int) -> None:
         warmup_target=peak if warmup else None,
         warmup_steps=warmup,
     )
+    model.compile(
+        tf.keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=recipe.momentum > 0),
+        _loss(recipe),
+        metrics=["accuracy"],
+        # XLA made this network 4 to 6 times slower on a CPU; with replicas it was not tried.
+        jit_compile=bool(tf.config.list_physical_devices("GPU")) and current().count == 1,
+    )
+    model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its slots
+
+
+def _loss(recipe: Recipe) -> tf.keras.losses.Loss:
+    """Return the loss of the recipe's head."""
     cross_entropy = (
         tf.keras.losses.CategoricalCrossentropy
         if _soft_labels(recipe)
@@ -467,14 +496,7 @@ def _compile(recipe, stage, model, steps: int) -> None:
             recipe.gml_alpha, recipe.likelihood_weight, fit_power=recipe.gml_fit_power
         ),
     }
-    model.compile(
-        tf.keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=recipe.momentum > 0),
-        losses[recipe.head](),
-        metrics=["accuracy"],
-        # XLA made this network 4 to 6 times slower on a CPU; with replicas it was not tried.
-        jit_compile=bool(tf.config.list_physical_devices("GPU")) and current().count == 1,
-    )
-    model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its slots
+    return losses[recipe.head]()
 
 
 def _check_first_batch(model: tf.keras.Model, batches: tf.data.Dataset) -> None:

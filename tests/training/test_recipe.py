@@ -61,6 +61,8 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"activation_bits": 9}, "activation_bits: Expected bits"),
         ({"end_bits": 4}, "Expected end_bits to be one of 8, 32"),
         ({"block": "pre", "final_gain": 0.5}, "final_gain=1 with block='pre'"),
+        ({"monitor": ("weights",)}, "Expected monitor to be a tuple, each one of quantizers"),
+        ({"monitor": ("mixture",), "head": "cosine"}, "monitor=mixture with head=cosine"),
         ({"method": "ls"}, "Received: method='ls'. Did you mean lsq"),
         ({"method": "lsq"}, "weight_bits with method='lsq': LSQ of weights defines 2, 3"),
         ({"residual_bits": 1}, "residual_bits: Expected bits to be an integer from 2 to 8"),

@@ -41,7 +41,12 @@ TINY = Recipe(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     recipe = dataclasses.replace(
-        TINY, width=8, float_epochs=3, epochs=4, output=tmp_path_factory.mktemp("runs") / "tiny"
+        TINY,
+        width=8,
+        float_epochs=3,
+        epochs=4,
+        monitor=("quantizers", "mixture"),
+        output=tmp_path_factory.mktemp("runs") / "tiny",
     )
     return recipe, run(recipe)
 
@@ -394,6 +399,29 @@ def test_soft_labels_train(tmp_path):
         TINY, augment=("mixup",), stages=1, epochs=1, output=tmp_path / "run"
     )
     assert 0 < run(recipe).accuracy <= 1
+
+
+def test_what_is_monitored_is_written_into_tensorboard(finished):
+    recipe, _ = finished
+    folders = {
+        stage: {path.name for path in (recipe.output / stage / "tensorboard").iterdir()}
+        for stage in ("float", "quantized")
+    }
+    assert folders == {
+        "float": {"train", "validation", "mixture"},  # it rounds nothing
+        "quantized": {"train", "validation", "mixture", "quantizers"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"), [((), []), (("quantizers",), ["QuantizerMonitor"])]
+)
+def test_a_recipe_chooses_what_is_monitored(tmp_path, monitor, expected):
+    recipe, images = dataclasses.replace(TINY, monitor=monitor), data.load("digits")
+    stage = stages._stages(recipe)[-1]
+    monitors = stages._monitors(recipe, images, stage, None, tmp_path)
+    assert [type(each).__name__ for each in monitors] == expected
+    assert all(each.images.shape == (256, 8, 8, 1) for each in monitors)
 
 
 def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):

@@ -1,0 +1,177 @@
+"""The levels of a network's weights and activations: codes, ranges, and what is clipped.
+
+What is read here is what training moves beside the loss; :mod:`dlqat_tf.plots` draws it and
+:mod:`dlqat_tf.training.monitoring` writes it into TensorBoard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.graph import leaves
+from dlqat_tf.quantizers import (
+    ActivationGrid,
+    ActivationQuantizer,
+    WeightQuantizer,
+    unwrapped,
+)
+
+
+class RoundedKernel(NamedTuple):
+    """A layer's latent kernel and what rounds it."""
+
+    kernel: tf.Variable
+    quantizer: WeightQuantizer
+
+
+def rounded_kernels(model: tf.keras.Model) -> dict[str, RoundedKernel]:
+    """Return the kernels that a quantizer of this package rounds.
+
+    >>> kernel, quantizer = dlqat_tf.levels.rounded_kernels(model)["head"]
+
+    Args:
+        model: Functional or Sequential model that is built; nested ones are searched too.
+
+    Returns:
+        Kernel and quantizer by the layer's name; layers of 32 bits are left out.
+    """
+    kernels = {}
+    for layer in leaves(model):
+        parts = unwrapped(layer)
+        quantizer = parts.kernel_quantizer
+        if isinstance(quantizer, WeightQuantizer) and quantizer.bits != 32:
+            kernels[layer.name] = RoundedKernel(parts.kernel, quantizer)
+    return kernels
+
+
+def weight_codes(model: tf.keras.Model) -> dict[str, np.ndarray]:
+    """Return the integers that the kernels of a network are rounded to.
+
+    >>> dlqat_tf.levels.weight_codes(model)["stage1_block1_1_conv"]
+
+    Args:
+        model: As for :func:`rounded_kernels`.
+
+    Returns:
+        By layer, int16 codes of the kernel's shape. Binary planes with scales of their own count as
+        if those were 1, 2, 4 and so on: one code for each combination of signs. Layers with neither
+        equidistant levels nor planes (SYQ's ternary convolutions) are left out.
+    """
+    codes = {}
+    for name, each in rounded_kernels(model).items():
+        with contextlib.suppress(ValueError):  # the contract: it has none
+            codes[name] = _codes(each)
+    return codes
+
+
+def _codes(rounded: RoundedKernel) -> np.ndarray:
+    kernel, quantizer = rounded
+    try:
+        return quantizer.grid(kernel).codes
+    except ValueError:
+        planes = quantizer.planes(kernel)
+        return sum(sign.astype(np.int16) << i for i, (sign, _) in enumerate(planes))
+
+
+def flip_rate(before: np.ndarray, after: np.ndarray) -> float:
+    """Return the share of a kernel's codes that changed, 0 to 1.
+
+    Args:
+        before: What :func:`weight_codes` returned for a layer.
+        after: The same, later.
+    """
+    return float(np.mean(before != after))
+
+
+def activation_ranges(model: tf.keras.Model) -> dict[str, tuple[float, float]]:
+    """Return the lowest and the highest value that each activation quantizer lets pass.
+
+    >>> before = dlqat_tf.levels.activation_ranges(model)
+
+    Args:
+        model: As for :func:`rounded_kernels`.
+
+    Returns:
+        (lowest, highest) by the quantizer's layer, in units of the activation. Quantizers without
+        a grid are left out: those of 32 bits, and those that start from the first batch before it.
+    """
+    ranges = {}
+    for name, quantizer in _activation_quantizers(model):
+        grid = _grid(quantizer)
+        if grid is not None:
+            ranges[name] = float(grid.lowest * grid.step), float(grid.highest * grid.step)
+    return ranges
+
+
+def clip_shares(model: tf.keras.Model, images) -> dict[str, float]:
+    """Return the share of each activation quantizer's inputs that lie beyond its range.
+
+    These are the values whose gradient is cut and that pull the range: above the highest level, and
+    below the lowest where that is negative. What a rectifier takes to zero does not count.
+
+    >>> dlqat_tf.levels.clip_shares(model, images[:256])
+
+    Args:
+        model: As for :func:`rounded_kernels`.
+        images: A batch of what the model takes; it runs at once, in inference mode.
+
+    Returns:
+        Shares, 0 to 1, by the quantizer's layer.
+    """
+    quantizers = dict(_activation_quantizers(model))
+    inputs = _recorded_inputs(model, images, quantizers)
+    shares = {}
+    for name, quantizer in quantizers.items():
+        grid = _grid(quantizer)
+        if grid is None:
+            continue
+        lowest = grid.lowest * grid.step if grid.lowest else -np.inf
+        beyond = [(x < lowest) | (x > grid.highest * grid.step) for x in inputs[name]]
+        if beyond:
+            shares[name] = float(np.mean(np.concatenate([each.ravel() for each in beyond])))
+    return shares
+
+
+def _activation_quantizers(model) -> Iterator[tuple[str, ActivationQuantizer]]:
+    for layer in leaves(model):
+        own = layer if isinstance(layer, ActivationQuantizer) else unwrapped(layer).output_quantizer
+        for suffix, quantizer in (
+            ("/input", getattr(layer, "input_quantizer", None)),
+            ("", own),
+        ):
+            if isinstance(quantizer, ActivationQuantizer):
+                yield layer.name + suffix, quantizer
+
+
+def _grid(quantizer: ActivationQuantizer) -> ActivationGrid | None:
+    try:
+        return quantizer.grid()
+    except ValueError:  # the contract: 32 bits, or not started
+        return None
+
+
+def _recorded_inputs(model, images, quantizers: dict) -> dict[str, list[np.ndarray]]:
+    """Run the model eagerly and return what each quantizer was called on, wherever it is held."""
+    inputs: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def recording(name, quantize):
+        def quantize_and_record(values, training=None):
+            inputs[name].append(values.numpy())
+            return quantize(values, training)
+
+        return quantize_and_record
+
+    for name, quantizer in quantizers.items():
+        quantizer.quantize = recording(name, quantizer.quantize)
+    try:
+        model(images, training=False)
+    finally:
+        for quantizer in quantizers.values():
+            del quantizer.quantize
+    return inputs

@@ -1,0 +1,115 @@
+"""What the monitors write, read back from their event files."""
+
+import larq as lq
+import numpy as np
+import pytest
+from tensorflow.python.summary.summary_iterator import summary_iterator
+
+import dlqat_tf
+from dlqat_tf import analysis, levels
+from dlqat_tf.training.monitoring import MixtureMonitor, QuantizerMonitor
+
+import tensorflow as tf  # isort: skip
+
+
+def written(folder):
+    """Scalars by (name, step), and the shapes of pictures by name."""
+    scalars, pictures = {}, {}
+    for file in sorted(folder.glob("events*")):
+        for event in summary_iterator(str(file)):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "images":
+                    encoded = value.tensor.string_val[2]
+                    pictures[value.tag] = tf.io.decode_png(encoded).shape
+                else:
+                    scalars[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    return scalars, pictures
+
+
+def network():
+    inputs = tf.keras.Input((2,))
+    dense = lq.layers.QuantDense(
+        2, use_bias=False, kernel_quantizer=dlqat_tf.SATWeights(1), name="dense"
+    )
+    x = dlqat_tf.CGPACT(2, alpha_init=3.0, name="act")(dense(inputs))
+    dense.kernel.assign([[1.0, 1.0], [1.0, -1.0]])
+    return tf.keras.Model(inputs, x)
+
+
+def test_quantizer_monitor_by_hand(tmp_path):
+    model = network()
+    # Sums 4 and 0, then 6 and 2: of a range of 3 two of four are beyond, of a range of 5 one.
+    monitor = QuantizerMonitor(tmp_path, np.array([[2.0, 2], [4, 2]], np.float32))
+    monitor.set_model(model)
+    monitor.on_train_begin()
+    monitor.on_epoch_begin(3)
+    monitor.on_epoch_end(3)
+    monitor.on_epoch_begin(4)
+    model.get_layer("dense").kernel.assign([[1.0, 1.0], [1.0, 0.5]])  # one of four flips
+    model.get_layer("dense").kernel.assign([[1.0, 1.0], [0.5, -1.0]])  # and back: no flip counts
+    model.get_layer("act").alpha.assign(5.0)
+    monitor.on_epoch_end(4)
+    monitor.on_epoch_begin(5)
+    model.get_layer("dense").kernel.assign([[1.0, -1.0], [0.5, -1.0]])
+    monitor.on_epoch_end(5)
+    monitor.on_train_end()
+    scalars, pictures = written(tmp_path)
+    assert [scalars["flip_rate/dense", step] for step in (3, 4, 5)] == [0.0, 0.0, 0.25]
+    assert [scalars["range/act", step] for step in (3, 4)] == [3.0, 5.0]
+    assert [scalars["clip_share/act", step] for step in (3, 4)] == [0.5, 0.25]
+    assert pictures.keys() == {"activation_ranges", "latent_weights"}
+    assert all(height > 100 and width > 100 for height, width, _ in pictures.values())
+
+
+def test_mixture_monitor_writes_the_statistics(tmp_path):
+    inputs = tf.keras.Input((3,))
+    x = tf.keras.layers.Dense(2)(inputs)
+    model = tf.keras.Model(inputs, dlqat_tf.GaussianMixtureHead(4)(x))
+    images = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    labels, loss = np.arange(8) % 4, dlqat_tf.GMLoss(0.5)
+    model.compile("sgd", loss)
+    model.fit(images, labels, verbose=0, callbacks=[MixtureMonitor(tmp_path, images, labels)])
+    expected = analysis.mixture_statistics(
+        analysis.features(model, images), labels, model.layers[-1].means, loss
+    )
+    scalars, _ = written(tmp_path)
+    assert scalars == pytest.approx(
+        {(f"mixture/{name}", 0): value for name, value in vars(expected).items()}, rel=1e-5
+    )
+
+
+def test_mixture_monitor_refuses_other_losses(tmp_path):
+    inputs = tf.keras.Input((3,))
+    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(4)(inputs))
+    model.compile("sgd", "mse")
+    monitor = MixtureMonitor(tmp_path, np.zeros((1, 3)), [0])
+    monitor.set_model(model)
+    with pytest.raises(ValueError, match="Received: LinearHead and loss='mse'"):
+        monitor.on_train_begin()
+
+
+def test_monitors_look_at_a_network_within_what_is_trained_and_change_nothing(tmp_path):
+    images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
+    labels = np.arange(8) % 4
+    weights = {}
+    for monitored in (False, True):
+        tf.keras.utils.set_random_seed(0)
+        student = dlqat_tf.resnet18(4, (8, 8, 3), 1, 2, width=2)
+        teacher = dlqat_tf.resnet18(4, (8, 8, 3), 32, 32, width=2, residual_bits=32)
+        trainer = dlqat_tf.distill(student, teacher)
+        loss = dlqat_tf.GMLoss()
+        trainer.compile("sgd", loss)
+        callbacks = [
+            QuantizerMonitor(tmp_path / "quantizers", images, student),
+            MixtureMonitor(tmp_path / "mixture", images, labels, loss, student),
+        ]
+        trainer.fit(images, labels, epochs=1, verbose=0, callbacks=callbacks if monitored else [])
+        weights[monitored] = student.get_weights()
+    for without, with_monitors in zip(weights[False], weights[True], strict=True):
+        np.testing.assert_array_equal(without, with_monitors)
+    scalars, _ = written(tmp_path / "quantizers")
+    assert {name.split("/")[0] for name, _ in scalars} == {"flip_rate", "range", "clip_share"}
+    ranges = levels.activation_ranges(student)
+    assert scalars["range/stem_act", 0] == pytest.approx(ranges["stem_act"][1])
+    scalars, _ = written(tmp_path / "mixture")
+    assert ("mixture/feature_norm", 0) in scalars
