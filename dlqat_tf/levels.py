@@ -76,7 +76,8 @@ def _codes(rounded: RoundedKernel) -> np.ndarray:
         return quantizer.grid(kernel).codes
     except ValueError:
         planes = quantizer.planes(kernel)
-        return sum(sign.astype(np.int16) << i for i, (sign, _) in enumerate(planes))
+        signs = [sign.astype(np.int16) << i for i, (sign, _) in enumerate(planes)]
+        return np.sum(signs, axis=0, dtype=np.int16)
 
 
 def flip_rate(before: np.ndarray, after: np.ndarray) -> float:
