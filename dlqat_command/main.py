@@ -19,6 +19,7 @@ from dlqat_command import (
     summary,
     training,
     website,
+    zoo,
 )
 from dlqat_command.tree import Command, Group, function, run
 
@@ -68,6 +69,10 @@ COMMANDS = Group(
             "Measure the latency of .tflite files, on this host or an Android device.",
             {"android": function(benchmark.android)},
             default=function(benchmark.host),
+        ),
+        "zoo": Group(
+            "Small trained networks that come with the package.",
+            {"list": function(zoo.show), "add": function(zoo.add)},
         ),
         "env": function(environment.env),
     },

@@ -101,7 +101,7 @@ def _refuse_code(path: Path) -> None:
                 config = json.loads(archive.read("config.json"))
         except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise ModelFileError(f"{path} is damaged ({error}): save the model again.") from None
-        kind = next(_code(config), None)
+        kind = next(code_in(config), None)
     elif path.is_dir() and (path / "saved_model.pb").is_file():
         kind = "a SavedModel, whose operations can do anything"
     elif path.is_file() and h5py.is_hdf5(path):
@@ -118,7 +118,7 @@ def _refuse_code(path: Path) -> None:
         )
 
 
-def _code(config) -> Iterator[str]:
+def code_in(config) -> Iterator[str]:
     """Yield what of a model's settings is code, or would import some."""
     if isinstance(config, dict):
         name = config.get("class_name")
@@ -130,7 +130,7 @@ def _code(config) -> Iterator[str]:
             yield f"a model with {name} of the module {module}, which nothing imported registers"
     for value in config.values() if isinstance(config, dict) else config:
         if isinstance(value, (dict, list)):
-            yield from _code(value)
+            yield from code_in(value)
 
 
 def load_weights(

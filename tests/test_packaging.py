@@ -63,6 +63,8 @@ def test_the_wheel_holds_what_it_should(installed):
         "dlqat_command/py.typed",
         "dlqat_command/recipes/__init__.py",
         "dlqat_tf/export/files/page/index.html",
+        "dlqat_tf/zoo/networks/digits_w1a2/network.npz",
+        "dlqat_tf/zoo/networks/digits_w1a2/int8.tflite",
     ):
         assert (installed / name).is_file(), name
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))

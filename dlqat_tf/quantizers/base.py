@@ -208,6 +208,21 @@ class WeightQuantizer(_Quantizer):
             for i in range(self.bits)
         ]
 
+    def latent(self, grid: WeightGrid) -> np.ndarray:
+        """Return a kernel that this quantizer rounds to the integers of ``grid``.
+
+        Of all such kernels it is the one in the middle of its levels. The base class takes the
+        levels themselves, for methods that leave them where they are; the result can be checked by
+        ``self.grid(kernel)``.
+
+        Args:
+            grid: What :meth:`grid` returned for a kernel.
+
+        Returns:
+            float32 array of the kernel's shape.
+        """
+        return (grid.codes * grid.step).astype(np.float32)
+
     def _checked(self, kernel) -> tf.Tensor:
         """Return ``kernel`` as a float32 tensor whose integer form is well defined."""
         if self.bits == 32:

@@ -178,6 +178,11 @@ class SATWeights(WeightQuantizer):
         )
         return WeightGrid((2.0 * half_codes).numpy().astype(np.int16), step.numpy())
 
+    def latent(self, grid: WeightGrid) -> np.ndarray:
+        # Undoes the clamp, tanh(W) / max|tanh(W)|, where the largest weight is 1.
+        largest = max(np.abs(grid.codes).max(initial=1), 1)
+        return np.arctanh(grid.codes / largest * np.tanh(1.0)).astype(np.float32)
+
     def get_config(self):
         settings = {"scale_adjust": self.scale_adjust, "keep_scale": self.keep_scale}
         return {**super().get_config(), **settings}
