@@ -7,7 +7,6 @@ What is read here is what training moves beside the loss; :mod:`dlqat_tf.plots` 
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -125,18 +124,32 @@ def clip_shares(model: tf.keras.Model, images) -> dict[str, float]:
     Returns:
         Shares, 0 to 1, by the quantizer's layer.
     """
-    quantizers = dict(_activation_quantizers(model))
-    inputs = _recorded_inputs(model, images, quantizers)
-    shares = {}
-    for name, quantizer in quantizers.items():
-        grid = _grid(quantizer)
-        if grid is None:
-            continue
+    counts: dict[str, list[int]] = {}  # beyond the range, and all
+    grids = {name: (each, _grid(each)) for name, each in _activation_quantizers(model)}
+    counted = {name: (each, grid) for name, (each, grid) in grids.items() if grid is not None}
+
+    def counting(name, quantize, grid):
         lowest = grid.lowest * grid.step if grid.lowest else -np.inf
-        beyond = [(x < lowest) | (x > grid.highest * grid.step) for x in inputs[name]]
-        if beyond:
-            shares[name] = float(np.mean(np.concatenate([each.ravel() for each in beyond])))
-    return shares
+        highest = grid.highest * grid.step
+        counts[name] = [0, 0]
+
+        def count_and_quantize(values, training=None):
+            beyond = (values < lowest) | (values > highest)
+            counts[name][0] += int(tf.math.count_nonzero(beyond))
+            counts[name][1] += values.shape.num_elements()
+            return quantize(values, training)
+
+        return count_and_quantize
+
+    # Eagerly, and around the quantizers themselves, since layers and wrappers hold some of them.
+    for name, (quantizer, grid) in counted.items():
+        quantizer.quantize = counting(name, quantizer.quantize, grid)
+    try:
+        model(images, training=False)
+    finally:
+        for quantizer, _ in counted.values():
+            del quantizer.quantize
+    return {name: beyond / total for name, (beyond, total) in counts.items() if total}
 
 
 def _activation_quantizers(model) -> Iterator[tuple[str, ActivationQuantizer]]:
@@ -155,24 +168,3 @@ def _grid(quantizer: ActivationQuantizer) -> ActivationGrid | None:
         return quantizer.grid()
     except ValueError:  # the contract: 32 bits, or not started
         return None
-
-
-def _recorded_inputs(model, images, quantizers: dict) -> dict[str, list[np.ndarray]]:
-    """Run the model eagerly and return what each quantizer was called on, wherever it is held."""
-    inputs: dict[str, list[np.ndarray]] = defaultdict(list)
-
-    def recording(name, quantize):
-        def quantize_and_record(values, training=None):
-            inputs[name].append(values.numpy())
-            return quantize(values, training)
-
-        return quantize_and_record
-
-    for name, quantizer in quantizers.items():
-        quantizer.quantize = recording(name, quantizer.quantize)
-    try:
-        model(images, training=False)
-    finally:
-        for quantizer in quantizers.values():
-            del quantizer.quantize
-    return inputs

@@ -38,6 +38,7 @@ from dlqat_tf.training.results import TrainingResult, draw_curves, environment, 
 REESTIMATED = "reestimated.json"  # in a stage's folder: loss and accuracy after re-estimation
 _CALIBRATION_IMAGES = 512
 _MONITORED_IMAGES = 256
+_CLIPPED_IMAGES = 64  # of these: each has thousands of activations
 _console = Console()
 
 
@@ -318,7 +319,9 @@ def _monitors(recipe: Recipe, images, stage, network: tf.keras.Model, folder: Pa
         return []
     some, labels = _sample(recipe, images, _MONITORED_IMAGES)
     make = {
-        "quantizers": lambda: QuantizerMonitor(folder / "quantizers", some, network),
+        "quantizers": lambda: QuantizerMonitor(
+            folder / "quantizers", some[:_CLIPPED_IMAGES], network
+        ),
         "mixture": lambda: MixtureMonitor(folder / "mixture", some, labels, _loss(recipe), network),
     }
     return [make[name]() for name in wanted]

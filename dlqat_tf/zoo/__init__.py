@@ -193,26 +193,16 @@ def _folder(name: str) -> Path:
 
 def _table(entries: list[ZooEntry]) -> Table:
     table = Table(title="Networks", title_justify="left")
-    for heading in ("network", "data set", "head"):
+    for heading in ("network", "tested on"):
         table.add_column(heading, overflow="fold")
-    for heading in (
-        "test images",
-        "Keras",
-        "int8 file",
-        "LCE file",
-        "bytes: packed",
-        "int8",
-        "LCE",
-    ):
+    for heading in ("Keras", "int8 file", "LCE file"):
         table.add_column(heading, justify="right")
     for each in entries:
-        paths = (_NETWORKS / each.name / _PACKED, *(file(each.name, kind) for kind in _WRITERS))
+        paths = {"keras": _NETWORKS / each.name / _PACKED}
+        paths |= {kind: file(each.name, kind) for kind in _WRITERS}
         table.add_row(
             each.name,
-            each.recipe["dataset"],
-            each.recipe["head"],
-            f"{each.images:,}",
-            *(f"{each.accuracy[kind]:.2f} %" for kind in ("keras", *_WRITERS)),
-            *(f"{path.stat().st_size:,}" for path in paths),
+            f"{each.images:,} images of {each.recipe['dataset']}",
+            *(f"{each.accuracy[k]:.2f} %\n{p.stat().st_size:,} B" for k, p in paths.items()),
         )
     return table

@@ -421,7 +421,7 @@ def test_a_recipe_chooses_what_is_monitored(tmp_path, monitor, expected):
     stage = stages._stages(recipe)[-1]
     monitors = stages._monitors(recipe, images, stage, None, tmp_path)
     assert [type(each).__name__ for each in monitors] == expected
-    assert all(each.images.shape == (256, 8, 8, 1) for each in monitors)
+    assert all(each.images.shape == (64, 8, 8, 1) for each in monitors)
 
 
 def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
