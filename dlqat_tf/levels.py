@@ -143,12 +143,12 @@ def clip_shares(model: tf.keras.Model, images) -> dict[str, float]:
 
     # Eagerly, and around the quantizers themselves, since layers and wrappers hold some of them.
     for name, (quantizer, grid) in counted.items():
-        quantizer.quantize = counting(name, quantizer.quantize, grid)
+        quantizer.__dict__["quantize"] = counting(name, quantizer.quantize, grid)
     try:
         model(images, training=False)
     finally:
         for quantizer, _ in counted.values():
-            del quantizer.quantize
+            del quantizer.__dict__["quantize"]
     return {name: beyond / total for name, (beyond, total) in counts.items() if total}
 
 

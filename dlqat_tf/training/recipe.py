@@ -177,7 +177,11 @@ def read_recipe(run: Path) -> Recipe:
         if values.get(name) not in (None, "float"):
             values[name] = Path(values[name])
     try:
-        return Recipe(**values | {"augment": tuple(values["augment"])})
+        tuples = {
+            "augment": tuple(values["augment"]),
+            "monitor": tuple(values.get("monitor", Recipe.monitor)),
+        }
+        return Recipe(**values | tuples)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is no recipe of this version: {error}.") from None
 
