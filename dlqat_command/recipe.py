@@ -124,7 +124,8 @@ class Recipe:
 
     monitor: tuple[Literal["quantizers", "mixture"], ...] = ("quantizers",)
     """Written into TensorBoard after each epoch: ranges, clip shares and flip rates of quantizers;
-    norms, distances, probabilities and parts of the gradient of GML's mixture."""
+    norms, distances, probabilities and parts of the gradient of GML's mixture. Not with several
+    workers."""
 
     budget: Literal["paper", "short", "smoke"] = "paper"
     """Start from the paper's settings, from about an hour's, or from a minute's on two cores."""

@@ -312,7 +312,12 @@ def _sample(recipe: Recipe, images, count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _monitors(recipe: Recipe, images, stage, network: tf.keras.Model, folder: Path) -> list:
-    """Return the callbacks that look at a stage: at quantizers only where it has some."""
+    """Return the callbacks that look at a stage: at quantizers only where it has some.
+
+    None with several workers: to read a variable is then something that they do together.
+    """
+    if current().are_workers:
+        return []
     rounds = not {stage.weight_bits, stage.activation_bits} <= {None, 32}
     wanted = [name for name in recipe.monitor if name != "quantizers" or rounds]
     if not wanted:
