@@ -94,6 +94,8 @@ def load_packed(path: str | Path) -> tf.keras.Model:
 
 def _model(configuration: dict, arrays: dict[str, np.ndarray]) -> tf.keras.Model:
     model = tf.keras.saving.deserialize_keras_object(configuration)
+    if not isinstance(model, tf.keras.Model):
+        raise ValueError(f"its configuration is of a {type(model).__name__}.")
     rounded = _rounded_by_index(model)
     for index, variable in enumerate(model.weights):
         if f"{index}" in arrays:
