@@ -57,7 +57,7 @@ def test_mobilenet_v2(tmp_path):
 
 
 def test_losses():
-    found, pictures = run("losses", width=2, epochs=1, tsne_iterations=250)
+    found, pictures = run("losses", width=4, epochs=3, tsne_iterations=250)
     assert found["statistics"].keys() == {"CEL", "AMS", "GML"}
     assert [np.shape(points) for _, points in found["panels"]] == [(360, 2)] * 3
     assert 0 < found["mixture"].probability < 1
