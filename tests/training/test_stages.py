@@ -115,7 +115,10 @@ def test_last_stage_has_the_widths_of_the_recipe(finished):
             {"width": 4},
             r"same head, stem, width and classes.*stem_conv/kernel.*\(3, 3, 1, 4\) here",
         ),
-        ({"head": "linear"}, "same head, stem, width and classes.*head/bias is kept"),
+        (
+            {"head": "linear", "monitor": ()},
+            "same head, stem, width and classes.*head/bias is kept",
+        ),
     ],
 )
 def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
