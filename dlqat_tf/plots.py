@@ -89,8 +89,8 @@ def quantizer(
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left")
-    width = "float" if quantizer.bits == 32 else f"{quantizer.bits} bits"
-    figure.suptitle(f"{type(quantizer).__name__}, {width.replace('1 bits', '1 bit')}")
+    width = "float" if quantizer.bits == 32 else _width(quantizer.bits)
+    figure.suptitle(f"{type(quantizer).__name__}, {width}")
     return figure
 
 
@@ -119,7 +119,7 @@ def export_report(report: ExportReport | Census) -> Figure:
     axes.barh(names, stored, color=colours, alpha=0.35)
     axes.barh(names, [*declared, stored[-1]], color=colours)
     for row, each in enumerate(census.layers):
-        text = f" {_bytes(each.bytes)}, {each.stored_bits} bits, {each.kernel}"
+        text = f" {_bytes(each.bytes)}, {_width(each.stored_bits)}, {each.kernel}"
         axes.text(each.bytes, row, text, va="center", fontsize="x-small")
     axes.text(stored[-1], len(names) - 1, f" {_bytes(stored[-1])}", va="center", fontsize="x-small")
     axes.set_xlim(0, 1.45 * max(stored))
@@ -206,12 +206,12 @@ def parity(report: ParityReport) -> Figure:
         text = f"all {each.values:,} equal"
         if each.differing:
             text = f"{each.differing:,} of {each.values:,} differ, by {each.largest:.2g} at most"
-        above.text(1, row, text, va="center", fontsize="x-small", color="white")
+        _inside(above, row, equal[row], text)
     _rows(above, "layers given the same input: equal values in %")
     kinds = ["tab:blue"] * len(pairs) + ["tab:orange"] * len(report.top1)
     below.barh(labels, shares, color=kinds)
     for row, share in enumerate(shares):
-        below.text(1, row, f"{share:.2f} %", va="center", fontsize="x-small", color="white")
+        _inside(below, row, share, f"{share:.2f} %")
     _rows(below, f"equal arg-max and top-1 in %, {report.images:,} images")
     for axes in (above, below):
         axes.set_xlim(0, 100)
@@ -262,7 +262,7 @@ def latent_weights(model: tf.keras.Model, layers: Sequence[str] | None = None) -
                 axes.legend(fontsize="xx-small", handlelength=0.8, loc="upper right")
         else:
             axes.hist(latent, bins, histtype="stepfilled", color=_colour(bits))
-        axes.set_title(f"{name}, {bits} bit{'s' if bits > 1 else ''}", fontsize="small")
+        axes.set_title(f"{name}, {_width(bits)}", fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.set_yticks([])
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -306,6 +306,7 @@ def activation_ranges(
             axes.text(end, row, f" {end:.2f}", va="center", fontsize="xx-small")
     axes.set_yticks(rows, names)
     axes.axvline(0, color="black", linewidth=0.8)
+    axes.use_sticky_edges = False  # a bar's left end is no edge of the picture
     axes.margins(x=0.1)
     _rows(axes, "range of the activations")
     axes.legend(fontsize="small")
@@ -370,6 +371,17 @@ def _rows(axes, title: str) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.set_ylim(len(axes.get_yticks()) - 0.4, -0.6)
+
+
+def _inside(axes, row: int, percent: float, text: str) -> None:
+    """Write into a bar of percents, or behind it where it is too short for the text."""
+    fits = percent >= 50
+    x, colour = (1, "white") if fits else (percent + 1, "black")
+    axes.text(x, row, text, va="center", fontsize="x-small", color=colour)
+
+
+def _width(bits) -> str:
+    return f"{bits} bit" if bits == 1 else f"{bits} bits"
 
 
 def _colour(bits: int | None):

@@ -144,6 +144,22 @@ def test_parity_is_agreement_by_layer_and_of_decisions():
     assert "1,000 images" in right.get_title()
 
 
+def test_text_of_a_short_bar_stands_behind_it():
+    report = ParityReport(
+        path="x.tflite",
+        kernels="",
+        images=10,
+        top1={},
+        agreement={"keras_file": 10.0, "simulation_file": 100.0},
+        logit_difference={},
+        layers=[],
+        first_diverging=None,
+    )
+    short, long = plots.parity(report).axes[1].texts
+    assert (short.get_position()[0], short.get_color()) == (11.0, "black")
+    assert (long.get_position()[0], long.get_color()) == (1, "white")
+
+
 @pytest.fixture
 def head():
     model = tf.keras.Sequential(
@@ -184,6 +200,8 @@ def test_activation_ranges_before_and_after():
     assert bars(axes, 2) == [[1, 2], [3, 4]]
     assert [patch.get_x() for patch in axes.patches] == [0, -1, 0, -2]
     assert texts(axes) == ["1.00", "1.00", "3.00", "2.00"]
+    low, high = axes.get_xlim()
+    assert low < -2 < 3 < high  # no bar ends at the frame
     with pytest.raises(ValueError, match="layers a, b and a"):
         plots.activation_ranges(before, {"a": (0.0, 1.0)})
 
