@@ -56,7 +56,7 @@ def on_files(files, config):
         add(f"methods/pictures/{name}.svg", methods.picture(name))
         if files.get_file_from_path(f"methods/{name}.md") is None:
             add(f"methods/{name}.md", f"# {name}\n\n{{{{ method {name} }}}}\n")
-    for name, draw in pictures.INTEGERS.items():
+    for name, draw in (pictures.INTEGERS | pictures.NETWORK).items():
         add(f"pictures/{name}.svg", pictures.svg(draw()))
     return files
 

@@ -10,10 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import dlqat_tf
+from dlqat_tf import plots, zoo
+from dlqat_tf.export.files.census import census
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Convolution
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.quantizers.base import WeightQuantizer
+from dlqat_tf.summary import predict
 
 import larq as lq  # isort: skip  (after dlqat_tf, which selects Keras 2)
 import tensorflow as tf  # isort: skip
@@ -201,6 +204,17 @@ def planes() -> Figure:
     return figure
 
 
+def summary() -> Figure:
+    """Draw where the work and the bytes of a network are."""
+    return plots.summary(predict(zoo.load("digits_w1a2"), files=()))
+
+
+def file_bytes() -> Figure:
+    """Draw what a binary file holds."""
+    return plots.export_report(census(zoo.file("digits_w1a2", "lce")))
+
+
+NETWORK = {"summary": summary, "file_bytes": file_bytes}
 INTEGERS = {"zero_point": zero_point, "stretch": stretch, "snapping": snapping, "planes": planes}
 
 
