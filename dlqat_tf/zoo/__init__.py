@@ -27,6 +27,8 @@ from dlqat_tf.packed import load_packed, save_packed
 from dlqat_tf.report import Report
 from dlqat_tf.training.recipe import read_recipe
 
+__all__ = ["ZooEntry", "add", "entry", "file", "load", "names", "print_table"]
+
 LARGEST = 1_000_000
 """Bytes of a packed network that the zoo takes."""
 _NETWORKS = Path(__file__).parent / "networks"

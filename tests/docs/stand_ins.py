@@ -112,7 +112,10 @@ def _low_bit(shape: tuple[int, int, int], channels: int) -> tf.keras.Model:
     return tf.keras.Sequential(layers)
 
 
-RUNS = ("env", "summary", "export tflite", "export lce", "parity", "census", "benchmark", "zoo list")
+RUNS = (
+    *("env", "summary", "export tflite", "export lce", "parity", "census", "benchmark"),
+    "zoo list",
+)
 """Commands of ``dlqat`` that run; what the others are given is parsed, and a recipe validated:
 they train for long, or need a phone, a browser or data that is not here."""
 
