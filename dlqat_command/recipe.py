@@ -87,8 +87,8 @@ class Recipe:
     epochs: Annotated[int, EPOCHS] = 150
     """Epochs of the quantized stage."""
     reestimation_images: Annotated[int, COUNT] = 0
-    """Measure the last stage's batch norms anew on about this many training images, when it ends;
-    0 keeps their moving averages."""
+    """Measure the last stage's batch norms anew on about this many training images, augmented as in
+    training, when it ends; 0 keeps their moving averages, which were as good where measured."""
     teacher: Annotated[Literal["float"] | Path | None, arg(metavar="float|FILE")] = None
     """Distil from the float stage, or from a model file, in the quantized stage."""
     distillation_weight: float = 1.0

@@ -20,7 +20,8 @@ def reestimate(model: tf.keras.Model, batches: tf.data.Dataset) -> int:
 
     Args:
         model: Any Keras model.
-        batches: Finite, of images or of (images, labels), as in training but not augmented.
+        batches: Finite, of images or of (images, labels), augmented as in training: the black
+            borders of crops belong to what the network knows.
 
     Returns:
         The number of batches.

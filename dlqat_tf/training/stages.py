@@ -462,8 +462,8 @@ def _records(folder: Path) -> list[tf.keras.callbacks.Callback]:
 def _reestimate(recipe, images, stage, model, folder: Path) -> None:
     """Measure batch norms anew, and note what that did to the accuracy."""
     count = math.ceil(recipe.reestimation_images / recipe.batch_size)
-    batches = images.train_batches(recipe.batch_size, seed=recipe.seed, augment=()).take(count)
-    reestimate(model, batches)
+    batches = images.train_batches(recipe.batch_size, seed=recipe.seed, augment=recipe.augment)
+    reestimate(model, batches.take(count))
     _compile(recipe, stage, model, _steps(recipe, images))
     loss, accuracy = _evaluate(recipe, images, model)
     if current().is_chief:

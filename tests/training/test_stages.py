@@ -14,6 +14,7 @@ import pytest
 
 import dlqat_tf
 from dlqat_tf.training import data, stages
+from dlqat_tf.training.batch_norm import reestimate
 from dlqat_tf.training.checkpoints import Backup, position
 from dlqat_tf.training.folder import claim_output
 from dlqat_tf.training.history import read_history
@@ -354,8 +355,14 @@ def test_batch_norms_are_measured_anew_at_the_end(alone, quantized_from):
     ]
     statistics = ["moving_" in weight.name for weight in model.weights]
     assert moved == statistics
+    digits = data.load("digits")
+    assert recipe.augment  # as in training
+    batches = digits.train_batches(recipe.batch_size, seed=recipe.seed, augment=recipe.augment)
+    reestimate(before, batches.take(640 // recipe.batch_size))
+    for ours, theirs in zip(model.weights, before.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     model.compile(metrics=["accuracy"], loss=dlqat_tf.GMLoss())
-    _, accuracy = model.evaluate(data.load("digits").test_batches(64), verbose=0)
+    _, accuracy = model.evaluate(digits.test_batches(64), verbose=0)
     assert accuracy == pytest.approx(result.accuracy)
 
 
