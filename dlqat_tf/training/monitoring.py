@@ -82,6 +82,7 @@ class QuantizerMonitor(_Monitor):
         values = {
             f"flip_rate/{name}": levels.flip_rate(self._codes[name], each)
             for name, each in codes.items()
+            if name in self._codes  # INQ's kernels get codes when all is frozen
         }
         for name, (_, highest) in levels.activation_ranges(self.network).items():
             values[f"range/{name}"] = highest

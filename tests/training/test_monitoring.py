@@ -61,6 +61,25 @@ def test_quantizer_monitor_by_hand(tmp_path):
     assert all(height > 100 and width > 100 for height, width, _ in pictures.values())
 
 
+def test_a_kernel_that_gets_codes_during_an_epoch_flips_from_the_next_one_on(tmp_path):
+    quantizer = dlqat_tf.INQWeights(2)
+    layer = lq.layers.QuantDense(2, use_bias=False, kernel_quantizer=quantizer, name="dense")
+    model = tf.keras.Sequential([tf.keras.Input((2,)), layer])
+    model(np.ones((1, 2), np.float32))
+    monitor = QuantizerMonitor(tmp_path, np.ones((1, 2), np.float32))
+    monitor.set_model(model)
+    monitor.on_train_begin()
+    monitor.on_epoch_begin(0)
+    quantizer.advance(1.0, layer.kernel)  # freezes all of it
+    monitor.on_epoch_end(0)
+    monitor.on_epoch_begin(1)
+    monitor.on_epoch_end(1)
+    monitor.on_train_end()
+    scalars, pictures = written(tmp_path)
+    assert scalars == {("flip_rate/dense", 1): 0.0}
+    assert pictures.keys() == {"latent_weights"}
+
+
 def test_mixture_monitor_writes_the_statistics(tmp_path):
     inputs = tf.keras.Input((3,))
     x = tf.keras.layers.Dense(2)(inputs)
