@@ -26,7 +26,7 @@ _DAMPING = 1e-6  # two bases may be equal
 
 
 def _shifts(count: int) -> np.ndarray:
-    return np.float32(np.linspace(-1, 1, count) if count > 1 else [0.0])
+    return np.asarray(np.linspace(-1, 1, count) if count > 1 else [0.0], np.float32)
 
 
 def _bases(kernel: tf.Tensor, count: int) -> list[tf.Tensor]:
@@ -163,7 +163,7 @@ class ABCNetActivations(ActivationQuantizer):
 
     def planes(self) -> ActivationPlanes:
         self._rounds(self.shifts is not None)
-        thresholds = np.float32(0.5) - self.shifts.numpy()
+        thresholds = np.float32(0.5) - np.asarray(tf.convert_to_tensor(self.shifts))
         ascending = np.sort(thresholds)
         # Between the n-th and the next threshold those are passed that are at most the n-th.
         passed = thresholds[:, None] <= np.concatenate([[-np.inf], ascending])[None, :]

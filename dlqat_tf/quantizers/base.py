@@ -240,13 +240,12 @@ class WeightQuantizer(_Quantizer):
 
 
 class ActivationQuantizer(_Quantizer):
-    """Base class of the quantizers that stand where a ReLU stood.
+    """Base class of the quantizers that stand where a ReLU stood."""
 
-    Attributes:
-        rectifies: Whether its 32 bits are a ReLU; else they are the identity.
-    """
-
-    rectifies = True
+    @property
+    def rectifies(self) -> bool:
+        """Whether its 32 bits are a ReLU; else they are the identity."""
+        return True
 
     def grid(self) -> ActivationGrid:
         """Return the integers behind the outputs.

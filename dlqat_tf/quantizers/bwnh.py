@@ -37,7 +37,7 @@ def fit_binary(
     Returns:
         float64 signs of the kernel's shape, and factors (channels,) of at least zero.
     """
-    kernel = np.float64(kernel)
+    kernel = np.asarray(kernel, np.float64)
     signs = np.where(kernel >= 0, 1.0, -1.0)
     target, moments = gram @ kernel, gram @ signs
     factors = _factors(signs, target, moments)
@@ -97,13 +97,14 @@ def bwnh(model: tf.keras.Model, images: np.ndarray, *, sweeps: int = 3) -> dict[
         parts = unwrapped(layer)
         gram = _gram(tf.keras.Model(model.inputs, layer.input), parts.layer, images)
         with lq.context.quantized_scope(False):
-            latent = np.float64(tf.convert_to_tensor(parts.kernel))
+            latent = np.asarray(tf.convert_to_tensor(parts.kernel), np.float64)
         kernel = latent.reshape(-1, latent.shape[-1])
         signs, factors = fit_binary(kernel, gram, sweeps)
         rest = kernel - signs * factors
         output = max(float((kernel * (gram @ kernel)).sum()), 1e-30)
         errors[layer.name] = float((rest * (gram @ rest)).sum()) / output
-        parts.kernel.assign(np.float32(signs * factors).reshape(latent.shape))
+        fitted = np.asarray(signs * factors, np.float32).reshape(latent.shape)
+        tf.keras.backend.set_value(parts.kernel, fitted)
     return errors
 
 
@@ -119,7 +120,7 @@ def _is_binary(layer) -> bool:
 
 def _gram(before: tf.keras.Model, layer, images: np.ndarray) -> np.ndarray:
     """Return the products of a layer's inputs with each other, summed over its positions."""
-    generator, total = np.random.default_rng(0), 0.0
+    generator, total = np.random.default_rng(0), np.zeros(())
     share = -(-_PATCHES // max(len(images) // _BATCH, 1))
     for i in range(0, len(images), _BATCH):
         values = before(images[i : i + _BATCH], training=False)
@@ -129,7 +130,7 @@ def _gram(before: tf.keras.Model, layer, images: np.ndarray) -> np.ndarray:
         patches = _patches(layer, values)
         if len(patches) > share:
             patches = patches[generator.choice(len(patches), share, replace=False)]
-        total = total + np.float64(patches.T @ patches)
+        total = total + np.asarray(patches.T @ patches, np.float64)
     return total
 
 

@@ -49,7 +49,7 @@ class ActivationPlanes:
 
 def combinations(count: int, lowest: int) -> np.ndarray:
     """Return float32 (2^count, count), every choice of ``lowest`` or 1 for each of the planes."""
-    return np.float32(list(itertools.product((lowest, 1), repeat=count)))
+    return np.array(list(itertools.product((lowest, 1), repeat=count)), np.float32)
 
 
 def thresholds_of(basis: tf.Tensor, lowest: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -97,7 +97,9 @@ class LQNetWeights(WeightQuantizer):
     def _start(self, shape) -> np.ndarray:
         fan_out = math.prod(int(size) for size in shape[:-2]) * int(shape[-1])
         largest = _QUARTILE * math.sqrt(2 / fan_out)
-        return np.float32([largest * 2.0 ** (i + 1 - self.bits) for i in range(self.bits)])
+        return np.array(
+            [largest * 2.0 ** (i + 1 - self.bits) for i in range(self.bits)], np.float32
+        )
 
     def quantize(self, values, training=None):
         if self.bits == 32:

@@ -115,7 +115,7 @@ def weight_grid(quantizer: Callable, kernel: np.ndarray) -> tuple[WeightGrid, in
     tried = [(highest, i) for i in (0, 1) for highest in _highest_codes(values, scales[i], bits)]
     for highest, i in sorted(tried):
         scale = _divisor(scales[i])
-        codes, step = np.rint(values / scale * highest), np.float32(scale / highest)
+        codes, step = np.rint(values / scale * highest), np.asarray(scale / highest, np.float32)
         if np.abs(codes * step - values).max(initial=0) <= _TOLERANCE * largest:
             step = step[0] if np.all(step == step[0]) else step
             return WeightGrid(codes.astype(np.int16), step), bits or _bits_of(codes)

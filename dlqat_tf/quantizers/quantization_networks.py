@@ -22,7 +22,7 @@ _SAMPLE, _ROUNDS = 100_000, 50  # of k-means
 def levels_of(bits: int) -> np.ndarray:
     """Return the integer levels: -1 and 1, or -(2^(b-1) - 1) to 2^(b-1) - 1."""
     if bits == 1:
-        return np.float32([-1, 1])
+        return np.array([-1, 1], np.float32)
     top = 2 ** (bits - 1) - 1
     return np.arange(-top, top + 1, dtype=np.float32)
 
@@ -50,7 +50,7 @@ def borders_by_clusters(values: np.ndarray, count: int) -> np.ndarray:
         if np.array_equal(new, means):
             break
         means = new
-    return np.float32((means[1:] + means[:-1]) / 2)
+    return np.asarray((means[1:] + means[:-1]) / 2, np.float32)
 
 
 @register_alias("quantization_networks_weights")

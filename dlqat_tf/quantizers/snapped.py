@@ -38,7 +38,7 @@ class SnappedWeights(WeightQuantizer):
 
     def __init__(self, bits: int = 8, **kwargs):
         super().__init__(check_bits(bits, allow_float=False), **kwargs)
-        self.step = None
+        self.step: tf.Variable | None = None
 
     def build(self, input_shape):
         self.step = self.add_weight(
@@ -61,4 +61,7 @@ class SnappedWeights(WeightQuantizer):
         kernel = self._checked(kernel)
         if self.step is None:
             self.build(kernel.shape)
-        return WeightGrid(self._codes(kernel).numpy().astype(np.int16), self.step.numpy())
+        return WeightGrid(
+            self._codes(kernel).numpy().astype(np.int16),
+            np.asarray(tf.convert_to_tensor(self.step)),
+        )
