@@ -193,7 +193,8 @@ from dlqat_tf.training import command_line, stages
 from dlqat_tf.training.recipe import Recipe
 
 settings = json.loads(sys.argv[1])
-settings["augment"], settings["output"] = tuple(settings["augment"]), Path(sys.argv[2])
+settings |= {name: tuple(settings[name]) for name in ("augment", "monitor")}
+settings["output"] = Path(sys.argv[2])
 fit = stages._fit
 
 def watched(recipe, images, stage, model, *rest):
