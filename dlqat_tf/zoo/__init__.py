@@ -135,7 +135,8 @@ def add(run: str | Path, name: str, *, data_dir: str | Path | None = None) -> Zo
 
     Raises:
         ValueError: The name is taken or no name, the run is not finished, the packed network has
-            more than a million bytes, or a file does not compute what the network computes.
+            more than a million bytes, a file does not compute what its snapped network computes, or
+            its accuracy is not that of the trained network within 0.1 points.
         ExportError: The network cannot be exported.
         dlqat_tf.training.data.DataError: The test images cannot be read.
     """
