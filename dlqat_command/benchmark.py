@@ -103,7 +103,8 @@ def android(
 
     from dlqat_tf._host import write_whole
     from dlqat_tf._script import ending
-    from dlqat_tf.export.runtimes.android import benchmark_android, devices
+    from dlqat_tf.export.runtimes.adb import devices
+    from dlqat_tf.export.runtimes.android import benchmark_android
     from dlqat_tf.report import check_target
 
     with ending(ValueError, RuntimeError, interrupted=_INTERRUPTED):

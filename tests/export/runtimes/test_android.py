@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dlqat_tf.export.runtimes.android import AndroidError, benchmark_android, devices, parse_output
+from dlqat_tf.export.runtimes.adb import AndroidError, devices
+from dlqat_tf.export.runtimes.android import benchmark_android, parse_output
 from dlqat_tf.export.runtimes.benchmark import REFERENCE_KERNEL
 
 HERE = Path(__file__).parent / "android"
