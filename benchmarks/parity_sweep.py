@@ -109,6 +109,7 @@ def sweep(
     run: Annotated[Path, tyro.conf.Positional],
     widths: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (3, 3), (4, 4), (8, 8), (1, 8)),
     steps: int = 100,
+    residual_bits: int = 8,
     binary: bool = False,
     plane_limit: int = PLANE_LIMIT,
     int4: bool = False,
@@ -123,6 +124,7 @@ def sweep(
         run: Folder of a run of a recipe, whose float stage is finished.
         widths: Weight and activation bits of each network.
         steps: Training steps of each network, at least.
+        residual_bits: Bits of the inputs of residual adds; a float run has none.
         binary: Export to binary kernels too, where weight times activation bits allow it.
         plane_limit: Largest product of weight and activation bits that does.
         int4: Export to int4 storage too, where weights have at most 3 bits.
@@ -139,6 +141,7 @@ def sweep(
         recipe = dataclasses.replace(
             recipe,
             float_stage=run / "float",
+            residual_bits=residual_bits,
             lr_warmup_epochs=0.1,
             restart=False,
             data_dir=data_dir or recipe.data_dir,
