@@ -104,6 +104,17 @@ def calling_layer():
     return base_layer_utils.call_context().layer
 
 
+def convnext_layers() -> tuple[type, type]:
+    """Return what Keras's ConvNeXt is made of and Keras has no public name for.
+
+    Returns:
+        Its layer scale and its stochastic depth, neither of which Keras finds when it loads a file.
+    """
+    from tf_keras.src.applications import convnext
+
+    return convnext.LayerScale, convnext.StochasticDepth
+
+
 def with_lambdas():
     """Return a context in which Keras makes layers from functions that are in memory already."""
     from tf_keras.src.saving.serialization_lib import SafeModeScope

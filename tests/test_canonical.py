@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dlqat_tf._compat import convnext_layers
 from dlqat_tf.canonical import StandardLayers, function_of, is_plain_transposed
 
 layers = tf.keras.layers
@@ -109,6 +110,21 @@ def test_operators_on_one_tensor(name):
 def test_what_has_no_standard_layer_is_left(function):
     node, _ = last_call(function, IMAGE)
     assert StandardLayers().of(node) is None
+
+
+def test_layers_of_convnext_are_such_as_keras_loads(tmp_path):
+    scale, depth = convnext_layers()
+    part = check(scale(0.5, 3), IMAGE, kinds=["LayerScale"])
+    part.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(1).normal(size=(2, *IMAGE)).astype(np.float32)
+    np.testing.assert_array_equal(loaded(x), part(x))
+    assert loaded.layers[-1].init_values == 0.5
+    part = check(depth(0.75), IMAGE, kinds=["Dropout"])
+    dropped = part(np.ones((64, *IMAGE), np.float32), training=True).numpy().reshape(64, -1)
+    assert set(np.unique(dropped)) == {0.0, 4.0}  # 1 / (1 - rate) keeps the mean
+    assert (dropped == dropped[:, :1]).all()  # all values of an image, or none
+    assert 4 <= (dropped[:, 0] > 0).sum() <= 32
 
 
 SLICES = {

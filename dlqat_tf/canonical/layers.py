@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from dlqat_tf._compat import convnext_layers
 from dlqat_tf.canonical.functions import function_of
 from dlqat_tf.canonical.part import Part
 from dlqat_tf.graph import tensors_of
@@ -17,6 +18,35 @@ _SPATIAL = ("depth_multiplier", "padding")
 _DEPTHWISE = ("depthwise_initializer", "depthwise_regularizer", "depthwise_constraint")
 _OUTER = ("use_bias", "bias_initializer", "bias_regularizer", "bias_constraint")
 _OUTER += ("activity_regularizer",)
+_LayerScale, _StochasticDepth = convnext_layers()
+
+
+@tf.keras.utils.register_keras_serializable("dlqat_tf")
+class LayerScale(tf.keras.layers.Layer):
+    r"""A trainable gain for each channel, :math:`y_c = \gamma_c x_c`, in files that can be loaded.
+
+    Source: Touvron et al. 2021 (arXiv 2103.17239), section 2.
+
+    Args:
+        init_values: Of the gains.
+
+    Input and output shape: (batch, ..., channels).
+    """
+
+    def __init__(self, init_values: float = 1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.init_values = init_values
+
+    def build(self, input_shape):
+        initializer = tf.keras.initializers.Constant(self.init_values)
+        self.gamma = self.add_weight("gamma", (input_shape[-1],), initializer=initializer)
+        super().build(input_shape)
+
+    def call(self, x):
+        return x * self.gamma
+
+    def get_config(self):
+        return {**super().get_config(), "init_values": self.init_values}
 
 
 def _activated_apart(part: Part):
@@ -165,6 +195,20 @@ def by_value(part: Part):
     return part.back(part.add(type(layer), x, "", layer.get_weights(), **config))
 
 
+def _scaled(part: Part):
+    """ConvNeXt's layer scale as a layer that can be loaded."""
+    return part.add(
+        LayerScale, *part.inputs, "", part.layer.get_weights(), **part.config("init_values")
+    )
+
+
+def _dropped_whole(part: Part):
+    """Stochastic depth as the Dropout that drops all values of an image or none."""
+    (x,) = part.inputs
+    shape = (None, *(1 for _ in x.shape[1:]))
+    return part.add(_layers.Dropout, x, rate=part.layer.drop_path_rate, noise_shape=shape)
+
+
 def _in_pairs(part: Part):
     """What takes any number of tensors, two at a time."""
     if len(part.inputs) < 3:
@@ -208,6 +252,8 @@ LAYERS: dict[type, Callable] = {
     _layers.GlobalMaxPooling1D: _pooled_whole_1d(_layers.GlobalMaxPooling2D),
     _layers.ZeroPadding1D: _moved_1d(_layers.ZeroPadding2D, "padding"),
     _layers.Cropping1D: _moved_1d(_layers.Cropping2D, "cropping"),
+    _LayerScale: _scaled,
+    _StochasticDepth: _dropped_whole,
     _layers.UpSampling1D: _moved_1d(_layers.UpSampling2D, "size"),
 }
 BY_VALUE = (

@@ -241,8 +241,8 @@ class Builder:
         for call in self._network.calls:
             if not isinstance(call.layer, _layers.Add):
                 continue
-            places = [self._network.places.get(source) for source, _ in call.inputs]
-            terms = [self.made[each] for each in places if each]
+            places = [each for value in call.inputs for each in self._network.grids_of(value)]
+            terms = [self.made[each] for each in places]
             terms = [each for each in terms if each.name in measured.ranges]
             widest = max((measured.ranges[each.name] / each.highest for each in terms), default=0.0)
             for made in terms:

@@ -165,6 +165,15 @@ class Network:
         taken = self.taken[image]
         return not taken.is_known or not taking.is_unit(taking.prepared(call, taken.examples))
 
+    def grids_of(self, value: Value) -> list[Place]:
+        """Return the quantizers on whose grids a value lies, which may have been moved since."""
+        call, _ = value
+        if call in self.places:
+            return [self.places[call]]
+        if call.role != "moving" and call not in self.dropped:
+            return []
+        return [place for each in call.inputs for place in self.grids_of(each)]
+
     def _measurement(self, call: Call) -> bool:
         """Return whether a call is a batch norm that brings the channels of values to one scale."""
         if call.role != "norm":

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import quantize
+from dlqat_tf._compat import convnext_layers
 from dlqat_tf.export import parity, to_lce, to_tflite
 from tests.convert.networks import FLOAT, alive, conv_norm
 
@@ -67,15 +68,28 @@ def test_trains_exports_and_matches(name, tmp_path):
             assert exported.census.operators["DEQUANTIZE"] == 2
 
 
-def test_a_branch_far_smaller_than_what_it_is_added_to(tmp_path):
+_scale, _depth = convnext_layers()
+# What stands between a small branch and the sum that it comes to, and what the quantizer follows.
+BETWEEN = {
+    "nothing": (lambda z: z, "right_bn"),
+    "identity": (layers.Activation("linear"), "right_bn"),
+    "dropout": (layers.Dropout(0.1), "right_bn"),
+    "moves": (lambda z: layers.Reshape((6, 6, 8))(layers.Flatten()(z)), "right_bn"),
+    "convnext": (lambda z: _depth(0.1)(_scale(1e-6, 8, name="scale")(z)), "scale"),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_branch_far_smaller_than_what_it_is_added_to(tmp_path, name):
     """As one with ConvNeXt's layer scale begins: its own range would be no ratio of int8 adds."""
+    between, rounded = BETWEEN[name]
     tf.keras.utils.set_random_seed(0)
-    model = merged(lambda x, y, z: layers.Add(name="merge")([y, z]))
+    model = merged(lambda x, y, z: layers.Add(name="merge")([y, between(z)]))
     images = alive(model, (32, 6, 6, 3))
     for variable in model.get_layer("right_bn").trainable_weights:
         variable.assign(1e-6 * variable)
     result, _ = quantize(model, 8, 8, "linear", images=images)
-    left, right = (result.get_layer("merge").input[i].node.layer for i in (0, 1))
+    left, right = (result.get_layer(name) for name in ("left_relu", f"{rounded}_residual"))
     step = float(left.alpha) / left.highest / 64
     assert float(right.alpha) / right.highest == pytest.approx(step)
     report = to_tflite(result, tmp_path / "model.tflite")
