@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,12 +100,46 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
         for name in ("input_quantizer", "kernel_quantizer", "depthwise_quantizer"):
             if inspect.isroutine(quantizer := getattr(layer, name, None)):
                 classes[quantizer.__name__] = quantizer
+    config = change(model.get_config())
+    lambdas = [each for each in layers if type(each) is tf.keras.layers.Lambda]
+    if lambdas:
+        classes["Lambda"], config = _with_functions_of(lambdas), _by_registered_name(config)
     # Functions in Lambda layers are the model's own, so nothing unsafe comes in with them.
     with tf.keras.utils.custom_object_scope(classes), with_lambdas():
-        copy = kind.from_config(change(model.get_config()))
+        copy = kind.from_config(config)
     copy.set_weights(model.get_weights())
     refresh(copy)
     return copy
+
+
+def _with_functions_of(lambdas: list[tf.keras.layers.Lambda]) -> type:
+    """Return a class that makes Lambda layers of the functions that others of their names have.
+
+    Settings hold the code of a function, and not what it calls by the names around it.
+    """
+    counts = Counter(each.name for each in lambdas)
+    functions = {each.name: each.function for each in lambdas if counts[each.name] == 1}
+
+    class Lambda(tf.keras.layers.Lambda):
+        @classmethod
+        def from_config(cls, config, custom_objects=None):
+            layer = tf.keras.layers.Lambda.from_config(config, custom_objects)
+            if layer.name in functions:
+                layer.function = functions[layer.name]
+            return layer
+
+    return Lambda
+
+
+def _by_registered_name(config):
+    """Return a configuration whose Lambda layers are not found among Keras's own classes first."""
+    if isinstance(config, dict):
+        config = {key: _by_registered_name(value) for key, value in config.items()}
+        is_layer = config.get("class_name") == "Lambda" and "config" in config
+        return config | {"registered_name": "Lambda"} if is_layer else config
+    if isinstance(config, (list, tuple)):
+        return type(config)(_by_registered_name(each) for each in config)
+    return config
 
 
 def refresh(model: tf.keras.Model) -> None:

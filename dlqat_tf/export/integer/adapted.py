@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from dlqat_tf.canonical.lambdas import without_lambdas
 from dlqat_tf.export.integer.endings import Outputs, wanted, with_endings
 from dlqat_tf.export.integer.inputs import input_quantizers, preprocessing_before
 from dlqat_tf.export.integer.network import ExportError
@@ -34,6 +35,7 @@ def adapted(
         ExportError: An argument is not as above or does not fit the model.
     """
     check_graph(model, ExportError)
+    model = without_lambdas(model)
     if outputs is not None:
         model = with_endings(model, wanted(model, outputs))
     shapes = _shapes(model, size)

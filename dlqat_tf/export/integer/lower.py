@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.canonical import IN_TRAINING, StandardLayers, function_of, is_plain_transposed
+from dlqat_tf.canonical.lambdas import without_lambdas
 from dlqat_tf.export.integer.endings import ending_of
 from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
 from dlqat_tf.export.integer.inputs import (
@@ -107,7 +108,7 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
         ExportError: Names the layer that cannot be lowered, why, and what is supported.
     """
     check_graph(model, ExportError)
-    model = in_float32(model)
+    model = without_lambdas(in_float32(model))
     lowering = _Lowering()
     sources = [lowering.add(input_node(tensor)) for tensor in model.inputs]
     outputs = lowering.model(model, sources, "")

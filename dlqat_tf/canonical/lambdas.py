@@ -1,0 +1,90 @@
+"""Lambda layers as the operators that their functions call."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from dlqat_tf.graph import apply, copied, follow, tensors_of
+
+_Lambda = tf.keras.layers.Lambda
+
+
+def without_lambdas(model: tf.keras.Model) -> tf.keras.Model:
+    """Return a model, or a copy with the operators that Lambda layers call in their place.
+
+    Operators have settings, which are saved and read and computed like those of other layers; what
+    a Lambda layer holds is code. One stays where its function computes with something else than
+    TensorFlow's operators, and at the end of the model, whose outputs it names.
+
+    Args:
+        model: Functional or Sequential model.
+    """
+    if not any(type(each) is _Lambda for each in model.submodules):
+        return model
+    copy = copied(model, lambda config: config)  # the source's own layers are called no more
+    opened = _opened(copy, {})
+    if len(opened.weights) != len(copy.weights):  # some function makes layers
+        return model
+    return copied(opened, lambda config: config)
+
+
+def _opened(model: tf.keras.Model, made: dict) -> tf.keras.Model:
+    """Return a model of the same layers, its Lambda layers and those of nested models opened."""
+
+    def visit(call, tensors: list) -> list:
+        layer = call.layer
+        if hasattr(layer, "_nodes_by_depth"):
+            if layer not in made:
+                made[layer] = _opened(layer, made)
+            return apply(call, made[layer], tensors)
+        if type(layer) is _Lambda and not _ends(call, model):
+            outputs = _computed(call, tensors)
+            if outputs is not None:
+                return outputs
+        return apply(call, layer, tensors)
+
+    if not any(type(each) is _Lambda for each in model.submodules):
+        return model
+    return tf.keras.Model(model.inputs, follow(model, model.inputs, visit), name=model.name)
+
+
+def _ends(call, model: tf.keras.Model) -> bool:
+    made = tf.nest.flatten(call.outputs)
+    return any(output is each for output in model.outputs for each in made)
+
+
+def _computed(call, tensors: list) -> list | None:
+    """Return what a Lambda layer's function makes of Keras tensors; None where it is no graph."""
+    layer = call.layer
+    if layer.weights or layer._fn_expects_mask_arg or layer._fn_expects_training_arg:
+        return None
+    if layer.compute_dtype != "float32":  # to which the layer casts
+        return None
+
+    def function(*arguments, **keywords):
+        return layer.function(*arguments, **{**(layer.arguments or {}), **keywords})
+
+    try:
+        outputs = apply(call, function, tensors)
+    except Exception:  # whatever code raises that wants values, not tensors
+        return None
+    expected = [tuple(each.shape) for each in tf.nest.flatten(call.outputs)]
+    if not all(map(tf.keras.backend.is_keras_tensor, outputs)):
+        return None
+    if [tuple(each.shape) for each in outputs] != expected:
+        return None
+    _name(layer.name, outputs, tensors)
+    return outputs
+
+
+def _name(name: str, outputs: list, inputs: list) -> None:
+    """Name operators like the layer that they stand for, from its outputs back to its inputs."""
+    known, rest, found = {id(each) for each in inputs}, list(outputs), []
+    while rest:
+        tensor = rest.pop(0)
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            rest += tensors_of(tensor.node)
+            found += [tensor.node.layer] if tensor.node.layer not in found else []
+    for i, layer in enumerate(found):
+        layer._name = f"{name}_{i}" if i else name
