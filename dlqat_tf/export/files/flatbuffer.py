@@ -24,6 +24,7 @@ TYPES = {
     np.dtype("int32"): schema.TensorType.INT32,
     np.dtype("int8"): schema.TensorType.INT8,
     np.dtype("uint8"): schema.TensorType.UINT8,
+    np.dtype("bool"): schema.TensorType.BOOL,
 }
 # The lowest version of each operation that has what is used of it here.
 _VERSIONS = {

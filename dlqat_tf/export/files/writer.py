@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
@@ -29,6 +31,7 @@ from dlqat_tf.export.integer.network import (
     Output,
     Pad,
     ReLU,
+    Sign,
     TransposedConvolution,
     Weighted,
     missing_rows,
@@ -115,6 +118,8 @@ class Writer:
                 pass
             case Convolution() if node.kernel == "planes":
                 self.tensors[node.name] = self.planes(node)
+            case Weighted() if node.kernel == "sums":
+                self.tensors[node.name] = self._scaled_sums(node)
             case Weighted():
                 self.tensors[node.name] = self._float_weighted(node)
             case Merge() if integer_merge(node, self.grids, self.readers):
@@ -321,7 +326,7 @@ class Writer:
         version = 8 if node.kernel == "int4" else None
         self._weighted(node, [value, weights, bias], output, fused, version)
 
-    def _float_weighted(self, node: Weighted) -> int:
+    def _float_weighted(self, node: Weighted, output: int | None = None) -> int:
         # TFLite Micro would dequantize them at every run, into RAM, and by one scale for all.
         if node.step is None or self.kernels == "builtin":
             codes, _ = _file_layout(node, node.values)
@@ -344,10 +349,31 @@ class Writer:
         value = self.float(node.inputs[0])
         if self._padding(node) == "explicit":
             value = self._explicit_padding(node, value, node.pad_value, None)
-        output = self.float_tensor(node.name)
+        output = self.float_tensor(node.name) if output is None else output
         options = self._weighted(node, [value, weights, bias], output, _NONE)
         if not isinstance(node, TransposedConvolution):
             self._fusible[output] = options
+        return output
+
+    def _scaled_sums(self, node: Weighted) -> int:
+        """Add exact sums of signs times codes, and after them their step and bias."""
+        codes = replace(node, step=np.ones_like(node.step), bias=np.zeros_like(node.bias))
+        sums = self.float_tensor(f"{node.name}/sums", self.network.shapes[node.name])
+        self._float_weighted(codes, sums)
+        bias = node.bias.astype(np.float32)
+        return self._affine(Affine(name=node.name, gain=node.step, offset=bias), sums)
+
+    def _sign(self, node: Sign, value: int) -> int:
+        """Add what is 1 where a float tensor is at least 0, and -1 elsewhere; SIGN has a 0."""
+        shape = self.network.shapes[node.name]
+        zero, one, minus = (
+            self.file.constant(name, np.float32([number]))
+            for name, number in (("zero", 0), ("one", 1), ("minus_one", -1))
+        )
+        positive = self.file.tensor(f"{node.name}/positive", shape, np.bool_)
+        self.file.operator("GREATER_EQUAL", [value, zero], positive)
+        output = self.float_tensor(node.name)
+        self.file.operator("SELECT_V2", [positive, one, minus], output)
         return output
 
     def _weighted(self, node: Weighted, inputs, output: int, fused: int, version=None):
@@ -440,6 +466,8 @@ class Writer:
             return self._pad(node.name, inputs[0], node.amounts, node.value, None, shape)
         if isinstance(node, Affine):
             return self._affine(node, *inputs)
+        if isinstance(node, Sign):
+            return self._sign(node, *inputs)
         output = self.float_tensor(node.name)
         if isinstance(node, ReLU):
             self.file.operator("RELU6" if node.highest == 6 else "RELU", inputs, output)

@@ -204,7 +204,7 @@ def largest_bias(node: Weighted, ratio: np.ndarray) -> np.ndarray:
 def rounding_of(node: Node, readers: dict[str, list[Node]]) -> Activation | Sign | None:
     """Return what alone reads and rounds the integer sums of a node, None where nothing does."""
     reading = readers[node.name]
-    sums = is_integer(node) or (isinstance(node, Convolution) and node.kernel == "planes")
+    sums = is_integer(node) or (isinstance(node, Weighted) and node.kernel in ("planes", "sums"))
     rounded = len(reading) == 1 and isinstance(reading[0], (Activation, Sign))
     return reading[0] if sums and rounded else None
 

@@ -97,7 +97,8 @@ class Weighted(Node):
         step: float32 (output channels,), always above zero; None for weights that are not rounded.
         bias: float64 (output channels,).
         bits: Declared width of the weights; 32 where ``step`` is None.
-        kernel: What runs it: "int8", "int4", "planes" (binary), "float", or "" before planning.
+        kernel: What runs it: "int8", "int4", "planes" (binary), "float", "sums" (float kernels that
+            sum signs times codes, which is exact, before these are scaled), or "" before planning.
         why: Why that kernel, where binary ones were a choice.
         library: Whose kernels: "xnnpack", or "builtin", TFLite's own and TFLite Micro's.
         bias_sources: Keras layers that the bias was folded from, last one first; the name of

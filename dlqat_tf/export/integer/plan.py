@@ -100,6 +100,18 @@ def free_levels(network: IntegerNetwork) -> dict[str, ActivationPlanes | None]:
     return found
 
 
+def signs(network: IntegerNetwork) -> set[str]:
+    """Return the nodes whose outputs are -1 and 1."""
+    found: set[str] = set()
+    for node in network:
+        match node:
+            case Sign():
+                found.add(node.name)
+            case Concatenate() | MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
+                found |= {node.name} if found.issuperset(node.inputs) else set()
+    return found
+
+
 def code_of(value: float, grid: ActivationGrid) -> int | None:
     """Return the code of ``value`` on the grid, or None where it is none of its levels."""
     code = round(value / float(grid.step))
@@ -178,11 +190,6 @@ def _levels_of(network: IntegerNetwork) -> dict[str, ActivationGrid | Activation
 def _check_stock(network: IntegerNetwork) -> None:
     """Raise ExportError where stock kernels have no form of a node."""
     for node in network:
-        if isinstance(node, Sign):
-            raise ExportError(
-                f"Layer {node.name!r} takes the sign of its input: stock int8 kernels have no such "
-                "form. Export with to_lce (binarized kernels)."
-            )
         if isinstance(node, Levels):
             raise ExportError(
                 f"Layer {node.name!r} has activation levels that are no grid, which stock kernels "
@@ -325,7 +332,7 @@ def _with_kernels(
     floats: bool = False,
 ) -> IntegerNetwork:
     known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
-    levels = free_levels(network)
+    levels, of_signs = free_levels(network), signs(network)
     nodes: list[Node] = []
     for node in network:
         if isinstance(node, Weighted):
@@ -338,6 +345,8 @@ def _with_kernels(
                 kernel = "float"
             elif plane_limit and not why:
                 kernel, why = "planes", "cheaper so" if target != "all" else "all that can are"
+            elif not plane_limit and _sums_signs(node, of_signs):
+                kernel = "sums"
             elif node.step is None or known[node.inputs[0]] is None or node.name in tail:
                 kernel = "float"
             elif plane_limit and isinstance(node, TransposedConvolution):
@@ -348,6 +357,13 @@ def _with_kernels(
             node = replace(node, kernel=kernel, why=why, library=library)
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))
+
+
+def _sums_signs(node: Weighted, of_signs: set[str]) -> bool:
+    """Return whether a layer's sums of signs times codes are integers that float32 holds."""
+    codes = np.abs(node.weights.reshape(-1, node.weights.shape[-1]))
+    is_exact = node.step is not None and node.free is None and float(node.pad_value).is_integer()
+    return node.inputs[0] in of_signs and is_exact and codes.sum(axis=0).max() < 2**24
 
 
 def _without_int8(

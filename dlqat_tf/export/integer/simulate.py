@@ -144,6 +144,10 @@ class Simulation:
                 return self._integer(node, inputs[0])
             case Convolution() if node.kernel == "planes":
                 return self._planes(node, inputs[0])
+            case Weighted() if node.kernel == "sums":
+                x = _padded(node, inputs[0], node.pad_value)
+                sums = np.rint(_product(node, x, np.float32(node.weights))).astype(np.float32)
+                return sums * node.step + node.bias.astype(np.float32)
             case Weighted():
                 x = self._float(node.inputs[0], inputs[0])
                 product = _product(node, _padded(node, x, node.pad_value), node.values)

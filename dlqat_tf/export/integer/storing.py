@@ -77,7 +77,7 @@ def stored(
     n from 128 to 4608 and 1 to 8 bits, was a seventh to a quarter of c.
 
     Args:
-        node: Convolution or dense layer on an integer or on binary kernels.
+        node: Convolution or dense layer on integer or binary kernels, or on sums of signs.
         source: Grid of its input, None for signs.
         target: What rounds its output.
         clear: Whether to heed thresholds; else the bias is as trained, on integer kernels the

@@ -247,16 +247,6 @@ def test_calibration_puts_the_rest_on_int8_kernels(tmp_path):
     assert len(report.calibrated) == 1
 
 
-def test_a_sign_has_no_stock_kernel(tmp_path):
-    inputs = tf.keras.Input((8, 8, 3))
-    x = lq.layers.QuantConv2D(8, 3, input_quantizer="ste_sign", kernel_quantizer="ste_sign")(
-        layers.Conv2D(8, 3)(inputs)
-    )
-    model = tf.keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
-    with pytest.raises(ExportError, match="to_lce"):
-        dlqat_tf.export.to_tflite(model, tmp_path / "model.tflite")
-
-
 def test_a_missing_engine_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "larq_compute_engine.tflite.python.interpreter", None)
     with pytest.raises(ExportError, match="pip install larq-compute-engine"):
