@@ -247,6 +247,11 @@ class ActivationQuantizer(_Quantizer):
         """Whether its 32 bits are a ReLU; else they are the identity."""
         return True
 
+    @property
+    def scaled_step(self) -> tuple[tf.Variable, int] | None:
+        """The variable that the step is times a number, and that number; None for a fixed step."""
+        return None
+
     def grid(self) -> ActivationGrid:
         """Return the integers behind the outputs.
 

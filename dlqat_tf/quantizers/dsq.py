@@ -173,6 +173,10 @@ class DSQActivations(ActivationQuantizer):
             self.alpha = _add_alpha(self)
         super().build(input_shape)
 
+    @property
+    def scaled_step(self):
+        return None if self.range is None else (self.range, 2**self.bits - 1)
+
     def quantize(self, values, training=None):
         if self.bits == 32:
             return tf.nn.relu(values)

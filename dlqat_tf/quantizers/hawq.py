@@ -94,6 +94,10 @@ class HAWQActivations(ActivationQuantizer):
             self.maximum, self.started = add_number(self, "maximum", trainable=False)
         super().build(input_shape)
 
+    @property
+    def scaled_step(self):
+        return None if self.maximum is None else (self.maximum, 2**self.bits - 1)
+
     def quantize(self, values, training=None):
         if self.bits == 32:
             return tf.nn.relu(values)

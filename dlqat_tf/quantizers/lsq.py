@@ -148,6 +148,10 @@ class LSQActivations(ActivationQuantizer):
             self.step, self.started = add_number(self, "step", trainable=True)
         super().build(input_shape)
 
+    @property
+    def scaled_step(self):
+        return None if self.step is None else (self.step, 1)
+
     def quantize(self, values, training=None):
         if self.bits == 32:
             return tf.nn.relu(values)

@@ -117,6 +117,10 @@ class CGPACT(ActivationQuantizer):
     def rectifies(self) -> bool:
         return not self.signed
 
+    @property
+    def scaled_step(self):
+        return None if self.alpha is None else (self.alpha, self.highest)
+
     def build(self, input_shape):
         if self.bits != 32:
             self.alpha = self.add_weight("alpha", **self.alpha_settings)

@@ -111,23 +111,51 @@ def test_two_relus_of_one_value(tmp_path):
     assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_relus_that_come_together_share_a_quantizer_of_8_bits(tmp_path, bits):
-    """As in Inception; with fewer bits each has its own range, which files bring together."""
-    inputs = tf.keras.Input((6, 6, 3), name="images")
-    left = layers.ReLU(6.0, name="left")(conv_norm(inputs, 4, 3, name="a"))
-    right = layers.ReLU(name="right")(conv_norm(left, 4, 1, name="b"))
-    fused = layers.Conv2D(4, 1, activation="relu", name="fused")(left)
-    x = layers.Concatenate()([layers.MaxPooling2D(2)(each) for each in (right, fused)])
-    x = layers.ReLU(name="last")(conv_norm(x, 8, 3, name="c"))
-    source = tf.keras.Model(inputs, layers.Dense(5)(layers.Flatten()(x)))
-    images = alive(source, (32, 6, 6, 3))
-    model, _ = quantize(source, 8, bits, images=images, overrides={"left": {"activation_bits": 8}})
-    names = {each.name for each in model.layers if isinstance(each, dlqat_tf.CGPACT)}
-    assert len(names - {"left", "last"}) == (1 if bits == 8 else 2)
-    report = to_tflite(model, tmp_path / "model.tflite")
+def side_by_side():
+    """ReLUs whose outputs come together, and with others again behind a pool, as in Inception."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    first = layers.ReLU(6.0, name="first")(conv_norm(inputs, 8, 3, name="a"))
+    left = layers.ReLU(6.0, name="left")(conv_norm(first, 4, 3, name="b"))
+    right = layers.ReLU(name="right")(conv_norm(first, 4, 1, name="c"))
+    fused = layers.Conv2D(4, 1, activation="relu", name="fused")(first)
+    x = layers.Concatenate()([left, right, fused])
+    y = layers.ReLU(name="strided")(conv_norm(x, 4, 3, 2, name="d"))
+    x = layers.Concatenate()([layers.MaxPooling2D(2)(x), y])
+    x = layers.ReLU(name="last")(conv_norm(x, 8, 3, name="e"))
+    return tf.keras.Model(inputs, layers.Dense(5)(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize(
+    ("bits", "method", "kernels"),
+    [
+        ((8, 8), "sat", "xnnpack"),
+        ((4, 4), "sat", "xnnpack"),
+        ((2, 2), "sat", "builtin"),
+        ((1, 2), "sat", "xnnpack"),
+        ((2, 2), "lsq", "xnnpack"),
+    ],
+)
+def test_relus_that_come_together(tmp_path, bits, method, kernels):
+    """Those of 8 bits share a quantizer, the steps of others have a common one in the file."""
+    tf.keras.utils.set_random_seed(0)
+    source = side_by_side()
+    images = alive(source, (64, 8, 8, 3))
+    model, _ = quantize(source, *bits, "linear", images=images, method=method)
+    together = ("left", "right", "fused_act", "strided")
+    quantizers = {each.name for each in model.layers if getattr(each, "rectifies", False)}
+    assert len(quantizers & set(together)) == (1 if bits == (8, 8) else 4)
+    trained = {name: model.get_layer(name).grid().step for name in quantizers}
+    report = to_tflite(model, tmp_path / "model.tflite", kernels=kernels)
     snapped = tf.keras.models.load_model(report.snapped)
-    result = parity(snapped, report.path, images)
-    assert result.agreement["simulation_file"] == 100.0
-    if bits == 8:
-        assert result.logit_difference["keras_file"] < 1e-5
+    result = parity(snapped, report.path, images, trained=model)
+    assert result.failures(trained_agreement=90) == []
+    assert result.logit_difference["keras_file"] < 1e-5
+    moved = {each.layer: each.relative for each in report.steps}
+    assert moved.keys() <= set(together)
+    assert bool(moved) == (bits != (8, 8))
+    assert max(map(abs, moved.values()), default=0) < (0.07 if bits == (4, 4) else 0.01)
+    for name, before in trained.items():
+        after = snapped.get_layer(name).grid().step
+        assert after / before - 1 == pytest.approx(moved.get(name, 0.0), abs=1e-7)
+    plain = to_tflite(model, tmp_path / "plain.tflite", kernels=kernels, snap=False)
+    assert plain.steps == []

@@ -40,7 +40,14 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import measured_ranges
-from dlqat_tf.export.integer.snap import LevelShift, Shift, SnapReport, level_shifts, snap
+from dlqat_tf.export.integer.snap import (
+    LevelShift,
+    Shift,
+    SnapReport,
+    StepShift,
+    level_shifts,
+    snap,
+)
 from dlqat_tf.report import Report
 
 
@@ -63,6 +70,7 @@ class ExportReport(Report):
         census: Content of the file, declared against stored bits among it.
         shifts: How far the biases moved.
         levels: How far weights are from what was trained, whose levels no int8 grid holds.
+        steps: How far steps moved, of quantizers whose values are concatenated.
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
         placements: Which kernel runs each layer and why, where binary kernels were a choice.
@@ -80,6 +88,7 @@ class ExportReport(Report):
     c_array: Report | None = None
     proof: Report | None = None
     levels: list[LevelShift] = field(default_factory=list)
+    steps: list[StepShift] = field(default_factory=list)
 
     def tables(self):
         moved = SnapReport(self.shifts).largest_steps
@@ -89,6 +98,12 @@ class ExportReport(Report):
             lines.append(
                 f"weights of {len(self.levels)} layers, whose levels are on no int8 grid, moved by "
                 f"at most {farthest.relative:.2%} of the largest of their channel"
+            )
+        if self.steps:
+            farthest = max(abs(each.relative) for each in self.steps)
+            lines.append(
+                f"steps of {len(self.steps)} quantizers, whose values are concatenated, moved by "
+                f"at most {farthest:.2%}"
             )
         if self.snapped:
             lines.append(f"Keras model with these numbers: {self.snapped}")
@@ -360,12 +375,10 @@ def measure(images: Images | tf.data.Dataset | None, network: IntegerNetwork):
 
 def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportReport:
     """Write all files of an export, or none, and return its report."""
-    shifts: list[Shift] = []
-    copy = None
+    report, copy = SnapReport([]), None
     if len(targets) > 1:
         say("moves the biases of a copy to those of the file")
         copy, report = snap(model, built.planned)
-        shifts = report.shifts
     with _saved(copy, targets[-1]) as temporary:
         flatbuffer.write(built.data, targets[0])
         if temporary:
@@ -377,7 +390,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
         path=str(targets[0]),
         snapped=str(targets[1]) if copy is not None else None,
         census=counted,
-        shifts=shifts,
+        shifts=report.shifts,
         calibrated=built.ranges,
         warnings=built.warnings + _dead_channels(built.planned) + clipped(built.planned),
         placements=[
@@ -386,6 +399,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
             if isinstance(node, Weighted) and node.why
         ],
         levels=level_shifts(built.planned),
+        steps=report.steps,
     )
 
 

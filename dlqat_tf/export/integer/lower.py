@@ -206,8 +206,8 @@ class _Lowering:
         around = dict(name=f"{name}_output", inputs=(output,))
         return self.rounded(parts.output_quantizer, around)
 
-    def rounded(self, quantizer, shared: dict) -> str:
-        """Add what a quantizer makes of activations and return its name."""
+    def rounded(self, quantizer, shared: dict, layer: str = "") -> str:
+        """Add what a quantizer makes of activations, or a layer that is one; return its name."""
         node, (name,) = activation_of(quantizer, shared), shared["inputs"]
         if node is None:
             return name
@@ -216,6 +216,8 @@ class _Lowering:
         is_image = is_image or isinstance(source, Prepared)
         if is_image and isinstance(quantizer, InputQuantizer) and isinstance(node, Activation):
             node = lookup(quantizer, source, node)
+        elif isinstance(node, Activation) and getattr(quantizer, "scaled_step", None):
+            node = replace(node, source=layer)
         gain, offset = scaling_of(quantizer)
         if (gain, offset) != (1.0, 0.0):
             channels = np.ones(self.shapes[name][-1], np.float32)
@@ -256,7 +258,7 @@ class _Lowering:
         if isinstance(layer, Head):
             return self.add(head_of(layer, shared))
         if isinstance(layer, ActivationQuantizer) or is_of_larq(layer):
-            return self.rounded(layer, shared)
+            return self.rounded(layer, shared, name)
         if kind is _layers.Activation and is_of_larq(layer.activation):
             return self.rounded(layer.activation, shared)
         if kind in _WEIGHTED:

@@ -195,11 +195,13 @@ class Activation(Node):
         grid: The codes and their step.
         bits: Declared width.
         calibrated: Whether the range comes from images, not from training.
+        source: The Keras layer that it is, where its step may move; "" where it may not.
     """
 
     grid: ActivationGrid
     bits: int
     calibrated: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

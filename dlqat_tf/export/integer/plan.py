@@ -28,6 +28,7 @@ from dlqat_tf.export.integer.integers import (
     product_ratio,
     rounding_of,
 )
+from dlqat_tf.export.integer.meetings import MEETINGS, common_grids
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -57,9 +58,6 @@ from dlqat_tf.export.integer.network import (
 )
 from dlqat_tf.export.integer.storing import stored
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
-
-# What has codes where its inputs are codes of one grid.
-_ON_ONE_GRID = (Concatenate, Maximum, Minimum)
 
 
 def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
@@ -146,8 +144,9 @@ def plan(
             :attr:`dlqat_tf.export.integer.network.Weighted.library`.
         floats: Run every layer with weights in float.
         clear: Choose biases by the rounding thresholds around them, see
-            :func:`dlqat_tf.export.integer.storing.stored`; else they are as trained, up to what
-            the kernel can hold.
+            :func:`dlqat_tf.export.integer.storing.stored`, and steps of what is concatenated so
+            that they have a common one, see :mod:`dlqat_tf.export.integer.meetings`; else both are
+            as trained, up to what the kernel can hold.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
@@ -155,7 +154,7 @@ def plan(
     if not plane_limit:
         _check_stock(network)
         network = rounded_to_ranges(network, calibrate, floats)
-    network = _with_integer_pools(_with_common_grids(network))
+    network = _with_integer_pools(_with_common_grids(network, clear))
     if plane_limit:
         network = with_dense_as_convolutions(network, _levels_of, plane_limit)
     planned = _with_kernels(network, plane_limit, target, library, floats)
@@ -245,18 +244,20 @@ def _identity(name: str, source: str, channels: int) -> Convolution:
     )
 
 
-def _with_common_grids(network: IntegerNetwork) -> IntegerNetwork:
+def _with_common_grids(network: IntegerNetwork, move: bool) -> IntegerNetwork:
     """Bring inputs that have to lie on one grid there; round coded values by integer kernels."""
     known: dict[str, ActivationGrid | None] = {}  # of the nodes so far, on their new grids
     tail = _tail(network)
+    network, common_of = common_grids(network, tail, move)
     nodes: list[Node] = []
     for node in network:
         inputs = list(node.inputs)
         each = [known[name] for name in inputs]
         known[node.name] = _grid(node, each)
-        is_apart = isinstance(node, _ON_ONE_GRID) and node.name not in tail
+        is_apart = isinstance(node, MEETINGS) and node.name not in tail
         if is_apart and all(each) and not known[node.name]:
-            known[node.name] = common = _common_grid(each)
+            common = common_of.get(node.name) or _common_grid(each)
+            known[node.name] = common
             for i, (name, grid) in enumerate(zip(inputs, each, strict=True)):
                 if grid != common:
                     inputs[i] = f"{node.name}_input{i + 1}"
@@ -284,6 +285,7 @@ def _rescaled(node: Activation, shape: tuple[int, ...]) -> list[Node]:
 
 
 def _common_grid(each: list[ActivationGrid]) -> ActivationGrid:
+    """Return a grid of all 256 codes over the ranges of several."""
     highest = max(float(grid.step) * grid.highest for grid in each)
     lowest = min(float(grid.step) * grid.lowest for grid in each)
     top, bottom = (127, -128) if lowest < 0 else (255, 0)

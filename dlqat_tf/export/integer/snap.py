@@ -53,11 +53,25 @@ class LevelShift:
 
 
 @dataclass(frozen=True)
+class StepShift:
+    """How far the step of one activation quantizer moved, to bring branches together unrounded.
+
+    Attributes:
+        layer: The Keras layer of the quantizer.
+        relative: In units of the step.
+    """
+
+    layer: str
+    relative: float
+
+
+@dataclass(frozen=True)
 class SnapReport(Report):
-    """How far biases moved, and weights whose levels are on no int8 grid, layer by layer."""
+    """How far biases moved, steps, and weights whose levels are on no int8 grid, layer by layer."""
 
     shifts: list[Shift]
     levels: list[LevelShift] = field(default_factory=list)
+    steps: list[StepShift] = field(default_factory=list)
 
     @property
     def largest_steps(self) -> float:
@@ -72,14 +86,24 @@ class SnapReport(Report):
             steps = "" if shift.steps is None else f"{shift.steps:.2g}"
             gain = f"{shift.gain:.2g}" if shift.gain else ""
             table.add_row(shift.layer, shift.variable, f"{shift.largest:.2g}", steps, gain)
-        if not self.levels:
-            return [table]
-        levels = Table(title="Weights moved to the int8 codes of the file", title_justify="left")
-        for column in ("layer", "largest shift", "of the largest weight"):
-            levels.add_column(column, justify="left" if column == "layer" else "right")
-        for each in self.levels:
-            levels.add_row(each.layer, f"{each.largest:.2g}", f"{each.relative:.2%}")
-        return [table, levels]
+        tables = [table]
+        if self.levels:
+            levels = Table(
+                title="Weights moved to the int8 codes of the file", title_justify="left"
+            )
+            for column in ("layer", "largest shift", "of the largest weight"):
+                levels.add_column(column, justify="left" if column == "layer" else "right")
+            for each in self.levels:
+                levels.add_row(each.layer, f"{each.largest:.2g}", f"{each.relative:.2%}")
+            tables.append(levels)
+        if self.steps:
+            steps = Table(title="Steps moved to multiples of a common one", title_justify="left")
+            for column in ("quantizer", "shift"):
+                steps.add_column(column, justify="left" if column == "quantizer" else "right")
+            for step in self.steps:
+                steps.add_row(step.layer, f"{step.relative:+.2%}")
+            tables.append(steps)
+        return tables
 
 
 def snap(
@@ -94,8 +118,9 @@ def snap(
     :func:`dlqat_tf.export.integer.storing.stored`. The copy's batch norms have their beta (their
     moving mean, or the convolution's bias, where there is none) moved likewise, and weights whose
     levels are on no grid are at the int8 codes of the file where it has no binary planes of them,
-    so the copy and the file compute the same numbers. A layer that is called more than once moves
-    where all its calls move it by the same, as where they read one grid and end on one.
+    so the copy and the file compute the same numbers. Steps of what is concatenated are those that
+    have a common one, see :mod:`dlqat_tf.export.integer.meetings`. A layer that is called more than
+    once moves where all its calls move it by the same, as where they read one grid and end on one.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
@@ -143,7 +168,13 @@ def snap(
     moved = level_shifts(network)
     for level in moved:
         _hold_codes(layers[level.layer], level.layer)
-    return copy, SnapReport(shifts, moved)
+    before, after = _steps(lowered), _steps(network)
+    steps = {path: step for path, step in after.items() if step != before[path]}
+    for path, step in steps.items():
+        variable, codes = layers[path].scaled_step
+        variable.assign(step * np.float32(codes))
+    relative = [StepShift(path, float(step / before[path]) - 1) for path, step in steps.items()]
+    return copy, SnapReport(shifts, moved, relative)
 
 
 def level_shifts(network: IntegerNetwork) -> list[LevelShift]:
@@ -154,6 +185,12 @@ def level_shifts(network: IntegerNetwork) -> list[LevelShift]:
         if free is not None:
             found[free.layer] = LevelShift(free.layer, free.shift, free.relative)
     return list(found.values())
+
+
+def _steps(network: IntegerNetwork) -> dict[str, np.float32]:
+    """Return the steps of the quantizers that are Keras layers and may move, by these."""
+    sources = (node for node in network if isinstance(node, Activation) and node.source)
+    return {node.source: node.grid.step for node in sources}
 
 
 def _hold_codes(layer, name: str) -> None:

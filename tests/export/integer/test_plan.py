@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
 )
-from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.plan import grids, plan
 from dlqat_tf.quantizers import ActivationGrid
 
 IMAGES = Input(name="images", shape=(4, 4, 2))
@@ -68,9 +70,13 @@ def test_a_measured_range_reaches_both_ends():
 @pytest.mark.parametrize(
     ("second", "common"),
     [
-        ((0, 15, 0.4), (0, 255, 6 / 255)),  # up to 6, of 3 and 6
-        ((-8, 7, 0.5), (-128, 127, 4 / 128)),  # down to -4, and up to 3.5
-        ((-2, 15, 0.4), (-128, 127, 6 / 127)),
+        ((0, 15, 0.4), (0, 30, 0.2)),  # codes times 5 and 2
+        ((-8, 7, 0.5), (-8, 7, 0.5)),
+        ((-2, 15, 0.4), (-4, 30, 0.2)),
+        # Steps without a common one: all 256 codes.
+        ((0, 15, 0.41427), (0, 255, 6.21405 / 255)),  # up to 6.2, of 3 and 6.2
+        ((-8, 7, 0.51427), (-128, 127, 4.11416 / 128)),  # down to -4.1, and up to 3.6
+        ((-2, 15, 0.41427), (-128, 127, 6.21405 / 127)),
     ],
 )
 def test_what_is_side_by_side_is_on_one_grid(second, common):
@@ -88,9 +94,10 @@ def test_what_is_side_by_side_is_on_one_grid(second, common):
         )
     )
     planned = plan(network)
-    lowest, highest, step = common
-    expected = ActivationGrid(lowest, highest, np.float32(step))
-    assert [planned[name].grid for name in planned["both"].inputs] == [expected, expected]
+    for name in planned["both"].inputs:
+        grid = planned[name].grid
+        assert (grid.lowest, grid.highest) == common[:2]
+        assert grid.step == pytest.approx(common[2], rel=1e-6)
 
 
 def test_a_pool_to_vectors_is_a_convolution_too():
@@ -116,8 +123,24 @@ def test_inputs_of_a_maximum_are_brought_to_one_grid():
     nodes += (convolution("b", "images"), activation("wide", "b", 0.5))
     nodes += (Maximum(name="max", inputs=("fine", "wide")), convolution("c", "max"))
     planned = plan(IntegerNetwork((*nodes, activation("end", "c"))))
-    common = ActivationGrid(0, 255, np.float32(1.5 / 255))
+    common = ActivationGrid(0, 6, np.float32(0.25))
     assert [planned[name].grid for name in planned["max"].inputs] == [common, common]
+
+
+def test_steps_of_quantizers_that_may_move_meet():
+    a, b = (
+        replace(activation(name, of, step), source=name)
+        for name, of, step in (("first", "a", 1.0), ("second", "b", 0.41427))
+    )
+    nodes = (IMAGES, convolution("a", "images"), a, convolution("b", "images"), b)
+    nodes += (Concatenate(name="both", inputs=("first", "second")), convolution("c", "both"))
+    network = IntegerNetwork((*nodes, activation("end", "c")))
+    moved, trained = (plan(network, clear=clear) for clear in (True, False))
+    assert [planned.shapes["both"] for planned in (moved, trained)] == [(4, 4, 4)] * 2
+    assert trained["second"].grid == b.grid
+    steps = [moved[name].grid.step for name in ("first", "second")]
+    unit = moved[moved["both"].inputs[0]].grid.step
+    np.testing.assert_array_equal(steps / unit, np.rint(steps / unit))
 
 
 def test_a_pool_between_codes_is_a_convolution_by_its_share():
@@ -189,6 +212,8 @@ def test_a_maximum_of_a_maximum_stays_in_codes():
         activation("end", "last"),
     ]
     planned = plan(IntegerNetwork(tuple(nodes)))
-    common = ActivationGrid(0, 255, np.float32(3 / 255))
-    assert [planned[name].grid for name in planned["three"].inputs] == [common, common]
+    found = grids(planned)  # rounded once, on the way to the first
+    assert planned["three"].inputs[0] == "two"
+    expected = ActivationGrid(0, 12, np.float32(0.25))
+    assert [found[name] for name in planned["three"].inputs] == [expected, expected]
     assert planned["last"].kernel == "int8"
