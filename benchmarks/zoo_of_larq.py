@@ -5,7 +5,7 @@ Compute Engine on the same network: bytes, and the decisions that equal Keras's 
 training did not see. A row runs in a process of its own; what was measured before is kept.
 
     pip install --no-deps larq-zoo zookeeper
-    python benchmarks/larq_zoo.py --output results/larq_zoo.md
+    python benchmarks/zoo_of_larq.py --output results/larq_zoo.md
 
 (With its dependencies larq-zoo wants an older protobuf than TensorFlow.) Exit status: 0 where both
 files of every network equal their simulation, else 1.
