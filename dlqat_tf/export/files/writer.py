@@ -30,6 +30,7 @@ from dlqat_tf.export.integer.network import (
     Node,
     Output,
     Pad,
+    PReLU,
     ReLU,
     Sign,
     TransposedConvolution,
@@ -123,6 +124,8 @@ class Writer:
             case Weighted():
                 self.tensors[node.name] = self._float_weighted(node)
             case Merge() if integer_merge(node, self.grids, self.readers):
+                pass
+            case PReLU():
                 pass
             case _ if self.grids[node.name]:
                 self.tensors[node.name] = self._moving(node)
@@ -269,6 +272,10 @@ class Writer:
         elif integer_merge(source, self.grids, self.readers):
             inputs = [self.tensors[each] for each in source.inputs]
             add_merge(self.file, type(source), inputs, output, fused)
+        elif isinstance(source, PReLU):
+            slopes = self.file.constant(f"{source.name}/slopes", source.codes, scale=source.step)
+            inputs = [self.tensors[source.inputs[0]], slopes]
+            self.file.operator("PRELU", inputs, output)
         elif isinstance(source, FromIsland) and source.inputs[0] in self._functions:
             island = self.network[source.inputs[0]]
             inputs = [self.tensors[name] for name in island.inputs]

@@ -66,6 +66,7 @@ from dlqat_tf.export.integer.reading import (
     unsupported,
     values_of,
 )
+from dlqat_tf.export.integer.slopes import slopes_of
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
 from dlqat_tf.graph import check_graph, follow, training_of, unique
 from dlqat_tf.heads import Head
@@ -184,6 +185,7 @@ class _Lowering:
                 part=part,
                 layers=(name,),
                 operator=_OPERATORS.get(function_of(activation or layer), ""),
+                slopes=slopes_of(activation or layer),
             )
         )
         return [

@@ -344,11 +344,30 @@ class Island(Node):
         part: What it computes.
         layers: Names of the Keras layers in it.
         operator: Of one function of single values, TFLite's name where it has an int8 kernel.
+        slopes: Of one function of two slopes, those below zero, float32; else None.
     """
 
     part: FloatPart
     layers: tuple[str, ...]
     operator: str = ""
+    slopes: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PReLU(Node):
+    """Codes as they are from zero up, and times a slope below; an activation rounds them.
+
+    Attributes:
+        layer: Keras layer of several slopes; "" of one, which its code and step hold.
+        slopes: float32, as trained; they broadcast against one input.
+        codes: int8, those that the file holds, of the same shape.
+        step: Theirs.
+    """
+
+    layer: str
+    slopes: np.ndarray
+    codes: np.ndarray
+    step: np.float32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,7 @@ from dlqat_tf.export.integer.network import (
     Upsample,
     Weighted,
 )
+from dlqat_tf.export.integer.slopes import with_slopes
 from dlqat_tf.export.integer.storing import stored
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
@@ -154,7 +155,7 @@ def plan(
     if not plane_limit:
         _check_stock(network)
         network = rounded_to_ranges(network, calibrate, floats)
-    network = _with_integer_pools(_with_common_grids(network, clear))
+    network = with_slopes(_with_integer_pools(_with_common_grids(network, clear)), grids)
     if plane_limit:
         network = with_dense_as_convolutions(network, _levels_of, plane_limit)
     planned = _with_kernels(network, plane_limit, target, library, floats)

@@ -42,6 +42,23 @@ class Merged:
     sources: tuple[ActivationGrid, ActivationGrid]
 
 
+@dataclass(frozen=True)
+class Sloped:
+    """The codes that a function of two slopes reads, before the activation that rounds its output.
+
+    Attributes:
+        codes: Of the input, less its zero point.
+        source: Grid of the input.
+        slopes: Codes of the slopes below zero.
+        step: Theirs.
+    """
+
+    codes: np.ndarray
+    source: ActivationGrid
+    slopes: np.ndarray
+    step: np.float32
+
+
 class Micro:
     """The reference kernels of TFLite Micro: 32-bit multipliers and shifts, each of them rounded.
 
@@ -73,6 +90,15 @@ class Micro:
         ratio = twice / (2.0**_ADD_SHIFT * float(grid.step))
         total = terms[0] - terms[1] if isinstance(value.node, Subtract) else terms[0] + terms[1]
         return _multiplied(total, ratio, _halves_away)
+
+    def sloped(self, value: Sloped, grid: ActivationGrid) -> np.ndarray:
+        """Return the integers of a function of two slopes before they are clipped."""
+        codes, ratio = value.codes.astype(np.int64), float(value.source.step) / float(grid.step)
+        above = _multiplied(codes, ratio, _halves_away)
+        # In this order, of double precision, as the kernel computes it.
+        ratio = float(value.source.step) * float(value.step) / float(grid.step)
+        below = _multiplied(codes * value.slopes, ratio, _halves_away)
+        return np.where(codes >= 0, above, below)
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         """Return the integers of float32 values before they are clipped."""

@@ -43,6 +43,7 @@ from dlqat_tf.export.integer.network import (
     Output,
     Pad,
     Pool,
+    PReLU,
     ReLU,
     Reshape,
     Sign,
@@ -55,7 +56,7 @@ from dlqat_tf.export.integer.network import (
     same_padding,
 )
 from dlqat_tf.export.integer.plan import code_of, free_levels, grids, integer_merge
-from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
@@ -132,7 +133,7 @@ class Simulation:
         values = [self.run(each) for each in some]
         return [np.concatenate([each[name] for each in values]) for name in names]
 
-    def evaluate(self, node: Node, inputs: list) -> np.ndarray | Accumulator | Merged:
+    def evaluate(self, node: Node, inputs: list) -> np.ndarray | Accumulator | Merged | Sloped:
         """Return a node's value, given the values of its inputs."""
         match node:
             case Lookup():
@@ -157,6 +158,8 @@ class Simulation:
             case Merge() if integer_merge(node, self.grids, self._readers):
                 sources = tuple(self.grids[name] for name in node.inputs)
                 return Merged(node, tuple(inputs), sources)
+            case PReLU():
+                return Sloped(inputs[0], self.grids[node.inputs[0]], node.codes, node.step)
             case Island():
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
                 return self._run_part(node.part, floats)
@@ -186,6 +189,8 @@ class Simulation:
             rounded = self._rounding.product(value, grid)
         elif isinstance(value, Merged):
             rounded = self._rounding.merged(value, grid)
+        elif isinstance(value, Sloped):
+            rounded = self._rounding.sloped(value, grid)
         else:
             rounded = self._rounding.quotient(value, grid)
         return np.clip(rounded, grid.lowest, grid.highest).astype(np.int32)

@@ -11,7 +11,13 @@ from rich.table import Table
 
 from dlqat_tf.export.integer.integers import rounding_of
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.integer.network import (
+    Activation,
+    ExportError,
+    IntegerNetwork,
+    PReLU,
+    Weighted,
+)
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
@@ -166,8 +172,13 @@ def snap(
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
     moved = level_shifts(network)
+    held = {node.layer: node for node in network if isinstance(node, PReLU) and node.layer}
     for level in moved:
-        _hold_codes(layers[level.layer], level.layer)
+        if level.layer in held:
+            node = held[level.layer]
+            layers[level.layer].alpha.assign(node.codes * node.step)
+        else:
+            _hold_codes(layers[level.layer], level.layer)
     before, after = _steps(lowered), _steps(network)
     steps = {path: step for path, step in after.items() if step != before[path]}
     for path, step in steps.items():
@@ -184,6 +195,10 @@ def level_shifts(network: IntegerNetwork) -> list[LevelShift]:
         free = node.free if isinstance(node, Weighted) and node.kernel != "planes" else None
         if free is not None:
             found[free.layer] = LevelShift(free.layer, free.shift, free.relative)
+        if isinstance(node, PReLU) and node.layer and np.any(node.slopes):
+            shift = float(np.abs(node.codes * node.step - node.slopes).max())
+            relative = shift / float(np.abs(node.slopes).max())
+            found[node.layer] = LevelShift(node.layer, shift, relative)
     return list(found.values())
 
 

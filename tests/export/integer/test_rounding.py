@@ -7,7 +7,7 @@ from dlqat_tf.export.files.flatbuffer import FileBuilder
 from dlqat_tf.export.files.micro import is_installed
 from dlqat_tf.export.files.moving import add_merge
 from dlqat_tf.export.integer.network import Add, Multiply, Subtract
-from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
 from dlqat_tf.export.runtimes.host import runner
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -143,3 +143,25 @@ def test_products_of_kernels(runtime, kind):
     given = (codes if depthwise else codes[..., :1]).astype(np.int8)
     actual = run(file, [source], target, [given], runtime)
     np.testing.assert_array_equal(actual, expected)
+
+
+@EACH_RUNTIME
+@pytest.mark.parametrize(
+    "steps", [(0.5, 0.25 / 127, 0.5), (0.3, 0.1 / 127, 0.17), (0.2, 0.02, 0.05), (0.07, 0.01, 0.9)]
+)
+def test_slopes_of_all_pairs(runtime, steps):
+    """Each code times each slope's: two roundings, halves away from zero the second time."""
+    steps, slopes = np.float32(steps), np.arange(-127, 128)
+    file, tensor = builder()
+    source, target = tensor("x", (1, 1, 255), steps[0]), tensor("y", (1, 1, 255), steps[2])
+    constant = file.constant("slopes", slopes.astype(np.int8)[None, None], scale=steps[1])
+    file.operator("PRELU", [source, constant], target)
+    file.fix_batch(256)
+    codes = np.repeat(CODES.reshape(256, 1, 1, 1), 255, -1)
+    expected = RUNTIMES[runtime].sloped(
+        Sloped(codes, grid(steps[0]), slopes, steps[1]), grid(steps[2])
+    )
+    if steps[1] == np.float32(0.25 / 127):
+        assert expected[126:131, 0, 0, -1].tolist() == [-1, 0, 0, 1, 2]  # -2 * 0.25 is -0.5
+    actual = run(file, [source], target, [codes.astype(np.int8)], runtime)
+    np.testing.assert_array_equal(actual, np.clip(expected, -128, 127))

@@ -1,0 +1,159 @@
+"""Functions of two slopes, as PReLU: one int8 operation between two grids.
+
+TFLite's PRELU holds int8 slopes of one step, and rounds as its reference kernel whoever runs it,
+which LEAKY_RELU does not: XNNPACK has 8 bits for that one's slope, and other kernels 31. It rounds
+twice, first to a part of a step of the output that is the coarser the larger this step is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from dlqat_tf.canonical import function_of
+from dlqat_tf.export.integer.network import (
+    Activation,
+    IntegerNetwork,
+    Island,
+    Lookup,
+    Node,
+    PReLU,
+)
+from dlqat_tf.export.integer.rounding import Micro, Sloped
+from dlqat_tf.quantizers import ActivationGrid
+
+_layers = tf.keras.layers
+_WIDEST = 127
+_TRIED = 32  # steps
+_DIGITS = 16  # binary ones of a step, so that float32 holds its products with codes
+_DEFAULT = 0.2  # the slope of TensorFlow's function
+
+
+def slopes_of(layer) -> np.ndarray | None:
+    """Return the slopes below zero of a layer or an activation; None where it has none.
+
+    Args:
+        layer: Or an activation.
+
+    Returns:
+        float32 that broadcast against one input, which is passed on from zero up.
+    """
+    if type(layer) is _layers.Activation:
+        return slopes_of(layer.activation)
+    if function_of(layer) not in ("leaky_relu", "prelu"):
+        return None
+    match layer:
+        case _layers.PReLU():
+            return np.float32(tf.convert_to_tensor(layer.alpha))
+        case _layers.LeakyReLU():
+            return np.float32([layer.alpha])
+        case _layers.ReLU():
+            is_plain = layer.max_value is None and not layer.threshold
+            return np.float32([layer.negative_slope]) if is_plain else None
+    return np.float32([_DEFAULT])
+
+
+def codes_of_slopes(
+    slopes: np.ndarray, source: ActivationGrid, target: ActivationGrid
+) -> tuple[np.ndarray, np.float32] | None:
+    """Return int8 codes of slopes, and their step, with which the operation rounds as Keras.
+
+    The kernel rounds twice. One slope alone takes the highest code that suits it, and is held as it
+    is. Several are moved to the nearest codes that suit: those of codes times step have the same
+    codes and the same step.
+
+    Args:
+        slopes: float32.
+        source: Grid of the input.
+        target: Grid of the output.
+
+    Returns:
+        Codes and step; None where there are none with which every code of the input becomes what
+        float32 says.
+    """
+    if not np.all(_suits(np.ones(1), 1, source, target, from_zero=True)):
+        return None
+    largest = float(np.abs(slopes).max())
+    if slopes.size == 1:
+        for code in range(_WIDEST, _WIDEST // 2, -1):
+            step = np.float32(largest / code if largest else 1.0)
+            codes = np.rint(slopes / step)
+            if np.all(_suits(codes, step, source, target)):
+                return codes.astype(np.int8), step
+        return None
+    mantissa, exponent = np.frexp(largest / _WIDEST if largest else 1.0)
+    highest = _WIDEST * np.sign(slopes.flat[np.abs(slopes).argmax()])
+    for i in range(_TRIED):
+        digits = np.ceil(mantissa * 2**_DIGITS) + i
+        step = np.float32(np.ldexp(digits / 2**_DIGITS, exponent))
+        if np.all(_suits(np.array([highest]), step, source, target)):
+            break
+    else:
+        return None
+    every = np.arange(-_WIDEST, _WIDEST + 1)
+    suiting = every[_suits(every, step, source, target)]
+    nearest = np.abs(slopes[..., None] / step - suiting).argmin(-1)
+    return suiting[nearest].astype(np.int8), step
+
+
+def _suits(
+    slopes: np.ndarray,
+    step: float,
+    source: ActivationGrid,
+    target: ActivationGrid,
+    from_zero: bool = False,
+) -> np.ndarray:
+    """Return for which codes of slopes the kernel rounds all inputs on one side as float32 does."""
+    slopes = np.asarray(slopes, np.int64)
+    ends = (0, source.highest + 1) if from_zero else (source.lowest, 0)
+    codes = np.arange(*ends)[:, None]
+    values = np.float32(codes) * source.step * np.float32(slopes * step)
+    expected = np.rint(values * (np.float32(1) / target.step))
+    ones = np.ones_like(slopes)
+    rounded = Micro().sloped(Sloped(codes, source, ones if from_zero else slopes, step), target)
+    ends = target.lowest, target.highest
+    return np.all(np.clip(rounded, *ends) == np.clip(expected, *ends), axis=0)
+
+
+def with_slopes(network: IntegerNetwork, grids: Callable) -> IntegerNetwork:
+    """Return the network with functions of two slopes between two grids as :class:`PReLU`.
+
+    Args:
+        network: Whose codes lie on the grids of its file.
+        grids: Returns the grid of every node's output.
+    """
+    known, readers = grids(network), network.consumers()
+    found: dict[str, PReLU] = {}  # by the name of the function's output
+    gone = set()
+    for node in network:
+        if not isinstance(node, Island) or node.slopes is None or len(readers[node.name]) != 1:
+            continue
+        (source,), (output,) = node.inputs, readers[node.name]
+        if known[source] and _are_held(network.shapes[source], readers[output.name]):
+            (rounding,) = readers[output.name]
+            held = codes_of_slopes(node.slopes, known[source], rounding.grid)
+            if held is None:
+                continue
+            codes, step = held
+            gone.add(node.name)
+            found[output.name] = PReLU(
+                name=output.name,
+                inputs=node.inputs,
+                layer=node.layers[0] if node.slopes.size > 1 else "",
+                slopes=node.slopes,
+                codes=codes,
+                step=step,
+            )
+    nodes = (found.get(node.name, node) for node in network if node.name not in gone)
+    return IntegerNetwork(tuple(nodes))
+
+
+def _are_held(shape: tuple[int, ...], rounding: list[Node]) -> bool:
+    """Return whether the operation can give what alone reads it the codes that it wants."""
+    if len(shape) > 3 or len(rounding) != 1 or not isinstance(rounding[0], Activation):
+        return False
+    grid = rounding[0].grid  # the operation has no ReLU to end it at zero
+    is_filled = grid.lowest < 0 or grid.highest - grid.lowest == 255
+    return is_filled and not isinstance(rounding[0], Lookup)
