@@ -172,11 +172,19 @@ def snap(
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
     moved = level_shifts(network)
-    held = {node.layer: node for node in network if isinstance(node, PReLU) and node.layer}
+    slopes: dict[str, np.ndarray] = {}
+    for node in network:
+        if isinstance(node, PReLU) and node.layer:
+            held = slopes.setdefault(node.layer, node.codes * node.step)
+            if not np.array_equal(held, node.codes * node.step):
+                raise ExportError(
+                    f"Layer {node.layer!r} is called more than once, and its slopes cannot be moved "
+                    "to what suits the grids of all calls: share the activation quantizers before "
+                    "and after it too, or export with snap=False."
+                )
     for level in moved:
-        if level.layer in held:
-            node = held[level.layer]
-            layers[level.layer].alpha.assign(node.codes * node.step)
+        if level.layer in slopes:
+            layers[level.layer].alpha.assign(slopes[level.layer])
         else:
             _hold_codes(layers[level.layer], level.layer)
     before, after = _steps(lowered), _steps(network)
