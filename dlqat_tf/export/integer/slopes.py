@@ -26,6 +26,7 @@ from dlqat_tf.quantizers import ActivationGrid
 
 _layers = tf.keras.layers
 _WIDEST = 127
+_LEAST = 2.0**-40  # which no code tells from zero
 _TRIED = 32  # steps
 _DIGITS = 16  # binary ones of a step, so that float32 holds its products with codes
 _DEFAULT = 0.2  # the slope of TensorFlow's function
@@ -75,6 +76,7 @@ def codes_of_slopes(
     """
     if not np.all(_suits(np.ones(1), 1, source, target, from_zero=True)):
         return None
+    slopes = np.where(np.abs(slopes) < _LEAST, np.float32(0), slopes)
     largest = float(np.abs(slopes).max())
     if slopes.size == 1:
         for code in range(_WIDEST, _WIDEST // 2, -1):
