@@ -7,6 +7,7 @@ export, which splices that form into a file and runs it in the simulation.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
@@ -23,11 +24,25 @@ _RANDOM = {
     schema.BuiltinOperator.RANDOM_UNIFORM,
 }
 _RECURRENT = "recurrent layers have a form with unroll=True"
+_CHOICES = "choices by value have one with tf.where"
+_PYTHON = "Python functions are in no file: use TensorFlow's operators"
+# What to do about operations that TFLite lacks, by how their names begin.
+_ADVICE = {
+    "EagerPyFunc": _PYTHON,
+    "MaxPool3D": "strides of a convolution have one",
+    "PyFunc": _PYTHON,
+    "StringSplitV2": "prepare strings outside of the model, in tf.data",
+    "TensorList": _RECURRENT,
+}
+_SHOWN = 3  # operations that an error names
 _TRIED = 2  # images in the run that shows whether a batch goes through
 
 
 class NoFloatForm(ValueError):
-    """TFLite has no operations for a computation; the message says which ones, or why."""
+    """TFLite has no operations for a computation; the message says which ones, or why.
+
+    What to do about it stands after a semicolon, where something is known.
+    """
 
 
 class FloatPart:
@@ -111,6 +126,8 @@ class FloatPart:
             with _in_plain_operations(self.submodules):
                 return function.get_concrete_function()
         except Exception as error:  # whatever a user's layer raises in a graph
+            if isinstance(error, tf.errors.OperatorNotAllowedInGraphError):
+                raise NoFloatForm(f"Python branches on its values; {_CHOICES}") from error
             raise NoFloatForm(f"it cannot be traced: {_first_line(error)}") from error
 
     def _converted(self, batch: int | None) -> bytes:
@@ -133,7 +150,10 @@ class FloatPart:
             raise NoFloatForm(f"the interpreter refuses its form: {_first_line(error)}") from None
         if any(output.shape[:1] != (count,) for output in outputs):
             shapes = ", ".join(str(output.shape) for output in outputs)
-            raise NoFloatForm(f"it makes outputs of shapes {shapes} for {count} images")
+            raise NoFloatForm(
+                f"it makes outputs of shapes {shapes} for {count} images; keep the first axis, "
+                "that of the images, as tf.reshape(x, [-1, size]) and tf.reduce_mean(x, [1, 2]) do"
+            )
         return data
 
     def _run(self, data: bytes, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -197,11 +217,15 @@ def _check(data: bytes) -> None:
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     numbers = {max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes}
     if numbers & _RANDOM:
-        raise NoFloatForm("it draws random numbers in inference")
+        raise NoFloatForm(
+            "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
+        )
     if any(tensor.isVariable for graph in model.subgraphs for tensor in graph.tensors):
         raise NoFloatForm(f"it keeps a state from one image to the next; {_RECURRENT}")
     if len(model.subgraphs) > 1:
-        raise NoFloatForm(f"it has loops or branches that depend on values; {_RECURRENT}")
+        raise NoFloatForm(
+            f"it has loops or branches that depend on values; {_RECURRENT}, {_CHOICES}"
+        )
 
 
 def _check_sizes(data: bytes, arrays: list[np.ndarray]) -> None:
@@ -213,7 +237,8 @@ def _check_sizes(data: bytes, arrays: list[np.ndarray]) -> None:
                 interpreter.get_tensor(int(index))
             except ValueError:  # not allocated yet
                 raise NoFloatForm(
-                    f"sizes of what {operator['op_name']} gives are known at run time only"
+                    f"sizes of what {operator['op_name']} gives are known at run time only; files "
+                    "have fixed sizes, so multiply by zeros and ones in place of leaving values out"
                 ) from None
 
 
@@ -223,9 +248,17 @@ def _said(error: Exception) -> str:
     names = list(dict.fromkeys(name.removeprefix("tf.") for name in names))
     if not names:
         return f"TensorFlow's converter fails: {_first_line(error)}"
-    advice = f"; {_RECURRENT}" if any(name.startswith("TensorList") for name in names) else ""
-    return f"TFLite has no operation {', '.join(names)}{advice}"
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    said = f"TFLite has no operation {', '.join(names[:_SHOWN])}{rest}"
+    known = [advice for part, advice in _ADVICE.items() if any(n.startswith(part) for n in names)]
+    return "; ".join([said, *dict.fromkeys(known)])
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+    """Return the first line of an error that says what it is about, at a bounded length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Keras puts a heading above what layers raise.
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]
+    line = next(iter(lines), type(error).__name__)
+    return textwrap.shorten(line, 240, placeholder=" ...").rstrip(". ")

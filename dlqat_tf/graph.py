@@ -21,12 +21,25 @@ def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> 
             "keras). Build it with tf.keras, which is Keras 2 once dlqat_tf is imported, and copy "
             "its weights: new.set_weights(old.get_weights())."
         )
-    if not isinstance(model, tf.keras.Model) or not hasattr(model, "_nodes_by_depth"):
-        raise error(
-            "Expected a functional or Sequential Keras model with a known input shape. Received: "
-            f"{type(model).__name__}. Subclassed models have no list of layers: rebuild the "
-            "network with tf.keras.Model(inputs, outputs)."
+    if isinstance(model, tf.keras.Model) and hasattr(model, "_nodes_by_depth"):
+        return
+    if isinstance(model, tf.keras.Sequential):
+        advice = "Say the shape of one image: model.build((None, height, width, channels))."
+    elif isinstance(model, tf.keras.Model):
+        advice = (
+            "Subclassed models have no list of layers: rebuild the network as "
+            "tf.keras.Model(inputs, model.call(inputs)), inputs being tf.keras.Input(shape). Where "
+            "its call uses Keras layers and TensorFlow operators, that has the same layers and "
+            "weights."
         )
+    elif isinstance(model, tf.keras.layers.Layer):
+        advice = "Put the layer into a model: tf.keras.Model(inputs, layer(inputs))."
+    else:
+        advice = "Load a file with tf.keras.models.load_model(path)."
+    raise error(
+        "Expected a functional or Sequential Keras model with a known input shape. Received: "
+        f"{type(model).__name__}. {advice}"
+    )
 
 
 def leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:

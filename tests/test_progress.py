@@ -5,6 +5,7 @@ from rich.status import Status
 
 import dlqat_tf
 from dlqat_tf._progress import progress, say, steps
+from dlqat_tf.quantizers.calibration import calibrate
 
 layers = tf.keras.layers
 
@@ -84,8 +85,12 @@ def test_conversion_export_and_parity_say_what_they_are_at(said, tmp_path):
     dlqat_tf.export.to_tflite(model, tmp_path / "model.tflite", calibration=images)
     dlqat_tf.export.to_lce(model, tmp_path / "lce.tflite")
     dlqat_tf.export.parity(model, tmp_path / "model.tflite", images, batch_size=2)
+    twin = dlqat_tf.quantize(source, 32, 32, "linear", residual_bits=32)[0]
+    calibrate(model, twin, images)
     shown = "\n".join(said)
     for text in (
+        "calibrate: the reference on images",
+        "calibrate: range 1 of 1",
         "quantize: builds the model and carries weights over",
         "quantize: statistics of the model, layer 4 of 4",
         "quantize: the model on images, layer 4 of 4",

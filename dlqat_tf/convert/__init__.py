@@ -14,6 +14,7 @@ from dlqat_tf._progress import progress, say
 from dlqat_tf.convert.builder import Builder
 from dlqat_tf.convert.ends import kinds_of
 from dlqat_tf.convert.images import Data
+from dlqat_tf.convert.inputs import check_sizes
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
@@ -122,6 +123,7 @@ def quantize(
     chosen = methods.get(method)
     chosen.check(weight_bits)
     check_graph(model, ConversionError)
+    check_sizes(model)
     kinds_of(head, model.output_names)
     data = None if images is None else Data(model, images, labels, batch_size)
     if data is None and labels is not None:

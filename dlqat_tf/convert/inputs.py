@@ -27,6 +27,18 @@ VALUES = "values"
 _OPERATORS = ("TFOpLambda", "SlicingOpLambda", "Lambda")
 
 
+def check_sizes(model: tf.keras.Model) -> None:
+    """Raise for inputs of any length: files have one size, and only images are given one later."""
+    free = [each for each in model.inputs if len(each.shape) != 4 and None in each.shape[1:]]
+    if free:
+        shapes = ", ".join(f"{each.node.layer.name!r} {tuple(each.shape[1:])}" for each in free)
+        raise ConversionError(
+            f"Expected inputs of known lengths. Received: {shapes}. Build the network with a "
+            "number in place of None, tf.keras.Input((length, channels)), and copy its weights: "
+            "new.set_weights(old.get_weights())."
+        )
+
+
 def arithmetic_of(call) -> Affine | None:
     """Return the arithmetic that a call does to an input, or None."""
     known = type(call.layer) in (_layers.Rescaling, _layers.Normalization, *AUGMENTATIONS)

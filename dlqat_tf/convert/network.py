@@ -315,7 +315,8 @@ class Network:
         reasons = unstored(list(self.in_float))
         for call, problem in self.in_float.items():
             if call.name in reasons:
-                without = Problem(f"{reasons[call.name]}", problem.advice)
+                reason, _, advice = reasons[call.name].partition("; ")
+                without = Problem(reason, advice or problem.advice)
                 lasting[call.name] = call.layer, without
         if lasting:
             raise refusal(lasting, len(self.of))

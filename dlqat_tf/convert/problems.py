@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from dlqat_tf._progress import steps
 from dlqat_tf.canonical import IN_TRAINING, is_plain_transposed
 from dlqat_tf.convert.kinds import (
     activation_name,
     is_linear,
     is_quantized,
+    is_weighted,
 )
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
@@ -25,6 +27,7 @@ _PREPARE = (
     "files hold a scale, an offset and an order of the channels directly after the input; prepare "
     "images otherwise outside of the model"
 )
+_IN_PARTS = "with block.call(x) in place of block(x) its layers are those of the network"
 _ADVICE = {
     _layers.LayerNormalization: "BatchNormalization has",
     _layers.GroupNormalization: "BatchNormalization has",
@@ -56,11 +59,7 @@ def no_form(network, call) -> Problem | None:
         return Problem("quantized already", is_lasting=True)
     if call.role == "unknown":
         if isinstance(layer, tf.keras.Model):
-            return Problem(
-                "subclassed models have no list of layers",
-                "rebuild them as tf.keras.Model(inputs, outputs)",
-                is_lasting=True,
-            )
+            return Problem("subclassed models have no list of layers", _IN_PARTS, is_lasting=True)
         if kind is _layers.Activation:
             return _no_form_of_activation(layer.activation)
         return _no_form_of(*_described(network, call))
@@ -103,7 +102,11 @@ def _described(network, call) -> tuple[str, str]:
     operator = getattr(call.layer, "symbol", None)  # of the layers that Keras makes of operators
     if operator:
         name = str(operator).removeprefix("__operators__.")
-    if call.inputs and network.from_input(call.inputs):
+    is_of_user = not type(call.layer).__module__.startswith("tf_keras.")
+    if is_of_user and any(map(is_weighted, call.layer.submodules)):
+        return name, _IN_PARTS
+    is_image = all(len(tensor.shape) == 4 for tensor in tensors_of(call.node))
+    if is_image and not call.layer.weights and network.from_input(call.inputs):
         return name, _PREPARE
     return name, _ADVICE.get(type(call.layer), "")
 
@@ -179,7 +182,7 @@ def unexportable(network) -> dict[str, str]:
     found = {}
     for call in network.calls:
         if call.training and isinstance(call.layer, IN_TRAINING):
-            found[call.name] = "it drops values in inference too"
+            found[call.name] = "it drops values in inference too; call it without training=True"
     return found | unstored([call for call in network.calls if call.role == "kept"])
 
 
@@ -193,13 +196,13 @@ def unstored(calls: list) -> dict[str, str]:
         if isinstance(call.layer, tf.keras.Model) and hasattr(call.layer, "_nodes_by_depth"):
             continue  # flattened by export, which keeps apart what has an integer form
         if call.training and call.layer._expects_training_arg:
-            found[call.name] = "it is called with training=True"
+            found[call.name] = "it is called with training=True; call it without"
         elif not is_quantized(call.layer) and all(
             None not in tensor.shape[1:] for tensor in tensors_of(call.node)
         ):
             asked.append(call)
     if _refused(asked):
-        each = {call.name: _refused([call]) for call in asked}
+        each = {call.name: _refused([call]) for call in steps("asks TFLite for layer", asked)}
         found |= {name: reason for name, reason in each.items() if reason}
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._progress import progress, say, steps
 from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
 from dlqat_tf.quantizers.wrapped import unwrapped
@@ -45,6 +46,7 @@ def optimal_range(values: np.ndarray, lowest: int, highest: int) -> float:
     return float(_CANDIDATES[np.argmin(errors)] * largest)
 
 
+@progress("calibrate")
 def calibrate(
     model: tf.keras.Model, reference: tf.keras.Model, images: np.ndarray, *, trained: bool = True
 ) -> dict[str, float]:
@@ -94,12 +96,13 @@ def calibrate(
             )
         before = quantizer is layer and not is_input
         rounded.append(twins[name].input if before else twins[name].output)
+    say("the reference on images")
     activations = tf.keras.Model(reference.input, rounded)(images, training=not trained)
     generator = np.random.default_rng(0)
     return {
         layer.name: set_range(quantizer, subsample(values.numpy(), SAMPLE, generator))
-        for (layer, quantizer), values in zip(
-            quantizers.items(), tf.nest.flatten(activations), strict=True
+        for (layer, quantizer), values in steps(
+            "range", zip(quantizers.items(), tf.nest.flatten(activations), strict=True)
         )
     }
 

@@ -96,11 +96,143 @@ def test_what_no_file_can_hold_is_said_before_training():
     message, overrides = message_of(source)
     lines = message.splitlines()
     assert lines[0] == "4 of 9 layers can neither be quantized nor stored in float."
-    assert lines[1].startswith("- 'odd' (Odd): Subclassed models have no list of layers. Rebuild")
-    assert lines[2] == "- 'inverse', 'again' (Inverse): TFLite has no operation MatrixInverse."
-    assert lines[3] == "- 'random' (Lambda): It draws random numbers in inference."
+    assert lines[1] == (
+        "- 'odd' (Odd): Subclassed models have no list of layers. With block.call(x) in place of "
+        "block(x) its layers are those of the network."
+    )
+    assert lines[2] == (
+        "- 'random' (Lambda): It draws random numbers in inference. GaussianNoise and Dropout do "
+        "in training only."
+    )
+    assert lines[3] == "- 'inverse', 'again' (Inverse): TFLite has no operation MatrixInverse."
     assert "without a file of the result" in lines[4]
     assert set(overrides) == {"inverse", "again", "random", "odd"}
+
+
+class Block(layers.Layer):
+    """Layers within a layer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv, self.norm = layers.Conv2D(4, 3), layers.BatchNormalization()
+
+    def call(self, x):
+        return tf.nn.relu(self.norm(self.conv(x)))
+
+
+def of_python(function):
+    def call(x):
+        y = tf.py_function(function, [x], tf.float32)
+        y.set_shape(x.shape)
+        return y
+
+    return layers.Lambda(call, name="odd")
+
+
+UNSTORED = {
+    "loop": (
+        lambda: layers.Lambda(
+            lambda x: tf.while_loop(lambda y: tf.reduce_sum(y) < 9.0, lambda y: y + 1, [x])[0],
+            name="odd",
+        ),
+        "It has loops or branches that depend on values. Recurrent layers have a form with "
+        "unroll=True, choices by value have one with tf.where.",
+    ),
+    "Python": (
+        lambda: of_python(lambda x: 2 * x),
+        "TFLite has no operation EagerPyFunc. Python functions are in no file: use TensorFlow's "
+        "operators.",
+    ),
+    "batch": (
+        lambda: layers.Lambda(lambda x: tf.reshape(x, [-1, 2]), name="odd"),
+        "for 1 images. Keep the first axis, that of the images, as tf.reshape(x, [-1, size])",
+    ),
+    "mask": (
+        lambda: layers.Lambda(lambda x: tf.boolean_mask(x, x[:, 0, 0, 0] > 0), name="odd"),
+        "are known at run time only. Files have fixed sizes, so multiply by zeros and ones",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSTORED)
+def test_the_rewrite_that_helps_is_said(kind):
+    make, expected = UNSTORED[kind]
+    message, overrides = message_of(network(make()))
+    assert message.splitlines()[1].startswith("- 'odd' (Lambda): ")
+    assert expected in message.splitlines()[1]
+    assert set(overrides) == {"odd"}
+
+
+def test_recurrent_layers_and_strings():
+    inputs = tf.keras.Input((6, 2))
+    x = layers.GRU(2, name="second")(layers.LSTM(2, return_sequences=True, name="first")(inputs))
+    message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
+    assert "- 'first', 'second' (LSTM, GRU): It has loops or branches that depend on" in message
+    text = tf.keras.Input((1,), dtype="string")
+    words = layers.TextVectorization(9, output_sequence_length=4, vocabulary=["a"])(text)
+    message, _ = message_of(Model(text, layers.Dense(2)(tf.cast(words, tf.float32))))
+    assert " more. Prepare strings outside of the model, in tf.data." in message
+    assert len(message) < 500
+
+
+def test_what_a_layer_raises_is_told_without_the_heading_of_keras():
+    class Raising(layers.Layer):
+        def call(self, x):
+            if hasattr(self, "was_called"):
+                raise RuntimeError("no such thing " * 100)
+            self.was_called = True
+            return x + 0.0
+
+    message, _ = message_of(network(Raising(name="odd")))
+    assert "- 'odd' (Raising): It cannot be traced: " in message
+    assert "no such thing no such thing" in message
+    assert "Exception encountered" not in message
+    assert len(message) < 600
+
+
+def test_layers_in_a_layer_can_be_those_of_the_network():
+    block = Block(name="block")
+    _, report = quantize(network(block), 4, 4)
+    note = next(row.note for row in report.conversions if row.layer == "block")
+    assert "ith block.call(x) in place of block(x) its layers are those of the network" in note
+    inputs = tf.keras.Input((8, 8, 4))
+    flat = layers.Flatten()(block.call(inputs))
+    model, report = quantize(Model(inputs, layers.Dense(3)(flat)), 4, 4)
+    assert not [note for note in report.notes if "stay float" in note]
+    assert lower(model)
+
+
+def test_models_without_a_list_of_layers():
+    class Subclassed(Model):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scores = layers.Conv2D(4, 3), layers.Dense(3)
+
+        def call(self, x):
+            return self.scores(tf.reduce_mean(tf.nn.relu(self.conv(x)), [1, 2]))
+
+    source = Subclassed()
+    images = np.random.default_rng(0).random((2, 8, 8, 3)).astype(np.float32)
+    expected = source(images)
+    message, _ = message_of(source)
+    assert "rebuild the network as tf.keras.Model(inputs, model.call(inputs))" in message
+    inputs = tf.keras.Input((8, 8, 3))
+    same = Model(inputs, source.call(inputs))
+    np.testing.assert_array_equal(same(images), expected)
+    assert lower(quantize(same, 4, 4, images=images)[0])
+    unbuilt = tf.keras.Sequential([layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)])
+    assert "model.build((None, height, width, channels))" in message_of(unbuilt)[0]
+    unbuilt.build((None, 8, 8, 3))
+    assert quantize(unbuilt, 4, 4)
+    assert "Received: Dense. Put the layer into a model" in message_of(layers.Dense(3))[0]
+    assert "Received: str. Load a file with tf.keras" in message_of("model.keras")[0]
+
+
+def test_sequences_of_any_length_are_refused():
+    inputs = tf.keras.Input((None, 2), name="sound")
+    x = layers.GlobalAveragePooling1D()(layers.Conv1D(2, 3, activation="relu")(inputs))
+    message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
+    assert message.startswith("Expected inputs of known lengths. Received: 'sound' (None, 2). ")
 
 
 def test_what_only_trains_is_said_where_an_override_keeps_it():
