@@ -27,7 +27,8 @@ from dlqat_tf.quantizers import ActivationGrid
 _layers = tf.keras.layers
 _WIDEST = 127
 _LEAST = 2.0**-40  # which no code tells from zero
-_TRIED = 32  # steps
+_FARTHEST = 5  # codes that a slope is moved by
+_TRIED = 128  # steps, up to 6 % longer
 _DIGITS = 16  # binary ones of a step, so that float32 holds its products with codes
 _DEFAULT = 0.2  # the slope of TensorFlow's function
 
@@ -62,8 +63,8 @@ def codes_of_slopes(
     """Return int8 codes of slopes, and their step, with which the operation rounds as Keras.
 
     The kernel rounds twice. One slope alone takes the highest code that suits it, and is held as it
-    is. Several are moved to the nearest codes that suit: those of codes times step have the same
-    codes and the same step.
+    is. Several are moved to the nearest codes that suit, of at most five further on: those of codes
+    times step have the same codes and the same step.
 
     Args:
         slopes: float32.
@@ -88,7 +89,7 @@ def codes_of_slopes(
     mantissa, exponent = np.frexp(largest / _WIDEST if largest else 1.0)
     highest = _WIDEST * np.sign(slopes.flat[np.abs(slopes).argmax()])
     for i in range(_TRIED):
-        digits = np.ceil(mantissa * 2**_DIGITS) + i
+        digits = np.ceil(mantissa * 2**_DIGITS) + 16 * i
         step = np.float32(np.ldexp(digits / 2**_DIGITS, exponent))
         if np.all(_suits(np.array([highest]), step, source, target)):
             break
@@ -96,8 +97,10 @@ def codes_of_slopes(
         return None
     every = np.arange(-_WIDEST, _WIDEST + 1)
     suiting = every[_suits(every, step, source, target)]
-    nearest = np.abs(slopes[..., None] / step - suiting).argmin(-1)
-    return suiting[nearest].astype(np.int8), step
+    distances = np.abs(slopes[..., None] / step - suiting)
+    if distances.min(-1).max() > _FARTHEST:
+        return None
+    return suiting[distances.argmin(-1)].astype(np.int8), step
 
 
 def _suits(

@@ -179,8 +179,8 @@ def snap(
             if not np.array_equal(held, node.codes * node.step):
                 raise ExportError(
                     f"Layer {node.layer!r} is called more than once, and its slopes cannot be "
-                    "moved to what suits the grids of all calls: share the activation quantizers before "
-                    "and after it too, or export with snap=False."
+                    "moved to what suits the grids of all calls: share the activation quantizers "
+                    "before and after it too, or export with snap=False."
                 )
     for level in moved:
         if level.layer in slopes:
