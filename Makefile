@@ -4,15 +4,17 @@ SHELL := /bin/bash
 .PHONY: demo test test-long test-lowest lint format docs env lock
 
 BIN := .venv/bin
+# A process for each core; a file's tests share its fixtures, so they share a process.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 demo: .venv/ready
 	$(BIN)/python recipes/demo_digits.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-long: .venv/ready
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long $(PARALLEL)
 
 # The lowest versions that pyproject.toml allows, on tests that use each of these packages.
 test-lowest: .venv/ready
