@@ -14,6 +14,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_bits
+from dlqat_tf.quantizers.one_loop import clip_and_round_16, pays
 from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, highest_code
 
 ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
@@ -34,6 +35,10 @@ class AtLeast(tf.keras.constraints.Constraint):
 
     def get_config(self):
         return {"minimum": self.minimum}
+
+
+def _in_training(training) -> bool:
+    return not tf.is_tensor(training) and bool(training)
 
 
 @register_alias("cg_pact")
@@ -59,6 +64,9 @@ class CGPACT(ActivationQuantizer):
     ``alpha`` is one float32 scalar per quantizer. It stays at or above 0.001, and the weight decay
     of Keras's optimizers (``AdamW``, ``SGD(weight_decay=...)``) leaves it alone; to decay it, give
     an ``alpha_regularizer``.
+
+    Under a 16-bit policy codes and masks are those of the float32 quantizer on the 16-bit input, the
+    output is code times step rounded to 16 bits, and the gradient of ``alpha`` is summed in float32.
 
     An ``alpha`` that training made NaN or infinite ends the step with a
     ``tf.errors.InvalidArgumentError`` that names the layer. XLA drops such checks: what it compiled
@@ -139,6 +147,14 @@ class CGPACT(ActivationQuantizer):
             experimental_autocast=False,
         )
 
+    def call(self, inputs, training=None):
+        inputs = tf.convert_to_tensor(inputs)
+        if self.bits != 32 and _in_training(training) and pays(inputs):
+            return clip_and_round_16(
+                inputs, self._range(), self.bits, signed=self.signed, calibrated=self.calibrated
+            )
+        return super().call(inputs, training)
+
     def quantize(self, values, training=None):
         if self.bits == 32:
             return values if self.signed else tf.nn.relu(values)
@@ -148,7 +164,7 @@ class CGPACT(ActivationQuantizer):
             self.bits,
             signed=self.signed,
             calibrated=self.calibrated,
-            fused=not tf.is_tensor(training) and bool(training),
+            fused=_in_training(training),
         )
 
     def grid(self) -> ActivationGrid:

@@ -12,19 +12,39 @@ what the same kernels compute of the same operands is computed again, and everyt
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import tensorflow as tf
 
 _PASSED_ON = ("Identity", "IdentityN")  # a custom gradient's output is an IdentityN's
 # Operations whose gradients read their (first) input, which therefore stays until then.
 _KEEP_THEIR_INPUT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "FusedBatchNormV3")
 
+# What compiled functions were called for, by the operation of a graph that is the call.
+_replays: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def replayed(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    """Return ``function(x)``, which a backward pass may compute again.
+
+    Args:
+        function: A compiled function of one tensor: its call is one operation.
+        x: Its argument.
+    """
+    y = function(x)
+    if tf.is_symbolic_tensor(y):
+        _replays[_source(y).op] = function
+    return y
+
 
 @tf.autograph.experimental.do_not_convert  # it reads a graph, and writes none that depends on data
 def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
     """Return the values of ``x``, computed from tensors that the backward pass reads anyway.
 
-    Follows casts, fused quantizers and one sum up to training-mode batch norms. Where that leads to
-    a tensor that nobody else keeps, and outside of graphs (eager execution), it returns ``x``.
+    Follows casts, quantizers of one kernel or loop, and one sum up to training-mode batch norms.
+    Where that leads to a tensor that nobody else keeps, and outside of graphs (eager execution), it
+    returns ``x``.
 
     Args:
         x: A tensor of the forward pass.
@@ -61,7 +81,7 @@ def _is_within_reach(x: tf.Tensor, through_sums: bool = True) -> bool:
             reached = [_is_within_reach(each, through_sums=False) for each in source.op.inputs]
             kept = [_is_kept(each) for each in source.op.inputs]
             return any(reached) and all(map(max, reached, kept))
-    return False
+    return source.op in _replays and _is_within_reach(source.op.inputs[0], through_sums)
 
 
 def _is_kept(x: tf.Tensor) -> bool:
@@ -89,6 +109,8 @@ def _again(x: tf.Tensor) -> tf.Tensor:
         case "AddV2":
             first, second = (each if _is_kept(each) else _again(each) for each in op.inputs)
             return first + second
+    if op in _replays:
+        return _replays[op](_again(op.inputs[0]))
     raise TypeError(f"{op.type} is out of reach.")
 
 

@@ -89,6 +89,36 @@ def divide_exactly(x: tf.Tensor, divisor: int) -> tf.Tensor:
     return tf.cast(tf.cast(x, tf.float64) / divisor, tf.float32)
 
 
+def lowest_of(alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
+    """Return the lower end of a range, in units of ``alpha``: 0, or -alpha, or all of int8."""
+    if not signed:
+        return tf.zeros_like(alpha)
+    return -alpha * (128 / 127 if bits == 8 else 1.0)
+
+
+def rounded(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
+    """Return the values of :func:`clip_and_round`, by elementwise operations."""
+    highest = highest_code(bits, signed)
+    step = divide_exactly(alpha, highest)
+    clipped = tf.clip_by_value(x, lowest_of(alpha, bits, signed), alpha)
+    return tf.round(clipped * (highest / alpha)) * step
+
+
+def _rounded_by_one_kernel(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
+    full = signed and bits == 8
+    return tf.raw_ops.QuantizeAndDequantizeV2(
+        input=x,
+        # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
+        input_min=-alpha if signed else tf.zeros_like(alpha),
+        input_max=alpha,
+        signed_input=signed,
+        num_bits=bits,
+        range_given=True,
+        round_mode="HALF_TO_EVEN",
+        narrow_range=signed and not full,
+    )
+
+
 def clip_and_round(
     x: tf.Tensor,
     alpha: tf.Tensor,
@@ -129,31 +159,10 @@ def clip_and_round(
     Returns:
         float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
     """
-    full = signed and bits == 8
-
-    def lowest(alpha):
-        return -alpha * (128 / 127 if full else 1.0) if signed else tf.zeros_like(alpha)
-
-    def rounded(x, alpha):
-        if fused:
-            return tf.raw_ops.QuantizeAndDequantizeV2(
-                input=x,
-                # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
-                input_min=-alpha if signed else lowest(alpha),
-                input_max=alpha,
-                signed_input=signed,
-                num_bits=bits,
-                range_given=True,
-                round_mode="HALF_TO_EVEN",
-                narrow_range=signed and not full,
-            )
-        highest = highest_code(bits, signed)
-        step = divide_exactly(alpha, highest)
-        return tf.round(tf.clip_by_value(x, lowest(alpha), alpha) * (highest / alpha)) * step
 
     @tf.custom_gradient
     def quantize(x, alpha):
-        y = rounded(*values_of(x, alpha))
+        y = (_rounded_by_one_kernel if fused else rounded)(*values_of(x, alpha), bits, signed)
 
         def gradient(upstream):
             before = rematerialize(x, after=upstream) if fused else x
@@ -162,7 +171,7 @@ def clip_and_round(
             inner, outer, limit = map(tf.stop_gradient, (before if calibrated else y, y, alpha))
             # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
             # upstream * (y / alpha) is the sum over everything less the sum over the inside.
-            low = lowest(limit) if signed else _ABOVE_ZERO
+            low = lowest_of(limit, bits, signed) if signed else _ABOVE_ZERO
             inside_low = low * _JUST_BELOW if signed else _ABOVE_ZERO
             # One after the other, so that each product overwrites an operand that is not needed
             # any more, and nothing of this waits while the layers below use the result.

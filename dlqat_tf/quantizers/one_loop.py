@@ -1,0 +1,100 @@
+"""Clipping and rounding of 16-bit activations, each pass by one loop over memory.
+
+TensorFlow's kernels for it take float32 alone, so that a network of 16 bits would write each
+activation and each gradient in float32 and read them again, twice. XLA compiles one loop that
+widens a value where it needs it. What XLA does badly on a CPU is the sum for the range, which is
+left to TensorFlow's kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+from dlqat_tf.quantizers.rematerialize import rematerialize, replayed
+from dlqat_tf.quantizers.ste import lowest_of, rounded
+
+DTYPES = (tf.bfloat16, tf.float16)
+
+
+def pays(x: tf.Tensor) -> bool:
+    """Return whether :func:`clip_and_round_16` takes ``x`` and is the faster way."""
+    return x.dtype in DTYPES and not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def clip_and_round_16(
+    x: tf.Tensor, alpha: tf.Tensor, bits: int, *, signed: bool = False, calibrated: bool = True
+) -> tf.Tensor:
+    """Return :func:`~dlqat_tf.quantizers.ste.clip_and_round` of a 16-bit tensor, in its dtype.
+
+    All is as if ``x`` was cast to float32 first and the output and its gradient cast back at the
+    end: codes, step and masks are those of float32, and the gradient of ``alpha`` is summed in it.
+
+    Args:
+        x: bfloat16 or float16 tensor of any shape.
+        alpha: float32 scalar above zero, the range in units of ``x``.
+        bits: Bit width, 1 to 8 (2 to 8 when signed).
+        signed: Whether negative values are represented.
+        calibrated: Whether values inside the range move ``alpha``.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``.
+    """
+
+    @tf.custom_gradient
+    def quantize(x, alpha):
+        def forward(x):
+            y = _forward(x.dtype, bits, signed)(x, alpha)
+            y.set_shape(x.shape)
+            return y
+
+        # A tape would have XLA keep all that the derivative of the loop needs.
+        with record.stop_recording():
+            y = replayed(forward, x)
+
+        def gradient(upstream):
+            before = rematerialize(x, after=upstream)
+            backward = _backward(x.dtype, bits, signed, calibrated)
+            from_x, from_alpha = backward(upstream, before, alpha)
+            from_x.set_shape(x.shape)
+            return from_x, tf.reduce_sum(from_alpha) / tf.stop_gradient(alpha)
+
+        return y, gradient
+
+    return quantize(x, alpha)
+
+
+@functools.cache
+def _forward(dtype: tf.DType, bits: int, signed: bool):
+    @_compiled(dtype)
+    def forward(x, alpha):
+        return tf.cast(rounded(tf.cast(x, tf.float32), alpha, bits, signed), dtype)
+
+    return forward
+
+
+@functools.cache
+def _backward(dtype: tf.DType, bits: int, signed: bool, calibrated: bool):
+    @_compiled(dtype, dtype)
+    def backward(upstream, x, alpha):
+        """Return what goes to ``x``, and what each value adds to alpha's gradient, times alpha."""
+        x, alpha = tf.stop_gradient(x), tf.stop_gradient(alpha)
+        wide = tf.cast(x, tf.float32)
+        y, low = rounded(wide, alpha, bits, signed), lowest_of(alpha, bits, signed)
+        at_least = wide >= low if signed else wide > low
+        from_x = tf.where(at_least & (wide <= alpha), upstream, tf.zeros_like(upstream))
+        within = (wide > low) & (wide < alpha)
+        moved = y - tf.where(within, wide if calibrated else y, 0.0)
+        return from_x, tf.cast(upstream, tf.float32) * moved
+
+    return backward
+
+
+def _compiled(*dtypes: tf.DType):
+    """Return a decorator for functions of tensors, of any shape, and alpha."""
+    # One trace for all shapes: of many, TensorFlow would warn.
+    signature = [tf.TensorSpec(None, dtype) for dtype in (*dtypes, tf.float32)]
+    return tf.function(input_signature=signature, jit_compile=True, autograph=False)
