@@ -162,7 +162,9 @@ def clip_and_round(
 
     @tf.custom_gradient
     def quantize(x, alpha):
-        y = (_rounded_by_one_kernel if fused else rounded)(*values_of(x, alpha), bits, signed)
+        values, limit = values_of(x, alpha)
+        round_values = _rounded_by_one_kernel if fused else rounded
+        y = round_values(values, limit, bits, signed)
 
         def gradient(upstream):
             before = rematerialize(x, after=upstream) if fused else x
