@@ -3,7 +3,9 @@
 Every family of Keras's own networks and the kinds that tutorials and papers show
 (`benchmarks/networks.py`), with random weights, at several widths: `quantize`, a few steps of
 training, `to_tflite`, and parity on images that training did not see. A row runs in a process of
-its own; what was measured before is kept, so a run that was stopped goes on.
+its own and is written after each of these steps. What this commit has measured is not measured
+again, so a run that was stopped goes on, and the table is gathered over several runs: it has every
+row in the folder, with the commit that measured it.
 
     python benchmarks/models.py --output results/models.md
 
@@ -50,9 +52,11 @@ class Settings:
     minutes: float = 20.0
     """After which a row is given up."""
     rows: Path = Path("build/models")
-    """Folder for what was measured; rows in it are not measured again."""
+    """Folder for what was measured; rows of this commit in it are not measured again."""
+    again: bool = False
+    """Measure rows of this commit too."""
     output: Path | None = None
-    """Markdown file for the table."""
+    """Markdown file for the table of all rows in the folder."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Row:
         trained_file: The same of the Keras model as trained, and the file.
         failure: What went wrong, and at which step; empty where nothing did.
         environment: What it ran on.
+        unfinished: The step that it is at; empty in the end.
     """
 
     network: str
@@ -90,35 +95,59 @@ class Row:
     trained_file: float | None = None
     failure: str = ""
     environment: dict = field(default_factory=dict)
+    unfinished: str = ""
+
+    @property
+    def commit(self) -> str:
+        """Of the package that was measured."""
+        return self.environment.get("commit") or "unknown"
+
+    def write(self, path: Path) -> None:
+        """Write it to a file."""
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def read(path: Path) -> Row:
+    """Return the row of a file."""
+    return Row(**json.loads(path.read_text()))
 
 
 class _Steps:
-    """Collects what a row says, step by step, so that a failure keeps what came before."""
+    """Writes what a row says, step by step, so that a failure keeps what came before."""
 
-    def __init__(self, network: str, widths: str):
+    def __init__(self, network: str, widths: str, target: Path):
         self.row = Row(network, widths, environment=environment())
-        self._began = 0.0
+        self._began, self._target = 0.0, target
 
     def begin(self, step: str) -> None:
-        self.step, self._began = step, time.perf_counter()
+        self._began = time.perf_counter()
+        self.done(unfinished=step)
 
     def done(self, seconds: str = "", **values) -> None:
         if seconds:
             values[seconds] = round(time.perf_counter() - self._began, 2)
-        self.row = dataclasses.replace(self.row, **values)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        self.row = dataclasses.replace(self.row, megabytes=peak, **values)
+        self.row.write(self._target)
+
+    def end(self, failure: str = "") -> None:
+        self.done(failure=failure and f"{self.row.unfinished}: {failure}", unfinished="")
 
 
 def measure(name: str, widths: tuple[int, int], steps: int, images: int, target: Path) -> None:
     """Measure one row and write it to a file."""
-    taken = _Steps(name, f"W{widths[0]}A{widths[1]}")
+    taken = _Steps(name, _text(widths), target)
     try:
         with tempfile.TemporaryDirectory() as folder:
             _measure(taken, NETWORKS[name], widths, steps, images, Path(folder) / "model.tflite")
     except Exception as error:  # what went wrong is what is measured here
-        said = " ".join(str(error).split())
-        taken.done(failure=f"{taken.step}: {type(error).__name__}: {said}")
-    taken.done(megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-    write_whole(target, json.dumps(dataclasses.asdict(taken.row), indent=2) + "\n")
+        taken.end(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    else:
+        taken.end()
+
+
+def _text(widths: tuple[int, int]) -> str:
+    return f"W{widths[0]}A{widths[1]}"
 
 
 def _measure(taken: _Steps, network: Network, widths, steps: int, images: int, path: Path) -> None:
@@ -172,34 +201,53 @@ def _measure(taken: _Steps, network: Network, widths, steps: int, images: int, p
         raise ValueError(f"layer {proof.first_diverging} differs between simulation and file")
 
 
-def rows_of(settings: Settings) -> list[Row]:
-    """Measure the rows that are missing; return all."""
+def run(settings: Settings) -> list[Row]:
+    """Measure the rows that are missing; return those that were asked for."""
     settings.rows.mkdir(parents=True, exist_ok=True)
-    started = multiprocessing.get_context("spawn")
+    commit = environment()["commit"] or "unknown"
     found = []
     for widths in settings.widths:
         for name in settings.networks:
-            text = f"W{widths[0]}A{widths[1]}"
-            target = settings.rows / f"{name.replace(' ', '_')}.{text}.json"
-            if not target.exists():
-                arguments = (name, widths, settings.steps, settings.images, target)
-                process = started.Process(target=measure, args=arguments)
-                process.start()
-                process.join(60 * settings.minutes)
-                stopped = process.is_alive()
-                process.kill()
-                process.join()
-                if not target.exists():
-                    why = f"not done after {settings.minutes:g} minutes"
-                    why = why if stopped else f"the process ended with {process.exitcode}"
-                    row = Row(name, text, failure=why, environment=environment())
-                    write_whole(target, json.dumps(dataclasses.asdict(row), indent=2) + "\n")
-            row = Row(**json.loads(target.read_text()))
+            target = settings.rows / f"{name.replace(' ', '_')}.{_text(widths)}.json"
+            row = read(target) if target.exists() else None
+            if settings.again or row is None or row.unfinished or row.commit != commit:
+                row = _measured(name, widths, settings, target)
             found.append(row)
             print(_line(row), flush=True)
             if settings.output:
-                write_whole(settings.output, page(found, settings))
+                write_whole(settings.output, page(gathered(settings.rows), settings))
     return found
+
+
+def _measured(name: str, widths: tuple[int, int], settings: Settings, target: Path) -> Row:
+    """Measure a row in a process of its own, and give it up after a while."""
+    arguments = (name, widths, settings.steps, settings.images, target)
+    Row(name, _text(widths), environment=environment(), unfinished="start").write(target)
+    process = multiprocessing.get_context("spawn").Process(target=measure, args=arguments)
+    process.start()
+    process.join(60 * settings.minutes)
+    why = f"not done after {settings.minutes:g} minutes"
+    if not process.is_alive():
+        why = f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    row = read(target)
+    if row.unfinished:
+        row = dataclasses.replace(row, failure=f"{row.unfinished}: {why}", unfinished="")
+        row.write(target)
+    return row
+
+
+def gathered(folder: Path) -> list[Row]:
+    """Return all rows in a folder that are finished, in the order of widths and networks."""
+    widths, names = [_text(each) for each in Settings.widths], list(NETWORKS)
+
+    def place(row: Row) -> tuple:
+        of_widths = (widths.index(row.widths) if row.widths in widths else len(widths), row.widths)
+        return *of_widths, names.index(row.network) if row.network in names else len(names)
+
+    rows = [read(path) for path in sorted(folder.glob("*.json"))]
+    return sorted((row for row in rows if not row.unfinished), key=place)
 
 
 def _percent(value: float | None) -> str:
@@ -209,7 +257,7 @@ def _percent(value: float | None) -> str:
 _HEADINGS = (
     *("network", "widths", "layers", "quantize, s", "to_tflite, s", "parity, s", "MB of memory"),
     *("KB of file", "float MACs, %", "simulation = file", "snapped = file", "trained = file"),
-    "failure",
+    *("commit", "failure"),
 )
 
 
@@ -220,6 +268,7 @@ def _line(row: Row) -> str:
         *(f"{each:.1f}" for each in (row.quantized, row.exported, row.compared)),
         *(str(row.megabytes), f"{row.bytes / 1000:.0f}", f"{row.float_share:.1f}"),
         *map(_percent, (row.simulation_file, row.keras_file, row.trained_file)),
+        row.commit,
         failure.replace("|", "/"),
     )
     return "| " + " | ".join(cells) + " |"
@@ -227,16 +276,14 @@ def _line(row: Row) -> str:
 
 def page(rows: list[Row], settings: Settings) -> str:
     """Return the table and what a reader needs to place it."""
-    first = rows[0].environment
-    commits = sorted({row.environment["commit"] or "unknown" for row in rows})
+    devices = sorted({row.environment["device"] for row in rows})
     passed = sum(not row.failure for row in rows)
     return "\n".join(
         [
             "# Networks that people have",
             "",
-            f"`{' '.join(['python', *sys.argv])}` on {first['device']}, commits "
-            f"{', '.join(commits)}; {passed} of {len(rows)} rows are files that their simulation "
-            "equals.",
+            f"`python benchmarks/models.py` on {', '.join(devices)}; {passed} of {len(rows)} rows "
+            "are files that their simulation equals.",
             "",
             f"Random weights, `quantize` with 64 images, {settings.steps} steps of training, "
             f"`to_tflite`, parity on {settings.images} other images: percent of equal decisions. "
@@ -254,7 +301,7 @@ def page(rows: list[Row], settings: Settings) -> str:
 def main() -> int:
     """Measure and write."""
     settings = tyro.cli(Settings, description=__doc__)
-    return 1 if any(row.failure for row in rows_of(settings)) else 0
+    return 1 if any(row.failure for row in run(settings)) else 0
 
 
 if __name__ == "__main__":
