@@ -16,7 +16,13 @@ from dlqat_tf.canonical.functions import (
     hard_sigmoid,
     hard_swish,
 )
-from dlqat_tf.canonical.layers import BY_VALUE, LAYERS, by_value, is_plain_transposed
+from dlqat_tf.canonical.layers import (
+    BY_VALUE,
+    LAYERS,
+    by_value,
+    is_bilinear,
+    is_plain_transposed,
+)
 from dlqat_tf.canonical.operators import OPERATORS
 from dlqat_tf.canonical.part import BACK, Part
 from dlqat_tf.graph import tensors_of
@@ -28,6 +34,7 @@ __all__ = [
     "function_of",
     "hard_sigmoid",
     "hard_swish",
+    "is_bilinear",
     "is_plain_transposed",
 ]
 

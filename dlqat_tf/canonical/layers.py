@@ -112,6 +112,13 @@ def _pair(layer) -> Callable:
     return pair
 
 
+def is_bilinear(layer) -> bool:
+    """Return whether a layer is bilinear upsampling of images whose channels come last."""
+    if type(layer) is not _layers.UpSampling2D or layer.data_format != "channels_last":
+        return False
+    return layer.interpolation == "bilinear"
+
+
 def is_plain_transposed(layer) -> bool:
     """Return whether a transposed convolution is one that int8 kernels compute exactly."""
     sizes = list(zip(layer.kernel_size, layer.strides, strict=True))

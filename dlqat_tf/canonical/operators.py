@@ -166,14 +166,16 @@ def _split(part: Part):
 
 
 def _resized(part: Part):
-    (x, *others), method = part.inputs, str(part.arguments.get("method", "bilinear"))
-    if others or x.shape.rank != 4 or None in x.shape[1:] or method.lower() != "nearest":
+    (x, *others), method = part.inputs, str(part.arguments.get("method", "bilinear")).lower()
+    if others or x.shape.rank != 4 or None in x.shape[1:] or method not in ("nearest", "bilinear"):
+        return None
+    if part.arguments.get("antialias"):
         return None
     sizes = list(zip(part.shape[:2], x.shape[1:3], strict=True))
     if any(after % before for after, before in sizes):
         return None
     size = tuple(after // before for after, before in sizes)
-    return part.add(_layers.UpSampling2D, x, size=size, interpolation="nearest")
+    return part.add(_layers.UpSampling2D, x, size=size, interpolation=method)
 
 
 def _depth_to_space(part: Part):

@@ -7,7 +7,7 @@ import math
 import larq as lq
 import tensorflow as tf
 
-from dlqat_tf.canonical import IN_TRAINING, function_of
+from dlqat_tf.canonical import IN_TRAINING, function_of, is_bilinear
 from dlqat_tf.heads import Head
 
 _layers = tf.keras.layers
@@ -91,7 +91,7 @@ def role_of(layer) -> str:
         return "weighted"
     if isinstance(layer, lq.quantizers.Quantizer):
         return "quantizer"
-    if kind in POOLS:
+    if kind in POOLS or is_bilinear(layer):
         return "pool"
     if kind in MOVING or (kind is _layers.Activation and is_linear(layer.activation)):
         return "moving"

@@ -78,7 +78,7 @@ VOCABULARY = {
     "cropped": lambda x: x[:, 1:] if x.shape[1] > 1 else x,
     "padded": grown(layers.ZeroPadding2D, padding=((0, 1), (1, 0))),
     "upsampled": grown(layers.UpSampling2D),
-    "bilinear": grown(layers.UpSampling2D, interpolation="bilinear"),  # stays float
+    "bilinear": grown(layers.UpSampling2D, interpolation="bilinear"),
     "layer_norm": lambda x: layers.LayerNormalization()(x),  # stays float
     "turned": lambda x: layers.Permute((2, 1, 3))(x),
     "dropout": lambda x: layers.Dropout(0.1)(x),

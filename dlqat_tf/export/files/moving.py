@@ -17,6 +17,7 @@ from dlqat_tf.export.integer.network import (
     Minimum,
     Multiply,
     Node,
+    Pad,
     Pool,
     Reshape,
     Subtract,
@@ -98,6 +99,12 @@ def add_moving(
         inputs.append(file.constant(f"{node.name}/size", size))
         options = schema.ResizeNearestNeighborOptionsT()
         file.operator("RESIZE_NEAREST_NEIGHBOR", inputs, output, options)
+    elif isinstance(node, Pad):
+        amounts = np.array([(0, 0), *node.amounts, (0, 0)], np.int32)
+        options = schema.MirrorPadOptionsT()
+        options.mode = schema.MirrorPadMode.SYMMETRIC
+        inputs.append(file.constant(f"{node.name}/amounts", amounts))
+        file.operator("MIRROR_PAD", inputs, output, options)
     elif isinstance(node, Transpose):
         order = np.array([0, *(axis + 1 for axis in node.order)], np.int32)
         inputs.append(file.constant(f"{node.name}/order", order))

@@ -456,7 +456,7 @@ class Writer:
         """Add an operation that moves codes and changes none."""
         grid = self.grids[node.name]
         inputs = [self.tensors[name] for name in node.inputs]
-        if isinstance(node, Pad):
+        if isinstance(node, Pad) and not node.mirrored:
             value = code_of(node.value, grid) + zero_point(grid)
             shape = self.network.shapes[node.name]
             return self._pad(node.name, inputs[0], node.amounts, value, grid, shape)
@@ -468,7 +468,7 @@ class Writer:
         inputs = [self.float(name) for name in node.inputs]
         if isinstance(node, Merge):
             return self.merged_floats(type(node), node.name, inputs)
-        if isinstance(node, Pad):
+        if isinstance(node, Pad) and not node.mirrored:
             shape = self.network.shapes[node.name]
             return self._pad(node.name, inputs[0], node.amounts, node.value, None, shape)
         if isinstance(node, Affine):

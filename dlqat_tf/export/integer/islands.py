@@ -95,6 +95,7 @@ def _with_one(nodes: list[Node], islands: list[Island], shapes: dict) -> list[No
         layers=tuple(dict.fromkeys(layer for island in islands for layer in island.layers)),
         operator=islands[0].operator if len(islands) == 1 else "",
         slopes=islands[0].slopes if len(islands) == 1 else None,
+        factors=islands[0].factors if len(islands) == 1 else None,
     )
     _check_stored(one, islands)
     taken = [replace(each, inputs=(one.name,), index=i) for i, each in enumerate(kept)]

@@ -10,7 +10,13 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.canonical import IN_TRAINING, StandardLayers, function_of, is_plain_transposed
+from dlqat_tf.canonical import (
+    IN_TRAINING,
+    StandardLayers,
+    function_of,
+    is_bilinear,
+    is_plain_transposed,
+)
 from dlqat_tf.canonical.lambdas import without_lambdas
 from dlqat_tf.export.integer.endings import ending_of
 from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
@@ -186,6 +192,7 @@ class _Lowering:
                 layers=(name,),
                 operator=_OPERATORS.get(function_of(activation or layer), ""),
                 slopes=slopes_of(activation or layer),
+                factors=layer.size if is_bilinear(layer) else None,
             )
         )
         return [

@@ -295,10 +295,17 @@ class Concatenate(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class Pad(Node):
-    """Rows and columns of ``value`` around the image; amounts ((top, bottom), (left, right))."""
+    """Rows and columns around the image.
+
+    Attributes:
+        amounts: ((top, bottom), (left, right)).
+        value: What they hold.
+        mirrored: Whether they hold the image instead, mirrored at its edges.
+    """
 
     amounts: tuple[tuple[int, int], tuple[int, int]]
     value: float = 0.0
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,12 +352,14 @@ class Island(Node):
         layers: Names of the Keras layers in it.
         operator: Of one function of single values, TFLite's name where it has an int8 kernel.
         slopes: Of one function of two slopes, those below zero, float32; else None.
+        factors: Of one bilinear upsampling, of rows and of columns; else None.
     """
 
     part: FloatPart
     layers: tuple[str, ...]
     operator: str = ""
     slopes: np.ndarray | None = None
+    factors: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

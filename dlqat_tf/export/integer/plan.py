@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from dlqat_tf._progress import steps
+from dlqat_tf.export.integer.bilinear import with_bilinear
 from dlqat_tf.export.integer.binary_forms import (
     no_planes,
     with_clipped_sums,
@@ -78,7 +79,8 @@ def _grid(node: Node, sources: list[ActivationGrid | None]) -> ActivationGrid | 
             return sources[0]
         case Pad():
             grid = sources[0]
-            return grid if grid and code_of(node.value, grid) is not None else None
+            is_held = grid and (node.mirrored or code_of(node.value, grid) is not None)
+            return grid if is_held else None
         case Concatenate() | Maximum() | Minimum():
             return sources[0] if all(each == sources[0] for each in sources) else None
         case _:
@@ -155,7 +157,8 @@ def plan(
     if not plane_limit:
         _check_stock(network)
         network = rounded_to_ranges(network, calibrate, floats)
-    network = with_slopes(_with_integer_pools(_with_common_grids(network, clear)), grids)
+    network = _with_integer_pools(_with_common_grids(network, clear))
+    network = with_bilinear(with_slopes(network, grids), grids)
     if plane_limit:
         network = with_dense_as_convolutions(network, _levels_of, plane_limit)
     planned = _with_kernels(network, plane_limit, target, library, floats)

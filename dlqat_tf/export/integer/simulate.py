@@ -312,7 +312,8 @@ def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.nda
         return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
     if isinstance(node, Merge):
         return _merged(node, inputs)
-    value = code_of(node.value, grid) if isinstance(node, Pad) else 0
+    is_set = isinstance(node, Pad) and not node.mirrored
+    value = code_of(node.value, grid) if is_set else 0
     return _rearranged(node, inputs, value)
 
 
@@ -324,6 +325,8 @@ def _rearranged(node: Node, inputs: list[np.ndarray], value: float) -> np.ndarra
             return x.reshape(len(x), *node.shape)
         case Concatenate():
             return np.concatenate(inputs, -1)
+        case Pad() if node.mirrored:
+            return np.pad(x, ((0, 0), *node.amounts, (0, 0)), "symmetric")
         case Pad():
             return np.pad(x, ((0, 0), *node.amounts, (0, 0)), constant_values=value)
         case Crop():
