@@ -61,6 +61,7 @@ ON_ONE = {
     "expand": (lambda x: tf.expand_dims(x, 1), ["Reshape"]),
     "transpose": (lambda x: tf.transpose(x, [0, 3, 1, 2]), ["Permute"]),
     "pad": (lambda x: tf.pad(x, [[0, 0], [1, 2], [3, 0], [0, 0]]), ["ZeroPadding2D"]),
+    "resize": (lambda x: tf.image.resize(x, (8, 12)), ["UpSampling2D"]),
     "identity": (tf.identity, ["Activation"]),
 }
 
@@ -102,7 +103,8 @@ def test_operators_on_one_tensor(name):
         lambda x: tf.split(x, 2, 0)[0],
         lambda x: x[:, ::-1],
         lambda x: x[1:],
-        lambda x: tf.image.resize(x, (8, 12)),
+        lambda x: tf.image.resize(x, (8, 12), "bicubic"),
+        lambda x: tf.image.resize(x, (8, 12), antialias=True),
         lambda x: tf.image.resize(x, (6, 12), "nearest"),
         layers.Conv2D(2, 1),
     ],
