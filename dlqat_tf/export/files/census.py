@@ -22,6 +22,7 @@ from dlqat_tf.report import Report
 
 _BINARY_CONVOLUTION = "LceBconv2d"
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", _BINARY_CONVOLUTION)
+_SHOWN = 4  # numbers of a list in print
 _TYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 
 
@@ -57,6 +58,9 @@ class FileInput:
         scale: Of an integer type, value = scale * (code - zero point); None where the file says
             none.
         zero_point: Likewise.
+        gain: Of int8 codes of measurements that the model prepares, value = measurement * gain +
+            offset, of each channel or of each value; None where they are not prepared.
+        offset: Likewise.
     """
 
     name: str
@@ -64,6 +68,8 @@ class FileInput:
     type: str
     scale: float | None
     zero_point: int | None
+    gain: list[float] | None = None
+    offset: list[float] | None = None
 
     def __str__(self):
         shape = "x".join(map(str, self.shape))
@@ -72,7 +78,15 @@ class FileInput:
             code = "code" if not self.zero_point else f"(code - {self.zero_point})"
             code = code.replace("- -", "+ ")
             meaning = f", value = {self.scale:.6g} * {code}"
+        if self.gain is not None and self.offset is not None:
+            gain, offset = map(_few, (self.gain, self.offset))
+            meaning += f" = measurement * {gain} + {offset}"
         return f"input {self.name!r}: {self.type}, of shape {shape}{meaning}"
+
+
+def _few(values: list[float]) -> str:
+    shown = ", ".join(f"{each:.6g}" for each in values[:_SHOWN])
+    return f"[{shown}{', ...' if len(values) > _SHOWN else ''}]"
 
 
 @dataclass(frozen=True)
@@ -253,7 +267,7 @@ def count(data: bytes, path: str | Path) -> Census:
         peak_activation_bytes=_peak_activation_bytes(model) // (batch_size_of(model) or 1),
         operators=dict(Counter(names)),
         constants={_name(graph.tensors[i]) or f"#{i}": size for i, size in sizes.items()},
-        inputs=[described(graph.tensors[int(i)]) for i in graph.inputs],
+        inputs=_inputs(graph, record.get("inputs", [])),
         layers=layers,
         warnings=list(dict.fromkeys(warnings)),
         islands=_islands(model, record.get("islands", []), sizes),
@@ -319,6 +333,16 @@ def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     if number == schema.BuiltinOperator.CUSTOM:
         return code.customCode.decode()
     return OPERATORS[number]
+
+
+def _inputs(graph, recorded: list[dict]) -> list[FileInput]:
+    found = [described(graph.tensors[int(i)]) for i in graph.inputs]
+    if len(recorded) != len(found):  # a file of others
+        return found
+    return [
+        replace(each, gain=known.get("gain"), offset=known.get("offset"))
+        for each, known in zip(found, recorded, strict=True)
+    ]
 
 
 def described(tensor: schema.TensorT) -> FileInput:

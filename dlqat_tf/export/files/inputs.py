@@ -12,11 +12,13 @@ import tensorflow as tf
 from dlqat_tf.export.files.flatbuffer import batch_size_of, packed, parsed
 from dlqat_tf.export.integer.network import (
     Activation,
+    Affine,
     ExportError,
     Input,
     IntegerNetwork,
     Lookup,
     Node,
+    Reshape,
 )
 from dlqat_tf.export.integer.simulate import by_input
 from dlqat_tf.preprocessing import PIXELS, RAW, UNIT
@@ -53,7 +55,7 @@ def input_types(network: IntegerNetwork, wanted=None) -> dict[str, str]:
         )
     found = {node.name: _input_type(node, each.get(node.name)) for node in network.inputs}
     for node in network.inputs:
-        _check_type(node, found[node.name], network.consumers()[node.name])
+        _check_type(node, found[node.name], network.consumers())
     return found
 
 
@@ -71,7 +73,7 @@ def _input_type(node: Input, wanted) -> str:
     return name
 
 
-def _check_type(node: Input, name: str, readers: list[Node]) -> None:
+def _check_type(node: Input, name: str, consumers: dict[str, list[Node]]) -> None:
     is_image = node.preprocessing is not None
     if name == "uint8" and not is_image:
         raise ExportError(
@@ -80,11 +82,12 @@ def _check_type(node: Input, name: str, readers: list[Node]) -> None:
             'name. Received: "uint8". Where they are prepared pixels, say how: preprocessing="tf", '
             '"caffe", "torch" or Preprocessing(mean=, std=).'
         )
-    if name == "int8" and not is_image and codes_of(node, readers) is None:
+    if name == "int8" and not is_image and codes_of(node, consumers) is None:
         raise ExportError(
             f"The input {node.name!r} has no codes in the file, since not one quantizer alone "
             'reads it: expected input_type="float32".'
         )
+    readers = consumers[node.name]
     lookups = [reader for reader in readers if isinstance(reader, Lookup)]
     if name != "uint8" and lookups and len(readers) > 1:
         raise ExportError(
@@ -106,11 +109,40 @@ def _check_floats(name: str, lookup: Lookup) -> None:
         )
 
 
-def codes_of(node: Input, readers: list[Node]) -> ActivationGrid | None:
+def codes_of(node: Input, consumers: dict[str, list[Node]]) -> ActivationGrid | None:
     """Return the grid of an int8 input, None where it has none."""
-    expected = Activation if node.preprocessing is None else Lookup
-    alone = len(readers) == 1 and isinstance(readers[0], expected)
+    if node.preprocessing is None:
+        way = way_to_codes(node, consumers)
+        return way[-1].grid if way else None
+    readers = consumers[node.name]
+    alone = len(readers) == 1 and isinstance(readers[0], Lookup)
     return readers[0].grid if alone else node.grid
+
+
+def way_to_codes(node: Input, consumers: dict[str, list[Node]]) -> list[Node]:
+    """Return what measurements pass until an activation rounds them, that included.
+
+    Each node computes value by value, or moves all, and alone reads the one before; empty where
+    something else comes before the activation.
+    """
+    way: list[Node] = []
+    while not (way and isinstance(way[-1], Activation)):
+        readers = consumers[way[-1].name if way else node.name]
+        if len(readers) != 1 or not isinstance(readers[0], (Activation, Affine, Reshape)):
+            return []
+        way.append(readers[0])
+    return way
+
+
+def _prepared(way: list[Node], values: np.ndarray) -> np.ndarray:
+    """Return what measurements become on their way to codes, in the shape that they came in."""
+    shape = values.shape
+    for node in way:
+        if isinstance(node, Affine):
+            values = values * node.gain + node.offset
+        elif isinstance(node, Reshape):
+            values = values.reshape(len(values), *node.shape)
+    return values.reshape(shape)
 
 
 def arrays_of(images: Images, network: IntegerNetwork) -> list[np.ndarray]:
@@ -203,14 +235,17 @@ def for_file(network: IntegerNetwork, types: dict[str, str]) -> Callable:
 
     def feed(arrays: list[np.ndarray]) -> list[np.ndarray]:
         return [
-            _fed(node, readers[node.name], each, types[node.name])
+            _fed(node, readers, each, types[node.name])
             for node, each in zip(network.inputs, arrays, strict=True)
         ]
 
     return feed
 
 
-def _fed(node: Input, readers: list[Node], values: np.ndarray, name: str) -> np.ndarray:
+def _fed(
+    node: Input, consumers: dict[str, list[Node]], values: np.ndarray, name: str
+) -> np.ndarray:
+    readers = consumers[node.name]
     lookup = next((reader for reader in readers if isinstance(reader, Lookup)), None)
     if name == "uint8" or (name == "float32" and node.preprocessing is None):
         return values
@@ -218,12 +253,13 @@ def _fed(node: Input, readers: list[Node], values: np.ndarray, name: str) -> np.
         if lookup is None:
             return UNIT(values)
         return looked_up(lookup.values, lookup.order, values)
-    grid = codes_of(node, readers)
+    grid = codes_of(node, consumers)
     if lookup is not None:
         codes = looked_up(lookup.codes, lookup.order, values)
     elif node.preprocessing is not None:
         codes = values.astype(np.int16)
     else:
+        values = _prepared(way_to_codes(node, consumers), values)
         codes = np.rint(values * (np.float32(1) / grid.step))
         codes = np.clip(codes, grid.lowest, grid.highest)
     return (codes + zero_point(grid)).astype(np.int8)
@@ -236,9 +272,28 @@ def recorded(network: IntegerNetwork, types: dict[str, str]) -> list[dict]:
             type=types[node.name],
             shape=node.shape,
             preprocessing=node.preprocessing and asdict(node.preprocessing),
+            **_arithmetic(node, network.consumers(), types[node.name]),
         )
         for node in network.inputs
     ]
+
+
+def _arithmetic(node: Input, consumers: dict[str, list[Node]], kind: str) -> dict[str, list]:
+    """Return gain and offset of what int8 codes stand for, where measurements are prepared."""
+    way = way_to_codes(node, consumers)
+    if kind != "int8" or node.preprocessing is not None or len(way) < 2:
+        return {}
+    gain, offset = np.ones(node.shape), np.zeros(node.shape)
+    for each in way:
+        if isinstance(each, Affine):
+            gain, offset = gain * each.gain, offset * each.gain + each.offset
+        elif isinstance(each, Reshape):
+            gain, offset = (part.reshape(each.shape) for part in (gain, offset))
+    of_channels = [each.reshape(-1, node.shape[-1]) for each in (gain, offset)]
+    if all(np.all(each == each[0]) for each in of_channels):
+        of_channels = [each[0] for each in of_channels]
+    gain, offset = (each.ravel().tolist() for each in of_channels)
+    return dict(gain=gain, offset=offset)
 
 
 def clipped(network: IntegerNetwork) -> list[str]:

@@ -9,9 +9,9 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
 from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
-from dlqat_tf.export.files.inputs import codes_of, zero_point
+from dlqat_tf.export.files.inputs import codes_of, way_to_codes, zero_point
 from dlqat_tf.export.files.lookups import add_lookup
-from dlqat_tf.export.files.moving import add_merge, add_moving
+from dlqat_tf.export.files.moving import add_merge, add_moving, add_reshape
 from dlqat_tf.export.files.record import METADATA, encode_record
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
@@ -32,6 +32,7 @@ from dlqat_tf.export.integer.network import (
     Pad,
     PReLU,
     ReLU,
+    Reshape,
     Sign,
     TransposedConvolution,
     Weighted,
@@ -74,6 +75,7 @@ class Writer:
         self.inputs: list[int] = []  # tensors that take the images
         self.tensors: dict[str, int] = {}  # of each node's output, int8 where it is coded
         self.weights: dict[str, list[int]] = {}  # tensors that hold each layer's weights
+        self._given: dict[str, ActivationGrid] = {}  # nodes whose codes come in as such
         self._pixels: dict[str, int] = {}  # the same tensors, by input
         self.islands: list[dict] = []  # names, layers and operations of the parts that stay float
         self._parts: dict[str, list[int]] = {}  # their outputs
@@ -103,6 +105,8 @@ class Writer:
     def node(self, node: Node) -> None:
         """Add one node, unless the activation that follows it will."""
         match node:
+            case _ if node.name in self._given:
+                self.tensors[node.name] = self._passed(node)
             case Input():
                 self.tensors[node.name] = self._input(node)
             case Lookup():
@@ -227,7 +231,10 @@ class Writer:
         kind, readers = self.input_types[node.name], self.readers[node.name]
         looked_up = [reader for reader in readers if isinstance(reader, Lookup)]
         if kind == "int8":
-            images = self.coded(node.name, codes_of(node, readers), node.shape)
+            grid = codes_of(node, self.readers)
+            images = self.coded(node.name, grid, node.shape)
+            if node.preprocessing is None:
+                self._given |= {each.name: grid for each in way_to_codes(node, self.readers)}
         elif kind == "uint8":
             scale = 1.0 if looked_up else float(node.grid.step)
             images = self.file.tensor(node.name, node.shape, np.uint8, scale=scale)
@@ -239,6 +246,15 @@ class Writer:
             return images
         output = self.coded(f"{node.name}/int8", node.grid, node.shape)
         self.file.operator("QUANTIZE", [images], output, schema.QuantizeOptionsT())
+        return output
+
+    def _passed(self, node: Node) -> int:
+        """Return codes that the file is given, on their way to the activation that they are of."""
+        codes = self.tensors[node.inputs[0]]
+        if not isinstance(node, Reshape):
+            return codes
+        output = self.coded(f"{node.name}/codes", self._given[node.name], node.shape)
+        add_reshape(self.file, f"{node.name}/shape", codes, output, node.shape)
         return output
 
     def _lookup(self, node: Lookup) -> int:
@@ -257,8 +273,6 @@ class Writer:
     def _activation(self, node: Activation) -> int:
         """Add what computes the codes: the integer kernel before it, or a QUANTIZE."""
         source = self.network[node.inputs[0]]
-        if isinstance(source, Input) and self.input_types[source.name] == "int8":
-            return self.tensors[source.name]  # they are the codes of this activation
         lowest = zero_point(node.grid) + node.grid.lowest
         clips = lowest > -128  # int8 does not saturate there
         # A ReLU clips at code 0; grids that go below it need an operation of their own.

@@ -39,6 +39,12 @@ class Scaled(Node):
     gain: np.ndarray
     offset: np.ndarray
     is_free: bool = False  # whether the layer has variables that move both
+    is_fixed: bool = False  # whether it has none that move any
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The layer where its offset can move, so that of a file is in the snapped model too."""
+        return () if self.is_fixed else (self.layer,)
 
 
 def _is_measured(node: Node, nodes: list[Node]) -> bool:
@@ -119,7 +125,7 @@ def _folded_into(affine: Scaled, nodes: list[Node]) -> tuple[Node, int]:
 
 def _with_gain(node: Weighted, affine: Scaled) -> Weighted:
     gain = np.broadcast_to(affine.gain, node.bias.shape)
-    sources = (affine.layer, *node.bias_sources)
+    sources = (*affine.sources, *node.bias_sources) if affine.sources else ()
     bias = node.bias * gain + affine.offset
     # The kernel's last axes are the output channels: one axis, or two of a depthwise kernel.
     per_channel = gain.reshape(node.weights.shape[2:]) if node.depthwise else gain
@@ -149,7 +155,7 @@ def _as_depthwise(affine: Scaled, channels: int) -> Convolution:
         bias=offset.astype(np.float64),
         bits=8,  # the sign is all that its codes hold; int8 is how it is stored
         is_depthwise=True,
-        bias_sources=(affine.layer,),
+        bias_sources=affine.sources,
     )
 
 

@@ -250,7 +250,8 @@ class _Lowering:
             return self.add(prepared(call, node, around))
         if not affine.keeps_order:
             raise NoIntegerForm(name)
-        return self.add(Scaled(**around, layer=name, gain=affine.gain, offset=affine.offset))
+        gain, offset = affine.gain, affine.offset
+        return self.add(Scaled(**around, layer=name, gain=gain, offset=offset, is_fixed=True))
 
     def bare(self, parts: Unwrapped, name: str, inputs: list[str]) -> str:
         """Add the nodes of a layer without what a wrapper does to its output."""
