@@ -1,7 +1,7 @@
 """What `dlqat_tf.quantize` keeps of a float network, before and after training, and in the file.
 
-Trains Keras's own MobileNetV2 and ResNet50 and a VGG without batch norm on scikit-learn's
-handwritten digits (enlarged to 32x32), converts each at several widths, trains on, and exports.
+Trains networks of keras.applications and a VGG without batch norm on scikit-learn's handwritten
+digits (enlarged to 32x32), converts each at several widths, trains on, and exports.
 
     python benchmarks/conversion.py
 """
@@ -13,6 +13,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -32,7 +33,11 @@ _SIZE = 32
 class Settings:
     """Accuracy of converted networks at several widths."""
 
-    networks: tuple[str, ...] = ("MobileNetV2", "ResNet50", "VGG")
+    networks: tuple[Literal["MobileNetV2", "EfficientNetB0", "ResNet50", "VGG"], ...] = (
+        "MobileNetV2",
+        "ResNet50",
+        "VGG",
+    )
     """Networks to convert."""
     widths: tuple[tuple[int, int], ...] = ((8, 8), (4, 4), (2, 2), (1, 2))
     """Weight and activation bits."""
@@ -90,12 +95,10 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def build(name: str) -> tf.keras.Model:
     """Return an untrained float network."""
     shape = (_SIZE, _SIZE, 3)
-    applications = tf.keras.applications
     if name != "VGG":
-        if name == "MobileNetV2":
-            model = applications.MobileNetV2(shape, alpha=0.35, weights=None, classes=10)
-        else:
-            model = applications.ResNet50(weights=None, input_shape=shape, classes=10)
+        options = dict(alpha=0.35) if name == "MobileNetV2" else {}
+        make = getattr(tf.keras.applications, name)
+        model = make(input_shape=shape, weights=None, classes=10, **options)
         for layer in model.layers:
             if isinstance(layer, _layers.BatchNormalization):
                 layer.momentum = 0.9  # 0.999 and 0.99 would need more steps than are made here
@@ -123,6 +126,8 @@ def convert(name: str, settings: Settings, folder: Path) -> list[Row]:
     tf.keras.utils.set_random_seed(0)
     train, train_labels, test, labels = digits()
     source = build(name)
+    if any(isinstance(layer, _layers.Rescaling) for layer in source.layers):
+        train, test = 255 * train, 255 * test  # the network divides itself
     steps = settings.float_epochs * (len(train) // 32)
     source.compile(
         tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(2e-3, steps)),
