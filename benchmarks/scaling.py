@@ -1,0 +1,152 @@
+"""Strong scaling: the same training by one worker on one core, and by several on a core each.
+
+Workers are processes that talk over the loopback interface by MultiWorkerMirroredStrategy, as
+machines do over a network. The batch is the same for all of them together.
+
+    python benchmarks/scaling.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+_WORKER = "DLQAT_SCALING"  # in the environment of a worker: the core it runs on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Images a second of one worker and of several."""
+
+    workers: tuple[int, ...] = (1, 2)
+    """Numbers of workers; each needs a core."""
+    width: int = 32
+    """Channels of the first stage."""
+    batch_size: int = 128
+    """Images that all workers take together."""
+    steps: int = 10
+    """Measured steps of each repeat."""
+    repeats: int = 3
+    """How often each number of workers is measured, in turns."""
+
+
+def train(settings: Settings) -> None:
+    """Be a worker: train, and print the seconds that the measured steps took."""
+    os.sched_setaffinity(0, {int(os.environ[_WORKER])})
+    import dlqat_tf
+    from dlqat_tf.training.distribution import replicas
+
+    import tensorflow as tf  # isort: skip
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(2)  # one waits for the other workers
+    several = "TF_CONFIG" in os.environ
+    with replicas("multiworker" if several else "none") as job:
+        model = dlqat_tf.resnet18(
+            100, (32, 32, 3), 1, 2, width=settings.width, stem="cifar", residual_bits=8
+        )
+        model.compile(
+            tf.keras.optimizers.SGD(0.01, momentum=0.9),
+            tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        generator = np.random.default_rng(0)
+        images = generator.random((settings.batch_size, 32, 32, 3), np.float32)
+        labels = generator.integers(0, 100, settings.batch_size)
+
+        def batches(shard):
+            part = (images[shard.index :: shard.count], labels[shard.index :: shard.count])
+            return tf.data.Dataset.from_tensors(part).repeat()
+
+        data = job.distribute(batches)
+        model.fit(data, steps_per_epoch=2, verbose=0)  # traces and starts
+        started = time.perf_counter()
+        model.fit(data, steps_per_epoch=settings.steps, verbose=0)
+        print(json.dumps(time.perf_counter() - started))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def measure(settings: Settings, workers: int) -> float:
+    """Return the images a second of so many workers together."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    processes = []
+    for index in range(workers):
+        environment = os.environ | {_WORKER: str(index), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment.pop("TF_CONFIG", None)
+        if workers > 1:
+            environment["TF_CONFIG"] = json.dumps(
+                {
+                    "cluster": {"worker": addresses},
+                    "task": {"type": "worker", "index": index},
+                }
+            )
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *sys.argv], env=environment, stdout=subprocess.PIPE, text=True
+            )
+        )
+    seconds = []
+    for process in processes:
+        printed = process.communicate()[0]
+        if process.returncode:
+            raise SystemExit(f"error: a worker ended with status {process.returncode}.")
+        seconds.append(json.loads(printed.strip().splitlines()[-1]))
+    return settings.steps * settings.batch_size / max(seconds)
+
+
+def main() -> None:
+    """Measure and print."""
+    settings = tyro.cli(Settings, description=__doc__)
+    if _WORKER in os.environ:
+        train(settings)
+        return
+    cores = os.cpu_count() or 1
+    if max(settings.workers) > cores:
+        raise SystemExit(
+            f"error: expected at most {cores} workers, a core for each. Received: "
+            f"--workers {' '.join(map(str, settings.workers))}."
+        )
+    rates: dict[int, list[float]] = {count: [] for count in settings.workers}
+    for _ in range(settings.repeats):
+        for count in settings.workers:
+            rates[count].append(measure(settings, count))
+    table = Table(
+        title=f"W1A2 ResNet-18, width {settings.width}, 32 px, batch {settings.batch_size} of all "
+        f"workers, a core each, median of {settings.repeats}"
+    )
+    for heading in ("workers", "images/s", "lowest to highest", "times the first"):
+        table.add_column(heading, justify="right")
+    first = statistics.median(rates[settings.workers[0]])
+    for count, values in rates.items():
+        median = statistics.median(values)
+        table.add_row(
+            str(count),
+            f"{median:.1f}",
+            f"{min(values):.1f} to {max(values):.1f}",
+            f"{median / first:.2f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
