@@ -194,6 +194,7 @@ def area_of(module: str) -> tuple[str, ...]:
 
 
 PLACEHOLDERS = {
+    "measured": methods.measured,
     "messages": _messages,
     "method": methods.section,
     "methods": methods.overview,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import re
 import sys
+from pathlib import Path
 
 import pictures
 from dlqat_tf import CGPACT, methods
 from docstrings import to_markdown
 
 _WIDTHS = range(1, 9)
+_MEASURED = Path(__file__).parents[2] / "results" / "methods" / "table.csv"
 
 
 def widths(method: methods.Method) -> list[int]:
@@ -71,6 +74,31 @@ def section(name: str) -> str:
         _claims(method),
     ]
     return "\n\n".join(parts)
+
+
+def measured(name: str) -> str:
+    """Return a table of the cells of the comparison of methods that a method has finished."""
+    rows: list[dict] = []
+    if _MEASURED.is_file():
+        with open(_MEASURED, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] == name]
+    rows = [row for row in rows if row["weight_bits"] != "32"]
+    if not rows:
+        return "Not measured."
+    lines = [
+        "One network, one budget, all methods; how, and what is beside it, is in "
+        "[Results](../results.md#methods-against-each-other).",
+        "",
+        "| data set | weights | activations | loss | top-1, % | below float, points | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        activations = "float" if row["activation_bits"] == "32" else row["activation_bits"]
+        lines.append(
+            f"| {row['dataset']} | {row['weight_bits']} | {activations} | {row['loss']} "
+            f"| {row['top1']} | {row['drop']} | {row['commit']} |"
+        )
+    return "\n".join(lines)
 
 
 def picture(name: str) -> bytes:
