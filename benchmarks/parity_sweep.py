@@ -27,6 +27,7 @@ from dlqat_tf.export import command
 from dlqat_tf.export.files.lce import PLANE_LIMIT
 from dlqat_tf.report import Report, check_target
 from dlqat_tf.training import data, stages
+from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.recipe import Recipe, read_recipe
 from dlqat_tf.training.results import environment
 
@@ -178,7 +179,7 @@ def sweep(
             write_whole(json, report.to_json() + "\n")
         return 1 if any(row.failures for row in rows) else 0
 
-    command.run(work, (OSError, ValueError, stages.TrainingDiverged))
+    command.run(work, (OSError, ValueError, TrainingDiverged))
 
 
 def _epochs(recipe: Recipe, data_dir: Path | None, steps: int) -> dict[str, int]:

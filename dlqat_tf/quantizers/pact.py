@@ -65,8 +65,9 @@ class CGPACT(ActivationQuantizer):
     of Keras's optimizers (``AdamW``, ``SGD(weight_decay=...)``) leaves it alone; to decay it, give
     an ``alpha_regularizer``.
 
-    Under a 16-bit policy codes and masks are those of the float32 quantizer on the 16-bit input, the
-    output is code times step rounded to 16 bits, and the gradient of ``alpha`` is summed in float32.
+    Under a 16-bit policy codes and masks are those of the float32 quantizer on the 16-bit input,
+    the output is code times step rounded to 16 bits, and the gradient of ``alpha`` is summed in
+    float32.
 
     An ``alpha`` that training made NaN or infinite ends the step with a
     ``tf.errors.InvalidArgumentError`` that names the layer. XLA drops such checks: what it compiled

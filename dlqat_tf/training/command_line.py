@@ -10,10 +10,11 @@ from rich.table import Table
 
 from dlqat_tf import methods
 from dlqat_tf._script import ending
+from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.distribution import WorkerLost
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult
-from dlqat_tf.training.stages import TrainingDiverged, run
+from dlqat_tf.training.stages import run
 
 _console = Console()
 # A full disk or memory, and a folder that TensorFlow cannot write to.

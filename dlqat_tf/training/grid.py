@@ -19,10 +19,11 @@ from typing import Any
 from rich.console import Console
 
 from dlqat_tf._host import write_whole
+from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.lock import FolderInUse
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import environment
-from dlqat_tf.training.stages import TrainingDiverged, run
+from dlqat_tf.training.stages import run
 
 _console = Console()
 _POLL_SECONDS = 20.0

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
 from dlqat_tf import methods
-from dlqat_tf._host import replacing, write_whole
+from dlqat_tf._host import write_whole
 from dlqat_tf.distillation import distill
-from dlqat_tf.loading import ModelFileError, load_model, load_weights
+from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
-from dlqat_tf.models import resnet18
-from dlqat_tf.quantizers import ActivationQuantizer
-from dlqat_tf.quantizers.calibration import calibrate
 from dlqat_tf.training import data as datasets
 from dlqat_tf.training.batch_norm import reestimate
+from dlqat_tf.training.callbacks import Clock, KeepBest, StopWhenNotFinite, save
 from dlqat_tf.training.checkpoints import Backup, Position, position
 from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.folder import check_output, claim_output
@@ -34,16 +28,19 @@ from dlqat_tf.training.lock import locked
 from dlqat_tf.training.monitoring import MixtureMonitor, QuantizerMonitor
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import TrainingResult, draw_curves, environment, summarise
+from dlqat_tf.training.starting import (
+    build_model,
+    prepare,
+    set_ranges,
+    stages_of,
+    start_from,
+    training_images,
+)
 
 REESTIMATED = "reestimated.json"  # in a stage's folder: loss and accuracy after re-estimation
-_CALIBRATION_IMAGES = 512
 _MONITORED_IMAGES = 256
 _CLIPPED_IMAGES = 64  # of these: each has thousands of activations
 _console = Console()
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite; the message names the last good checkpoint."""
 
 
 def run(recipe: Recipe) -> TrainingResult | None:
@@ -105,75 +102,20 @@ def run(recipe: Recipe) -> TrainingResult | None:
 
 def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
     """Do all that may refuse a setting, before anything is written or deleted."""
-    stage = _stages(recipe)[-1]
+    stage = stages_of(recipe)[-1]
     model = build_model(recipe, images, stage)
     _compile(recipe, stage, model, _steps(recipe, images))
     _train_batches(recipe, images, Position(0, 0))
     if recipe.float_stage is not None:
-        _start_from(load_model(recipe.float_stage / "last.keras"), model)
+        start_from(load_model(recipe.float_stage / "last.keras"), model)
     if recipe.teacher is not None:
         _trainer(recipe, model, _teacher(recipe, model))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    name: str
-    weight_bits: int | None
-    activation_bits: int | None
-    residual_bits: int | None
-    epochs: int
-    starts_random: bool
-
-
-def _stages(recipe: Recipe) -> list[_Stage]:
-    final = _Stage(
-        "quantized" if recipe.is_quantized else "float",
-        recipe.weight_bits,
-        recipe.activation_bits,
-        recipe.residual_bits,
-        recipe.epochs if recipe.is_quantized else recipe.float_epochs,
-        starts_random=True,
-    )
-    if recipe.stages == 1 or not recipe.is_quantized:
-        return [final]
-    return [
-        _float_twin(recipe, recipe.float_epochs),
-        dataclasses.replace(final, starts_random=False),
-    ]
-
-
-def _float_twin(recipe: Recipe, epochs: int) -> _Stage:
-    return _Stage("float", 32, 32, recipe.residual_bits and 32, epochs, starts_random=True)
-
-
-def build_model(recipe: Recipe, images: datasets.ImageData, stage: _Stage) -> tf.keras.Model:
-    """Build the network of one stage, not compiled."""
-    tf.keras.utils.set_random_seed(recipe.seed)
-    decay = recipe.weight_decay
-    return resnet18(
-        images.num_classes,
-        images.image_shape,
-        stage.weight_bits,
-        stage.activation_bits,
-        recipe.head,
-        recipe.stem,
-        recipe.width,
-        stage.residual_bits,
-        final_gain=recipe.final_gain,
-        # Keras adds the penalty to the loss: half of the coefficient gives decay * w.
-        kernel_regularizer=tf.keras.regularizers.L2(decay / 2) if decay else None,
-        method=recipe.method,
-        sync_batch_norm=recipe.sync_batch_norm,
-        block=recipe.block,
-        shortcut=recipe.shortcut,
-        end_bits=recipe.end_bits,
-    )
 
 
 def _run_stages(
     recipe: Recipe, images: datasets.ImageData, surroundings: dict
 ) -> TrainingResult | None:
-    stages = _stages(recipe)
+    stages = stages_of(recipe)
     histories = {}
     model = None
     for stage in stages:
@@ -188,23 +130,23 @@ def _run_stages(
             previous = model
             model = build_model(recipe, images, stage)
             if stage.activation_bits not in (None, 32):
-                _set_ranges(recipe, images, model, previous)
+                set_ranges(recipe, images, model, previous)
             if previous is not None:
-                _start_from(previous, model)
-                _prepare(recipe, images, stage, model)
+                start_from(previous, model)
+                prepare(recipe, images, stage, model)
             distils = recipe.teacher is not None and stage is stages[-1]
             teacher = _teacher(recipe, previous) if distils else None
             _fit(recipe, images, stage, model, folder, teacher)
             if recipe.reestimation_images and stage is stages[-1]:
                 _reestimate(recipe, images, stage, model, folder)
-            _save(model, finished)
+            save(model, finished)
         epochs = _epochs_of(folder) if given else stage.epochs
         rows = _history(recipe, images, stage, model, folder, epochs)
         if recipe.reestimation_images and stage is stages[-1]:
             moving = {"moving_averages_accuracy": rows[-1]["val_accuracy"]}
             rows[-1] |= moving | json.loads((folder / REESTIMATED).read_text())
         histories[stage.name] = rows
-    _save(model, recipe.output / "model.keras")
+    save(model, recipe.output / "model.keras")
     if not current().is_chief:
         return None
     best = recipe.output / stages[-1].name / "best.keras"
@@ -261,56 +203,6 @@ def _history(recipe, images, stage, model, folder: Path, epochs: int | None) -> 
     return rows
 
 
-def _start_from(trained: tf.keras.Model, model: tf.keras.Model) -> None:
-    """Copy the float stage's weights; of another network's, nothing but the start would tell."""
-    expected = "Expected float_stage to be of the same head, stem, width and classes"
-    try:
-        kept = load_weights(model, trained, quiet=True).kept
-    except ValueError as error:
-        raise ValueError(f"{expected}. {error}") from None
-    for name, reason in kept.items():
-        layer, variable = model.get_layer(name.split("/")[0]), name.split("/")[-1]
-        own = {each.name for each in layer._trainable_weights + layer._non_trainable_weights}
-        own = {each.rpartition("/")[-1].partition(":")[0] for each in own}
-        # What a quantizer learns is not in the float stage.
-        if variable in own and not isinstance(layer, ActivationQuantizer):
-            raise ValueError(f"{expected}. {name} is kept, since {reason}.")
-
-
-def _set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
-    """Start every activation range where it loses least on the float network's activations.
-
-    Chosen because batch norm's outputs have unit scale: of 2 bits, SAT's fixed 8 makes a step of
-    2.7 and rounds nearly everything to zero. Measured on CIFAR-100 (W1A2, GML, 7x7 stem, batch 128,
-    peak learning rate 0.05, one float stage of 38.4 %, one seed): after 100 steps 27.7 % top-1 with
-    these ranges, and a diverged loss and 1.0 % with ranges of 8 (and 10 for the last).
-    """
-    reference = trained
-    if reference is None:  # quantized from scratch: the ranges of the untrained float network
-        reference = build_model(recipe, images, _float_twin(recipe, 1))
-        load_weights(reference, model, quiet=True)
-    sample, _ = _sample(recipe, images, _CALIBRATION_IMAGES)
-    ranges = calibrate(model, reference, sample, trained=trained is not None)
-    _console.print(f"{len(ranges)} activation ranges start from {len(sample)} training images")
-
-
-def _prepare(recipe, images, stage, model) -> None:
-    """Do what the method does to a trained network before it goes on with low-bit weights."""
-    prepare = methods.get(recipe.method).prepare
-    if prepare is not None and stage.weight_bits not in (None, 32):
-        sample, _ = _sample(recipe, images, _CALIBRATION_IMAGES)
-        prepare(model, sample)
-        _console.print(f"weights start from {recipe.method} on {len(sample)} training images")
-
-
-def _sample(recipe: Recipe, images, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return at least ``count`` training images as they are, and their labels."""
-    size = min(recipe.batch_size, count)
-    batches = images.train_batches(size, seed=recipe.seed, augment=()).take(math.ceil(count / size))
-    some, labels = zip(*batches.as_numpy_iterator(), strict=True)
-    return np.concatenate(some), np.concatenate(labels)
-
-
 def _monitors(recipe: Recipe, images, stage, network: tf.keras.Model, folder: Path) -> list:
     """Return the callbacks that look at a stage: at quantizers only where it has some.
 
@@ -322,7 +214,7 @@ def _monitors(recipe: Recipe, images, stage, network: tf.keras.Model, folder: Pa
     wanted = [name for name in recipe.monitor if name != "quantizers" or rounds]
     if not wanted:
         return []
-    some, labels = _sample(recipe, images, _MONITORED_IMAGES)
+    some, labels = training_images(recipe, images, _MONITORED_IMAGES)
     make = {
         "quantizers": lambda: QuantizerMonitor(
             folder / "quantizers", some[:_CLIPPED_IMAGES], network
@@ -412,10 +304,10 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         mend_history(history, done.epochs)
     backup = Backup(folder / "backup", steps, recipe.checkpoint_every)
     callbacks = [
-        _StopWhenNotFinite(folder / "backup", steps),
-        _Clock(backup),
+        StopWhenNotFinite(folder / "backup", steps),
+        Clock(backup),
         *(_records(folder) if current().is_chief else ()),
-        _KeepBest(
+        KeepBest(
             student,
             folder / "best.keras",
             max((row["val_accuracy"] for row in read_history(history)), default=-math.inf),
@@ -514,54 +406,3 @@ def _check_first_batch(model: tf.keras.Model, batches: tf.data.Dataset) -> None:
         model.loss(labels, model(images, training=False))
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(f"The first batch of training is wrong: {error.message}") from None
-
-
-class _StopWhenNotFinite(tf.keras.callbacks.Callback):
-    """Ends training at the first bad loss, before any checkpoint is written over a good one."""
-
-    def __init__(self, backup: Path, steps_per_epoch: int):
-        super().__init__()
-        self.backup, self.steps_per_epoch = backup, steps_per_epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if logs and not math.isfinite(logs["loss"]):
-            done = position(self.backup, self.steps_per_epoch)
-            kept = f"{done} is kept in {self.backup}" if any(done) else "none yet"
-            raise TrainingDiverged(
-                f"The loss became {logs['loss']} at step {int(self.model.optimizer.iterations)}; "
-                f"last good checkpoint: {kept}. Try a lower --learning-rate or a longer "
-                "--margin-warmup-epochs, with a new --output."
-            )
-
-
-class _Clock(tf.keras.callbacks.Callback):
-    """Adds the seconds of each epoch to its logs, also those before it was resumed."""
-
-    def __init__(self, backup: Backup):
-        super().__init__()
-        self.backup = backup
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs["seconds"] = self.backup.seconds + time.perf_counter() - self.started
-
-
-class _KeepBest(tf.keras.callbacks.Callback):
-    """Saves the network of the best epoch; Keras's own would leave half of a file after a kill."""
-
-    def __init__(self, network: tf.keras.Model, path: Path, best: float):
-        super().__init__()
-        self.network, self.path, self.best = network, path, best  # `model` may have a teacher too
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs["val_accuracy"] > self.best:
-            self.best = logs["val_accuracy"]
-            _save(self.network, self.path)
-
-
-def _save(model: tf.keras.Model, path: Path) -> None:
-    """Save so that a kill leaves the old file or the new one, never half of one."""
-    with current().written_by_chief(path) as own, replacing(own) as temporary:
-        model.save(temporary, save_format="keras")

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from dlqat_command import training, tree
 from dlqat_tf._script import Stopped
-from dlqat_tf.training import stages
+from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.recipe import Recipe
 
 
@@ -73,7 +73,7 @@ def raising(error):
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on after the last checkp"),
         (Stopped("TERM: saved in x", 143), 143, "saved in x; the same command goes on from there"),
         (OSError(28, "No space left on device", "runs/x"), 2, "No space left on device: 'runs/x'"),
-        (stages.TrainingDiverged("The loss became nan"), 1, "The loss became nan"),
+        (TrainingDiverged("The loss became nan"), 1, "The loss became nan"),
         (
             tf.errors.ResourceExhaustedError(None, None, "x.data; No space left\n\t [[node]]"),
             2,

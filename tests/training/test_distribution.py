@@ -123,7 +123,7 @@ import dataclasses, json, sys
 import dlqat_tf, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from dlqat_tf.training import data, stages
+from dlqat_tf.training import data, stages, starting
 from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.recipe import Recipe
 
@@ -134,8 +134,8 @@ images = data.load("digits")
 
 def losses_of(**changes):
     recipe = Recipe(**(settings | changes))
-    stage = stages._stages(recipe)[-1]
-    model = stages.build_model(recipe, images, stage)
+    stage = starting.stages_of(recipe)[-1]
+    model = starting.build_model(recipe, images, stage)
     stages._compile(recipe, stage, model, 20)
     train = current().distribute(
         lambda shard: stages._train_batches(recipe, images, stages.Position(0, 0), shard)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 import dlqat_tf
-from dlqat_tf.training import data, stages
+from dlqat_tf.training import data, stages, starting
 from dlqat_tf.training.batch_norm import reestimate
+from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.checkpoints import Backup, position
 from dlqat_tf.training.folder import claim_output
 from dlqat_tf.training.history import read_history
 from dlqat_tf.training.lock import FolderInUse, locked
 from dlqat_tf.training.recipe import Recipe, read_recipe
-from dlqat_tf.training.stages import TrainingDiverged, run
+from dlqat_tf.training.stages import run
 
 import tensorflow as tf  # isort: skip
 
@@ -326,7 +327,7 @@ def test_distillation_has_the_weight_and_temperature_of_the_recipe():
     recipe = dataclasses.replace(
         TINY, head="cosine", distillation_weight=2.0, distillation_temperature=3.0, ams_scale=7.0
     )
-    model = stages.build_model(recipe, data.load("digits"), stages._stages(recipe)[-1])
+    model = starting.build_model(recipe, data.load("digits"), starting.stages_of(recipe)[-1])
     layer = stages._trainer(recipe, model, model).layers[-1]
     assert (layer._weight, layer._temperature, layer._student_scale) == (2.0, 3.0, 7.0)
 
@@ -428,7 +429,7 @@ def test_what_is_monitored_is_written_into_tensorboard(finished):
 )
 def test_a_recipe_chooses_what_is_monitored(tmp_path, monitor, expected):
     recipe, images = dataclasses.replace(TINY, monitor=monitor), data.load("digits")
-    stage = stages._stages(recipe)[-1]
+    stage = starting.stages_of(recipe)[-1]
     monitors = stages._monitors(recipe, images, stage, None, tmp_path)
     assert [type(each).__name__ for each in monitors] == expected
     assert all(each.images.shape == (64, 8, 8, 1) for each in monitors)
@@ -452,8 +453,8 @@ def test_quantized_stage_can_have_its_own_learning_rate():
     recipe = dataclasses.replace(TINY, head="linear", quantized_learning_rate=0.01)
     images = data.load("digits")
     peaks = []
-    for stage in stages._stages(recipe):
-        model = stages.build_model(recipe, images, stage)
+    for stage in starting.stages_of(recipe):
+        model = starting.build_model(recipe, images, stage)
         stages._compile(recipe, stage, model, steps=10)
         peaks.append(float(model.optimizer._learning_rate(10)))
     assert peaks == pytest.approx([0.05, 0.01])
@@ -461,8 +462,8 @@ def test_quantized_stage_can_have_its_own_learning_rate():
 
 def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
     recipe = dataclasses.replace(TINY, lr_warmup_epochs=1, head="linear")
-    stage = stages._stages(recipe)[0]
-    model = stages.build_model(recipe, data.load("digits"), stage)
+    stage = starting.stages_of(recipe)[0]
+    model = starting.build_model(recipe, data.load("digits"), stage)
     stages._compile(recipe, stage, model, steps=10)
     rate = model.optimizer._learning_rate
     assert float(rate(0)) == 0.0
@@ -474,8 +475,8 @@ def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
 
 def compiled(**changes):
     recipe = dataclasses.replace(TINY, **changes)
-    stage = stages._stages(recipe)[0]
-    model = stages.build_model(recipe, data.load("digits"), stage)
+    stage = starting.stages_of(recipe)[0]
+    model = starting.build_model(recipe, data.load("digits"), stage)
     stages._compile(recipe, stage, model, steps=10)
     return model
 
@@ -505,8 +506,8 @@ def test_the_first_batch_of_a_compiled_step_is_checked_outside_of_it(tmp_path, m
     digits = data.load("digits")
     wrong = tf.data.Dataset.from_tensors((tf.zeros((4, 8, 8, 1)), [0, 1, 2, 10]))
     monkeypatch.setattr(type(digits), "train_batches", lambda *_, **__: wrong)
-    stage = stages._stages(TINY)[0]
-    model = stages.build_model(TINY, digits, stage)
+    stage = starting.stages_of(TINY)[0]
+    model = starting.build_model(TINY, digits, stage)
     with pytest.raises(ValueError, match=r"first batch .* labels from 0 to 9.* from 0 to 10"):
         stages._fit(TINY, digits, stage, model, tmp_path)
     assert model.optimizer.iterations == 0
@@ -514,8 +515,8 @@ def test_the_first_batch_of_a_compiled_step_is_checked_outside_of_it(tmp_path, m
 
 def test_weight_decay_is_on_kernels_only():
     images = data.load("digits")
-    stage = stages._stages(TINY)[-1]
-    model = stages.build_model(TINY, images, stage)
+    stage = starting.stages_of(TINY)[-1]
+    model = starting.build_model(TINY, images, stage)
     decayed = [layer.name for layer in model.layers if layer.losses]
     assert decayed == [layer.name for layer in model.layers if hasattr(layer, "kernel")]
     kernel = model.get_layer("stem_conv").kernel.latent_variable.numpy()
@@ -523,7 +524,7 @@ def test_weight_decay_is_on_kernels_only():
         penalty = model.get_layer("stem_conv").losses[0]
     gradient = tape.gradient(penalty, model.get_layer("stem_conv").trainable_weights)[0]
     np.testing.assert_allclose(gradient, TINY.weight_decay * kernel, rtol=1e-6)
-    none = stages.build_model(dataclasses.replace(TINY, weight_decay=0.0), images, stage)
+    none = starting.build_model(dataclasses.replace(TINY, weight_decay=0.0), images, stage)
     assert not none.losses
 
 
