@@ -13,6 +13,7 @@ from dlqat_tf.export.files.inputs import codes_of, way_to_codes, zero_point
 from dlqat_tf.export.files.lookups import add_lookup
 from dlqat_tf.export.files.moving import add_merge, add_moving, add_reshape
 from dlqat_tf.export.files.record import METADATA, encode_record
+from dlqat_tf.export.integer.binary_forms import scales_channels
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     OUTPUT,
@@ -125,6 +126,8 @@ class Writer:
                 self.tensors[node.name] = self.planes(node)
             case Weighted() if node.kernel == "sums":
                 self.tensors[node.name] = self._scaled_sums(node)
+            case Convolution() if scales_channels(node):
+                self.tensors[node.name] = self._scaled_channels(node)
             case Weighted():
                 self.tensors[node.name] = self._float_weighted(node)
             case Merge() if integer_merge(node, self.grids, self.readers):
@@ -374,6 +377,14 @@ class Writer:
         options = self._weighted(node, [value, weights, bias], output, _NONE)
         if not isinstance(node, TransposedConvolution):
             self._fusible[output] = options
+        return output
+
+    def _scaled_channels(self, node: Convolution) -> int:
+        """Add a gain and an offset of each channel, which a convolution would round only once."""
+        gain, bias = node.values.reshape(-1), node.bias.astype(np.float32)
+        affine = Affine(name=node.name, gain=gain, offset=bias)
+        output = self._affine(affine, self.float(node.inputs[0]))
+        self.weights[node.name] = [self.file.constant(f"{node.name}/gain", gain)]
         return output
 
     def _scaled_sums(self, node: Weighted) -> int:

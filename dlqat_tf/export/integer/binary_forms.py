@@ -192,7 +192,7 @@ def with_clipped_sums(network: IntegerNetwork, rounds: Callable) -> IntegerNetwo
     readers, by_name = network.consumers(), {node.name: node for node in network}
     merged: dict[str, Convolution] = {}
     for norm in network:
-        if not (isinstance(norm, Convolution) and _scales(norm) and not rounds(norm)):
+        if not (isinstance(norm, Convolution) and scales_channels(norm) and not rounds(norm)):
             continue
         relu = by_name[norm.inputs[0]]
         source = by_name[relu.inputs[0]] if relu.inputs else relu
@@ -222,6 +222,7 @@ def with_clipped_sums(network: IntegerNetwork, rounds: Callable) -> IntegerNetwo
     return IntegerNetwork(tuple(nodes))
 
 
-def _scales(node: Convolution) -> bool:
+def scales_channels(node: Convolution) -> bool:
     """Return whether a convolution multiplies each channel by a number."""
-    return node.depthwise and node.weights.shape[:2] == (1, 1) and node.weights.shape[3] == 1
+    is_alone = node.weights.shape[:2] == node.strides == (1, 1)
+    return node.depthwise and is_alone and node.weights.shape[3] == 1

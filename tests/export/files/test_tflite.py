@@ -52,7 +52,7 @@ def test_resnet_has_only_the_expected_operations(tmp_path):
     }
     assert abs(report.census.predicted_bytes / report.census.file_bytes - 1) < 0.05
     assert [layer.declared_bits for layer in report.census.layers] == [8, *[1] * 19, 8]
-    with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as app:
+    with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED) as app:
         app.write(report.path)
         (entry,) = app.infolist()
     assert report.census.deflated_bytes == entry.compress_size < report.census.file_bytes / 2
