@@ -44,6 +44,7 @@ def test_the_file_equals_the_simulation_and_keras(tmp_path, kernels):
     stored = {layer.layer: layer.bytes for layer in report.census.layers}
     weights = 4 if kernels == "builtin" else 1  # microcontrollers get floats
     assert stored["zeros"] == 3 * 3 * 16 * 16 * weights
+    assert "MUL float32" in {layer.kernel for layer in report.census.layers}  # the last norm
     operators = report.census.operators
     assert operators["GREATER_EQUAL"] == operators["SELECT_V2"] == 4
 
