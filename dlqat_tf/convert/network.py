@@ -41,6 +41,7 @@ from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.quantizers.input import range_of
 
 _layers = tf.keras.layers
+_ENDS = (6.0, math.inf)  # of ReLUs that files have in front of a quantizer
 
 
 class Network:
@@ -184,22 +185,6 @@ class Network:
         image = self.image_of(source)
         return image is not None and not self.taken[image].is_known
 
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know of the inputs."""
-        found = [each.note for each in self.taken.values()]
-        free = [call.name for call in self.inputs if None in call.layer.output.shape[1:]]
-        if free:
-            found.append(f"{some(free)} may have any size: export asks for one size.")
-        shared: dict[Place, dict[str, np.ndarray]] = defaultdict(dict)
-        for call, place in self.places.items():
-            image = self.image_of(call)
-            if image and not self.taken[image].is_known and self.taken[image].examples is not None:
-                examples = taking.prepared(call, self.taken[image].examples)
-                shared[place][image.name] = examples
-        found += [taking.too_narrow(each) for each in shared.values()]
-        return [note for note in found if note]
-
     # Who reads whom.
 
     def _reached(self, call: Call, through: Iterable[str] | None = None) -> set[Call]:
@@ -336,6 +321,7 @@ class Network:
                 is_known = self.taken[self.image_of(call)].is_known
                 meeting = call if is_known else self._meeting(call.layer)
                 groups["residual_bits", meeting].append(call)
+        self._join(groups)
         taken = set(self._names.values())
         for (width, *_), calls in groups.items():
             call = calls[0]
@@ -378,14 +364,36 @@ class Network:
                 place.range = FIXED_RANGES.get(*functions)
             self.places.update(dict.fromkeys(calls, place))
 
+    def _join(self, groups: dict[tuple, list[Call]]) -> None:
+        """Let ReLUs of 8 bits share the quantizer of other values that they come together with.
+
+        As behind the stem of DenseNet: a file has one grid there, and with signed values on it
+        there is no room for 255 levels above zero. They stay layers of their own, in front of it.
+        """
+        for key in [key for key in groups if key[0] == "activation_bits"]:
+            calls, others = groups[key], groups.get(("residual_bits", *key[1:]), [])
+            every = [*others, *calls]
+            if (
+                others
+                and all(call.role == "relu" and ceiling_of(call.layer) in _ENDS for call in calls)
+                and not any(self.image_of(call) or self.overrides.of(call.name) for call in every)
+                and self._default(others[0], "residual_bits") == 8
+            ):
+                others += groups.pop(key)
+                for call in calls:
+                    call.role = "rectified"
+
+    def _default(self, call: Call, width: str) -> int | None:
+        """Return the width of a quantizer behind a call, where no override says another."""
+        bits = self.widths[width]
+        return edge_bits(bits) if self._at_end(call) else bits
+
     def _sharing(self, call: Call) -> tuple[tf.keras.layers.Layer, ...]:
         """Return what the calls have in common that share the quantizer of this ReLU."""
         meeting = self._meeting(call.layer)
-        if (
-            meeting is not call.layer
-            and self._width(call, "activation_bits", self.widths["activation_bits"]) == 8
-        ):
-            return (meeting,)  # fewer bits are too few for ranges that differ
+        bits = self._width(call, "activation_bits", self._default(call, "activation_bits"))
+        if meeting is not call.layer and bits == 8:
+            return (meeting,)  # of fewer bits each has a range, and export brings these together
         if call.role == "relu":
             # One per place, and the same where the same shared layer comes before.
             return call.layer, call.inputs[0][0].layer

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import numpy as np
+
 from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.images import Data
+from dlqat_tf.convert.inputs import prepared, too_narrow
 from dlqat_tf.convert.kinds import is_softmax
 from dlqat_tf.convert.measured import Measured
 from dlqat_tf.convert.network import Network
+from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.problems import in_float, some, unexportable
 from dlqat_tf.convert.report import Conversion, ConversionReport
 from dlqat_tf.methods import Method
@@ -27,7 +31,7 @@ def report_of(
         measured: What was seen on them.
     """
     notes = [] if data is None else [*data.notes, *measured.notes]
-    notes += network.notes
+    notes += _of_inputs(network)
     if measured is None:
         notes.append(
             "Without images: activation ranges are initial guesses, inserted batch norms have "
@@ -69,6 +73,22 @@ def report_of(
         if calls[0].role != "input" or calls[0] in network.places
     ]
     return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
+
+
+def _of_inputs(network: Network) -> list[str]:
+    """Return what the user should know of the inputs."""
+    found = [each.note for each in network.taken.values()]
+    free = [call.name for call in network.inputs if None in call.layer.output.shape[1:]]
+    if free:
+        found.append(f"{some(free)} may have any size: export asks for one size.")
+    shared: dict[Place, dict[str, np.ndarray]] = defaultdict(dict)
+    for call, place in network.places.items():
+        image = network.image_of(call)
+        taken = image and network.taken[image]
+        if taken and not taken.is_known and taken.examples is not None:
+            shared[place][image.name] = prepared(call, taken.examples)
+    found += [too_narrow(each) for each in shared.values()]
+    return [note for note in found if note]
 
 
 def _conversion(

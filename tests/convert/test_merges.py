@@ -159,3 +159,76 @@ def test_relus_that_come_together(tmp_path, bits, method, kernels):
         assert after / before - 1 == pytest.approx(moved.get(name, 0.0), abs=1e-7)
     plain = to_tflite(model, tmp_path / "plain.tflite", kernels=kernels, snap=False)
     assert plain.steps == []
+
+
+def dense_block(side, end=None):
+    """As behind DenseNet's stem: a ReLU's values beside those of what reads them."""
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.ReLU(end, name="stem")(conv_norm(inputs, 8, 3, name="a"))
+    x = layers.MaxPooling2D(2)(x)
+    for i in range(2):
+        y = layers.ReLU(name=f"inner{i}")(layers.BatchNormalization(name=f"norm{i}")(x))
+        x = layers.Concatenate()([x, side(y)])
+    x = layers.ReLU(name="last")(conv_norm(x, 16, 3, name="d"))
+    return tf.keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling2D()(x)))
+
+
+BESIDE = {
+    "signed": lambda x: layers.Conv2D(4, 3, padding="same")(x),
+    "pools": layers.AveragePooling2D(3, 1, "same"),
+}
+
+
+@pytest.mark.parametrize(
+    ("beside", "end", "bits"),
+    [("signed", None, 8), ("signed", 6.0, 8), ("pools", None, 8), ("signed", None, 4)],
+)
+def test_a_relu_beside_other_values(tmp_path, beside, end, bits):
+    """One of 8 bits shares their quantizer, which it stays in front of."""
+    tf.keras.utils.set_random_seed(0)
+    source = dense_block(BESIDE[beside], end)
+    images = alive(source, (64, 8, 8, 3))
+    model, report = quantize(source, bits, bits, "linear", images=images)
+    stem = model.get_layer("stem")
+    assert isinstance(stem, layers.ReLU) == (bits == 8)
+    if bits == 8:
+        assert stem.max_value == end
+        (reader,) = (node.layer for node in stem.outbound_nodes)
+        assert reader.signed == (beside == "signed")
+        assert len(reader.inbound_nodes) == 3  # the stem's, and those of two blocks
+        (row,) = (row for row in report.conversions if row.layer == "stem")
+        assert (row.became, row.activation_bits) == ("ReLU", 8)
+    exported = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(exported.snapped)
+    result = parity(snapped, exported.path, images)
+    assert result.failures() == []
+    assert result.logit_difference["keras_file"] < 1e-5
+
+
+def test_a_relu_beside_other_values_keeps_what_an_override_says():
+    tf.keras.utils.set_random_seed(0)
+    source = dense_block(BESIDE["signed"])
+    for overrides in ({"stem": {"activation_bits": 8}}, {"stem": {"activation_bits": 5}}):
+        model, _ = quantize(source, 8, 8, overrides=overrides)
+        assert model.get_layer("stem").bits == overrides["stem"]["activation_bits"]
+    model, _ = quantize(source, 8, 8, residual_bits=6)
+    assert model.get_layer("stem").bits == 8
+
+
+def test_the_last_relus_that_come_together_share_a_quantizer(tmp_path):
+    """What feeds the last layer has 8 bits, whatever the others have, as in SqueezeNet."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    first = layers.ReLU(name="first")(conv_norm(inputs, 8, 3, name="a"))
+    branches = [layers.Conv2D(4, size, 1, "same", activation="relu")(first) for size in (1, 3)]
+    scores = layers.Conv2D(5, 1, name="scores")(layers.Concatenate()(branches))
+    source = tf.keras.Model(inputs, layers.GlobalAveragePooling2D()(scores))
+    images = alive(source, (64, 8, 8, 3))
+    model, _ = quantize(source, 4, 4, None, images=images)
+    relus = [each for each in model.layers if getattr(each, "rectifies", False)]
+    assert [each.bits for each in relus] == [4, 8]
+    exported = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(exported.snapped)
+    result = parity(snapped, exported.path, images)
+    assert result.failures() == []
+    assert result.logit_difference["keras_file"] < 1e-5

@@ -163,8 +163,8 @@ def simplified(nodes: list[Node]) -> list[Node]:
     """Put each activation directly after the convolution or add whose output it rounds.
 
     Rounding to a grid is monotone and elementwise, so it commutes with max-pooling, concatenation
-    and reshaping; a grid from 0 up does what a ReLU before it does, and where the ReLU ends at 6
-    the grid ends at the code of 6.
+    and reshaping; a grid that is ended at 0 does what a ReLU before it does, and where the ReLU
+    ends at 6 the grid ends at the code of 6.
     """
     changed = True
     while changed:
@@ -199,13 +199,15 @@ def simplified(nodes: list[Node]) -> list[Node]:
 
 
 def _holds_relu(node: Activation | Levels | ReLU) -> bool:
-    """Return whether a node does what a ReLU before it does."""
-    return isinstance(node, ReLU) or (isinstance(node, Activation) and node.grid.lowest == 0)
+    """Return whether a node, its codes ended at 0, does what a ReLU before it does."""
+    return isinstance(node, (Activation, ReLU))
 
 
 def _ended(node: Activation | ReLU, highest: float) -> Activation | ReLU:
-    """Return the node with its outputs ended at ``highest``."""
+    """Return the node with its outputs ended at 0 and at ``highest``."""
     if isinstance(node, ReLU):
         return replace(node, highest=min(node.highest, highest))
     code = min(node.grid.highest, np.rint(np.float32(highest) / node.grid.step))
-    return replace(node, grid=replace(node.grid, highest=int(code)))
+    return replace(
+        node, grid=replace(node.grid, lowest=max(node.grid.lowest, 0), highest=int(code))
+    )
