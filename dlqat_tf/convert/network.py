@@ -392,8 +392,9 @@ class Network:
         """Return what the calls have in common that share the quantizer of this ReLU."""
         meeting = self._meeting(call.layer)
         bits = self._width(call, "activation_bits", self._default(call, "activation_bits"))
-        if meeting is not call.layer and bits == 8:
-            return (meeting,)  # of fewer bits each has a range, and export brings these together
+        # Of fewer bits each has a range, which export brings together; float needs no one grid.
+        if meeting is not call.layer and bits == 8 and self._rounds_after(self.of[meeting][0]):
+            return (meeting,)
         if call.role == "relu":
             # One per place, and the same where the same shared layer comes before.
             return call.layer, call.inputs[0][0].layer
@@ -445,6 +446,15 @@ class Network:
         """Return whether a quantizer may come after a call."""
         rounding = ("weighted", "relu", "function", "merge", "pool", "norm")
         return any(after.role in rounding for after in self._reached(call))
+
+    def _rounds_after(self, call: Call) -> bool:
+        """Return whether a quantizer does come after a call; else what follows it is float."""
+        return any(
+            after.role in ("relu", "function")
+            or (after.role == "weighted" and after.layer not in self.ends)
+            or (after.role in ("weighted", "norm", "merge", "pool", "kept") and self._wanted(after))
+            for after in self._reached(call)
+        )
 
     def _width(self, call: Call, width: str, default: int | None) -> int | None:
         rule = self.overrides.of(call.name)

@@ -232,3 +232,19 @@ def test_the_last_relus_that_come_together_share_a_quantizer(tmp_path):
     result = parity(snapped, exported.path, images)
     assert result.failures() == []
     assert result.logit_difference["keras_file"] < 1e-5
+
+
+def test_relus_that_come_together_in_front_of_float_have_a_range_each(tmp_path):
+    """The last dense layer computes in float, on values of any grid."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    first = layers.ReLU(name="first")(conv_norm(inputs, 8, 3, name="a"))
+    branches = [layers.Conv2D(4, size, 1, "same", activation="relu")(first) for size in (1, 3)]
+    pooled = layers.GlobalAveragePooling2D()(layers.Concatenate()(branches))
+    source = tf.keras.Model(inputs, layers.Dense(5)(layers.Dropout(0.1)(pooled)))
+    images = alive(source, (64, 8, 8, 3))
+    model, _ = quantize(source, 8, 8, "linear", images=images)
+    assert sum(isinstance(each, dlqat_tf.CGPACT) for each in model.layers) == 3
+    exported = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(exported.snapped)
+    assert parity(snapped, exported.path, images).failures() == []
