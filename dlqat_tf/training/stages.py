@@ -306,7 +306,7 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
     callbacks = [
         StopWhenNotFinite(folder / "backup", steps),
         Clock(backup),
-        *(_records(folder) if current().is_chief else ()),
+        *(_records(folder, teacher is not None) if current().is_chief else ()),
         KeepBest(
             student,
             folder / "best.keras",
@@ -344,10 +344,15 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         backup.release()
 
 
-def _records(folder: Path) -> list[tf.keras.callbacks.Callback]:
+def _records(folder: Path, is_taught: bool) -> list[tf.keras.callbacks.Callback]:
     return [
         tf.keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True),
-        tf.keras.callbacks.TensorBoard(str(folder / "tensorboard"), profile_batch=0),
+        tf.keras.callbacks.TensorBoard(
+            str(folder / "tensorboard"),
+            # Of a network and its teacher no file says how to build it, as TensorBoard's needs.
+            write_graph=not is_taught,
+            profile_batch=0,
+        ),
     ]
 
 
