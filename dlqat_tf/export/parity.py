@@ -282,8 +282,8 @@ def _concatenated(batches) -> list[np.ndarray]:
 def _plan_of(content, record: dict, network: IntegerNetwork, path):
     """Return the network as planned for the file, and the file's constants that are not its.
 
-    The biases of a file are either clear of ties or as trained. Those of a snapped model are clear
-    as they are, so it too is tried as trained.
+    Biases and steps of a file have either moved or are as trained. Those of a snapped model have
+    moved already, so it too is tried as trained.
     """
     options = dict(
         batch_size=record["batch_size"],
@@ -297,13 +297,20 @@ def _plan_of(content, record: dict, network: IntegerNetwork, path):
         build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
         options["kernels"] = record["kernels"]
         options["activations"] = "float32" if record["floats"] else "int8"
-    plans = []
+    plans, refusals = [], []
     for clear in (True, False):
         built = build(network, clear=clear, **options)
-        _check_same(record, built.planned, path)
-        plans.append((built.planned, _other_constants(content, built.data, path)))
-        if not plans[-1][1]:
+        try:
+            _check_same(record, built.planned, path)
+            others = _other_constants(content, built.data, path)
+        except ExportError as error:  # steps that moved need other operations than trained ones
+            refusals.append(error)
+            continue
+        plans.append((built.planned, others))
+        if not others:
             break
+    if not plans:
+        raise refusals[0]
     return min(plans, key=lambda each: len(each[1]))
 
 

@@ -159,6 +159,8 @@ def test_relus_that_come_together(tmp_path, bits, method, kernels):
         assert after / before - 1 == pytest.approx(moved.get(name, 0.0), abs=1e-7)
     plain = to_tflite(model, tmp_path / "plain.tflite", kernels=kernels, snap=False)
     assert plain.steps == []
+    result = parity(model, plain.path, images)
+    assert result.failures(keras_agreement=80) == []
 
 
 def dense_block(side, end=None):
