@@ -52,6 +52,7 @@ def on_files(files, config):
         add(_page_of(name), _reference(name))
     add("reference/command.md", _commands())
     add("networks.md", (ROOT / "results" / "models.md").read_text())
+    add("larq_zoo.md", (ROOT / "results" / "larq_zoo.md").read_text())
     add("figure1/figure1.png", (ROOT / "results" / "figure1" / "figure1.png").read_bytes())
     for name in dlqat_tf.methods.names():
         add(f"methods/pictures/{name}.svg", methods.picture(name))
