@@ -208,10 +208,11 @@ def page(rows: list[Row], settings: Settings) -> str:
             "decide the same.",
             "",
             "Where a window is larger than the image (3x3 on 2x2 in the last blocks of ResNets at "
-            "this size) LCE's kernel pads zeros wrongly: the converter's files then decide "
-            "otherwise than Keras, and those of `to_lce` hold a correction, 8 KB for each such "
-            "layer of 512 channels. A sign behind float layers turns where these round otherwise "
-            "than the simulation, by a unit in the last place.",
+            "this size) LCE's kernel pads zeros wrongly, for which the files of `to_lce` hold a "
+            "correction, 8 KB for each such layer of 512 channels, and the converter's do not. "
+            "Whether that is all that makes these decide otherwise than Keras was not examined, "
+            "nor why single images differ between simulation and file: signs behind float layers "
+            "turn by a unit in the last place.",
             "",
             "| " + " | ".join(_HEADINGS) + " |",
             "|" + "---|" * len(_HEADINGS),
