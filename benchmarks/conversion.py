@@ -41,6 +41,8 @@ class Settings:
     """Networks to convert."""
     widths: tuple[tuple[int, int], ...] = ((8, 8), (4, 4), (2, 2), (1, 2))
     """Weight and activation bits."""
+    head: Literal["gml", "linear"] = "gml"
+    """Head of the converted network: trained by GMLoss(0.1), or by cross-entropy."""
     float_epochs: int = 10
     """Epochs of the float network."""
     epochs: int = 5
@@ -116,6 +118,12 @@ def build(name: str) -> tf.keras.Model:
     return model
 
 
+def _loss(head: str) -> tf.keras.losses.Loss:
+    if head == "linear":
+        return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return dlqat_tf.GMLoss(alpha=0.1)
+
+
 def accuracy(model: tf.keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
     """Return top-1 in percent."""
     return 100 * float(np.mean(model.predict(images, verbose=0).argmax(-1) == labels))
@@ -141,6 +149,7 @@ def convert(name: str, settings: Settings, folder: Path) -> list[Row]:
             source,
             weight_bits,
             activation_bits,
+            settings.head,
             images=train[: settings.images],
             labels=train_labels[: settings.images],
         )
@@ -148,7 +157,7 @@ def convert(name: str, settings: Settings, folder: Path) -> list[Row]:
         steps = settings.epochs * (len(train) // 32)
         model.compile(
             tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(1e-3, steps)),
-            dlqat_tf.GMLoss(alpha=0.1),
+            _loss(settings.head),
         )
         model.fit(train, train_labels, 32, settings.epochs, verbose=2)
         path = folder / "converted.tflite"
@@ -179,8 +188,8 @@ def main() -> None:
         for name in settings.networks:
             rows += convert(name, settings, Path(folder))
     table = Table(
-        title=f"Converted on {settings.images} digits, then {settings.epochs} epochs of GML; "
-        "percent of the test images"
+        title=f"Converted on {settings.images} digits, then {settings.epochs} epochs with head "
+        f"{settings.head!r}; percent of the test images"
     )
     for heading in ("network", "widths"):
         table.add_column(heading)
