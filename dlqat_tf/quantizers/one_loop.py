@@ -46,14 +46,9 @@ def clip_and_round_16(
 
     @tf.custom_gradient
     def quantize(x, alpha):
-        def forward(x):
-            y = _forward(x.dtype, bits, signed)(x, alpha)
-            y.set_shape(x.shape)
-            return y
-
         # A tape would have XLA keep all that the derivative of the loop needs.
         with record.stop_recording():
-            y = replayed(forward, x)
+            y = replayed(_forward(x.dtype, bits, signed), x, alpha)
 
         def gradient(upstream):
             before = rematerialize(x, after=upstream)

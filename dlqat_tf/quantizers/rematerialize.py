@@ -12,7 +12,6 @@ what the same kernels compute of the same operands is computed again, and everyt
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -21,20 +20,22 @@ _PASSED_ON = ("Identity", "IdentityN")  # a custom gradient's output is an Ident
 # Operations whose gradients read their (first) input, which therefore stays until then.
 _KEEP_THEIR_INPUT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "FusedBatchNormV3")
 
-# What compiled functions were called for, by the operation of a graph that is the call.
-_replays: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Where an operation that is the call of a compiled function holds that function.
+_REPLAY = "_dlqat_tf_replay"
 
 
-def replayed(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Return ``function(x)``, which a backward pass may compute again.
+def replayed(function: Callable[..., tf.Tensor], *arguments: tf.Tensor) -> tf.Tensor:
+    """Return ``function(*arguments)``, which a backward pass may compute again.
 
     Args:
-        function: A compiled function of one tensor: its call is one operation.
-        x: Its argument.
+        function: A compiled function, whose call is one operation. It must hold no tensor of a
+            graph: that would keep the graph alive.
+        arguments: Its arguments; the first one may be computed again for it.
     """
-    y = function(x)
+    y = function(*arguments)
     if tf.is_symbolic_tensor(y):
-        _replays[_source(y).op] = function
+        y.set_shape(arguments[0].shape)
+        setattr(_source(y).op, _REPLAY, function)
     return y
 
 
@@ -81,7 +82,7 @@ def _is_within_reach(x: tf.Tensor, through_sums: bool = True) -> bool:
             reached = [_is_within_reach(each, through_sums=False) for each in source.op.inputs]
             kept = [_is_kept(each) for each in source.op.inputs]
             return any(reached) and all(map(max, reached, kept))
-    return source.op in _replays and _is_within_reach(source.op.inputs[0], through_sums)
+    return hasattr(source.op, _REPLAY) and _is_within_reach(source.op.inputs[0], through_sums)
 
 
 def _is_kept(x: tf.Tensor) -> bool:
@@ -109,8 +110,8 @@ def _again(x: tf.Tensor) -> tf.Tensor:
         case "AddV2":
             first, second = (each if _is_kept(each) else _again(each) for each in op.inputs)
             return first + second
-    if op in _replays:
-        return _replays[op](_again(op.inputs[0]))
+    if hasattr(op, _REPLAY):
+        return getattr(op, _REPLAY)(_again(op.inputs[0]), *op.inputs[1:])
     raise TypeError(f"{op.type} is out of reach.")
 
 

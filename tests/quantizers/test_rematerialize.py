@@ -1,9 +1,12 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from dlqat_tf import CGPACT, PACT
-from dlqat_tf.quantizers.rematerialize import _source, _which_variance, rematerialize
+from dlqat_tf.quantizers.rematerialize import _source, _which_variance, rematerialize, replayed
 
 FORWARD = {"Identity", "IdentityN", "AddV2", "QuantizeAndDequantizeV2", "forward"}
 
@@ -98,6 +101,19 @@ def test_backward_pass_keeps_no_batch_norm_output_and_gradients_are_the_same(
     _, expected = graph_and_gradients(copy(model))
     for one, other in zip(gradients, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_replay_keeps_no_graph_alive():
+    double = tf.function(lambda x, factor: x * factor, jit_compile=True, autograph=False)
+
+    @tf.function(autograph=False)
+    def call(x):
+        return replayed(double, x, tf.convert_to_tensor(2.0))
+
+    graph = weakref.ref(call.get_concrete_function(tf.zeros([3])).graph)
+    del call
+    gc.collect()
+    assert graph() is None
 
 
 def test_xla_compiles_the_backward_pass():
