@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from rich.table import Table
-from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._progress import progress, say, steps
 from dlqat_tf.export.agreement import Labels, OutputParity, compared, labels_of, mean_of
-from dlqat_tf.export.files import flatbuffer, lce, tflite
+from dlqat_tf.export.constants import plan_of, types_of
+from dlqat_tf.export.files import flatbuffer, lce
 from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras, zero_point
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.endings import with_endings
 from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, Weighted
+from dlqat_tf.export.integer.network import Activation, ExportError, Node
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import Simulation, batches
 from dlqat_tf.export.runtimes import web
@@ -223,16 +223,16 @@ def parity(
     names = list(model.output_names)
     of_outputs = labels_of(labels, names)
     borders = [0.5 if node.ending == "sigmoid" else 0.0 for node in network.outputs]
-    planned, other_constants = _plan_of(content, record, network, path)
+    planned, other_constants = plan_of(content, record, network, path)
     models = {"keras": model}
     if trained is not None:
         trained = _as_recorded(trained, record, path)
         models = {"trained": trained, **models}
-        _, others = _plan_of(content, record, lower(trained), path)
+        _, others = plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
     run_part = lce.PartRunner() if flatbuffer.is_binarized(content) else FloatPart.run
     simulation = Simulation(planned, run_part, runtime)
-    feed = for_file(planned, _types(record, network))
+    feed = for_file(planned, types_of(record, network))
     some = list(batches(images, batch_size))
     with _runner(runtime, content, batch_size, feed, path) as run:
         of_file = _concatenated(map(run, steps("the file on images, batch", some)))
@@ -277,41 +277,6 @@ def parity(
 def _concatenated(batches) -> list[np.ndarray]:
     """Return the values of each output, those of all batches together."""
     return [np.concatenate(each) for each in zip(*batches, strict=True)]
-
-
-def _plan_of(content, record: dict, network: IntegerNetwork, path):
-    """Return the network as planned for the file, and the file's constants that are not its.
-
-    Biases and steps of a file have either moved or are as trained. Those of a snapped model have
-    moved already, so it too is tried as trained.
-    """
-    options = dict(
-        batch_size=record["batch_size"],
-        calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
-        input_type=_types(record, network),
-    )
-    if record["plane_limit"]:
-        build = lce.build
-        options |= dict(plane_limit=record["plane_limit"], target=record["target"])
-    else:
-        build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
-        options["kernels"] = record["kernels"]
-        options["activations"] = "float32" if record["floats"] else "int8"
-    plans, refusals = [], []
-    for clear in (True, False):
-        built = build(network, clear=clear, **options)
-        try:
-            _check_same(record, built.planned, path)
-            others = _other_constants(content, built.data, path)
-        except ExportError as error:  # steps that moved need other operations than trained ones
-            refusals.append(error)
-            continue
-        plans.append((built.planned, others))
-        if not others:
-            break
-    if not plans:
-        raise refusals[0]
-    return min(plans, key=lambda each: len(each[1]))
 
 
 def check_runtime(path: str | Path, runtime: str | None) -> None:
@@ -369,70 +334,6 @@ def _as_recorded(model: tf.keras.Model, record: dict, path) -> tf.keras.Model:
         )
     model = with_endings(model, record["endings"])
     return adapted(model, size=sizes or None, preprocessing=preprocessing or None)
-
-
-def _types(record: dict, network: IntegerNetwork) -> dict[str, str]:
-    """Return the type of each input in a file."""
-    pairs = zip(network.inputs, record["inputs"], strict=True)
-    return {node.name: each["type"] for node, each in pairs}
-
-
-def _other_constants(content, data: bytes, path) -> list[str]:
-    """Return the tensors of a file whose constant values or scales are not those in ``data``."""
-    models = content, flatbuffer.parsed(data, path)
-    if flatbuffer.form(models[0]) != flatbuffer.form(models[1]):
-        raise ExportError(
-            f"{path} was exported from another model, or by another version of this package, or it "
-            "is damaged: its operations are not those that the model has now."
-        )
-    pairs = zip(*(_tensors(each) for each in models), strict=True)
-    graph, other = (each.subgraphs[0].tensors for each in models)
-    return [
-        (graph[i].name or b"").decode() or f"#{i}"
-        for i, j in dict.fromkeys(
-            pair for first, second in pairs for pair in zip(first, second, strict=True)
-        )
-        if i >= 0 and not _equal(models[0], graph[i], models[1], other[j])
-    ]
-
-
-def _tensors(content) -> list[list[int]]:
-    """Return the tensors of each operation, inputs and outputs."""
-    return [[*map(int, (*each.inputs, *each.outputs))] for each in content.subgraphs[0].operators]
-
-
-def _equal(content, tensor, other_content, other) -> bool:
-    """Return whether two tensors hold the same values, floats up to rounding, on the same scale."""
-    if tensor.type != other.type:
-        return False
-    scales = [getattr(each.quantization, "scale", None) for each in (tensor, other)]
-    values = [
-        each.buffers[which.buffer].data
-        for each, which in ((content, tensor), (other_content, other))
-    ]
-    if tensor.type == schema.TensorType.FLOAT32:
-        values = [None if each is None else np.asarray(each).view(np.float32) for each in values]
-    return all(_close(*each) for each in (scales, values))
-
-
-def _close(first, second) -> bool:
-    first, second = (np.zeros(0) if each is None else np.asarray(each) for each in (first, second))
-    if first.shape != second.shape:
-        return False
-    bound = _FLOAT_TOLERANCE if first.dtype == np.float32 else 0
-    return bool(np.all(np.abs(first - second) <= bound * np.abs(first).max(initial=0)))
-
-
-def _check_same(record: dict, planned: IntegerNetwork, path) -> None:
-    """Raise where the file holds other layers than the model."""
-    stored = [layer["name"] for layer in record["layers"]]
-    expected = [node.name for node in planned if isinstance(node, Weighted)]
-    if sorted(stored) != sorted(expected):
-        other = sorted(set(stored) ^ set(expected))
-        raise ExportError(
-            f"{path} was exported from another model: only one of the two has the layers "
-            f"{', '.join(other[:5])}."
-        )
 
 
 def _rectified(readers: list[Node]) -> bool:

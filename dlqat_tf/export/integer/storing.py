@@ -24,6 +24,7 @@ _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
 _SHARES = (1.0, 0.5, 0.25, 0.125)  # of the wanted distance, down to what float32 biases need
 _NEEDED = 0.25  # of the clearance: the largest error that was seen
 _TURNS = 3  # of the circle around a bias; moves are shorter than 1.5
+_SAME = 1e-6  # of a numerator: fractions of small denominators differ by far more
 _PARTS = (1, 2, 4, 8, 16)  # of a step of sums, which a gain may be whole numbers of
 _FARTHEST = 0.5  # output steps that a change of the gain may move the end of the grid by
 
@@ -130,12 +131,16 @@ def _stored_in_integers(
         m, unit = (each[unit < HIGHEST_RATIO * float(grid.step)] for each in (m, unit))
         lead = lead_of(node, unit / float(grid.step))
         nearest = np.rint(exact[i] * m - lead)
-        m, unit, held = (np.repeat(each, 3) for each in (m, unit, nearest + lead))
-        held += np.tile([-1, 0, 1], len(nearest))
-        best = _best(held / m - exact[i], places)
-        stretch[i], moved[i] = m[best], held[best] * unit[best]
+        numerators = (nearest + lead)[:, None] + np.array([-1, 0, 1])
+        best = _best((numerators / m[:, None] - exact[i]).ravel(), places)
+        which, held = best // 3, numerators.flat[best]
+        if not lead[which]:  # the largest stretch that holds the same, which a bias is known by
+            fraction = held / m[which]
+            which = int(np.argmax(np.abs(fraction * m - np.rint(fraction * m)) < _SAME))
+            held = np.rint(fraction * m[which])
+        stretch[i], moved[i] = m[which], held * unit[which]
         if places is not None:
-            _, distance = places.after(held[best] / m[best] - exact[i])
+            _, distance = places.after(held / m[which] - exact[i])
             is_clear[i] = distance >= _NEEDED * places.clearance
     return replace(node, bias=moved, stretch=stretch), is_clear
 

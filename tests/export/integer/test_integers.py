@@ -165,6 +165,19 @@ def test_the_fraction_of_a_snapped_bias_is_the_nearest_to_it():
         np.testing.assert_array_equal(*(each.bias for each in numbers))
 
 
+def test_a_whole_bias_is_held_by_the_largest_stretch():
+    # Codes of 15 leave 8, which holds the whole biases around -231, and 6, 4, 3, 2 and 1.
+    rng = np.random.default_rng(0)
+    source, target = rounding(255).grid, rounding(127, 0.7, -128)
+    biases = -231 + rng.uniform(-0.4, 0.4, 200)
+    weights = 2 * rng.integers(0, 16, (100, 200)) - 15
+    first = stored(dense(weights, [1e-3] * 200, biases * 1e-3), source, target)
+    fractions = first.bias / np.float64(np.float32(1e-3))
+    for fraction, stretch in zip(fractions, first.stretch, strict=True):
+        fits = [m for m in range(1, 9) if abs(fraction * m - round(fraction * m)) < 1e-4]
+        assert stretch == max(fits)
+
+
 def test_int4_thresholds_lie_lower():
     # Codes are stretched to 7, the ratio to the output step is 1/14, 4/7 * 2^-3: rounded to eighths
     # first, what is above 6.125 / 14 = 3.5 / 8 becomes a half and rounds up.

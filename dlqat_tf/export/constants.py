@@ -1,0 +1,148 @@
+"""The plan that a file was written by, and its constants against those of a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tensorflow.lite.python import schema_py_generated as schema
+
+from dlqat_tf.export.files import flatbuffer, lce, tflite
+from dlqat_tf.export.integer.integers import integers, is_integer, target_of
+from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Node, Weighted
+from dlqat_tf.export.integer.plan import grids
+
+_TOLERANCE = 1e-5  # of the largest of a constant's floats or scales
+
+
+def plan_of(
+    content, record: dict, network: IntegerNetwork, path
+) -> tuple[IntegerNetwork, list[str]]:
+    """Return the network as planned for a file, and the file's constants that are not its.
+
+    Biases and steps of a file have either moved or are as trained. Those of a snapped model have
+    moved already, so it too is tried as trained. Scales of weights are then those of the file: a
+    gain that moved is a float32 in Keras, whose scale may be the file's but for the last place.
+
+    Args:
+        content: The file, parsed.
+        record: What export recorded in it.
+        network: What :func:`dlqat_tf.export.integer.lower.lower` returns of the model.
+        path: Of the file, for errors.
+
+    Raises:
+        ExportError: The file has other layers or operations than the model.
+    """
+    options = dict(
+        batch_size=record["batch_size"],
+        calibrate=(lambda *_: record["ranges"]) if record["ranges"] else None,
+        input_type=types_of(record, network),
+    )
+    if record["plane_limit"]:
+        build = lce.build
+        options |= dict(plane_limit=record["plane_limit"], target=record["target"])
+    else:
+        build, options["weights"] = tflite.build, "int4" if record["int4"] else "int8"
+        options["kernels"] = record["kernels"]
+        options["activations"] = "float32" if record["floats"] else "int8"
+    plans, refusals = [], []
+    for clear in (True, False):
+        built = build(network, clear=clear, **options)
+        try:
+            _check_same(record, built.planned, path)
+            others = _other_constants(content, built.data, path)
+        except ExportError as error:  # steps that moved need other operations than trained ones
+            refusals.append(error)
+            continue
+        plans.append((built.planned, others))
+        if not others:
+            break
+    if not plans:
+        raise refusals[0]
+    planned, others = min(plans, key=lambda each: len(each[1]))
+    return _with_scales(content, record, planned), others
+
+
+def _with_scales(content, record: dict, planned: IntegerNetwork) -> IntegerNetwork:
+    """Return a planned network whose integer kernels have the scales of a file."""
+    tensors, known, readers = content.subgraphs[0].tensors, grids(planned), planned.consumers()
+    stored = {layer["name"]: layer["tensors"] for layer in record["layers"]}
+
+    def held(node: Node) -> Node:
+        if not is_integer(node):
+            return node
+        (weights,), source = stored[node.name], known[node.inputs[0]]
+        numbers = integers(node, source, target_of(node, readers).grid)
+        scale = getattr(tensors[weights].quantization, "scale", None)
+        if np.shape(scale) != numbers.scale.shape:  # of another model
+            return node
+        moved = np.float64(np.float32(scale)) / numbers.scale
+        moved = np.where(np.abs(moved - 1) <= _TOLERANCE, moved, 1.0)
+        step = np.where(moved == 1, node.step, np.float64(np.float32(scale)) * node.stretch)
+        return replace(node, step=step, bias=node.bias * moved)
+
+    return IntegerNetwork(tuple(map(held, planned)))
+
+
+def _check_same(record: dict, planned: IntegerNetwork, path) -> None:
+    """Raise where the file holds other layers than the model."""
+    stored = [layer["name"] for layer in record["layers"]]
+    expected = [node.name for node in planned if isinstance(node, Weighted)]
+    if sorted(stored) != sorted(expected):
+        other = sorted(set(stored) ^ set(expected))
+        raise ExportError(
+            f"{path} was exported from another model: only one of the two has the layers "
+            f"{', '.join(other[:5])}."
+        )
+
+
+def types_of(record: dict, network: IntegerNetwork) -> dict[str, str]:
+    """Return the type of each input in a file."""
+    pairs = zip(network.inputs, record["inputs"], strict=True)
+    return {node.name: each["type"] for node, each in pairs}
+
+
+def _other_constants(content, data: bytes, path) -> list[str]:
+    """Return the tensors of a file whose constant values or scales are not those in ``data``."""
+    models = content, flatbuffer.parsed(data, path)
+    if flatbuffer.form(models[0]) != flatbuffer.form(models[1]):
+        raise ExportError(
+            f"{path} was exported from another model, or by another version of this package, or it "
+            "is damaged: its operations are not those that the model has now."
+        )
+    pairs = zip(*(_tensors(each) for each in models), strict=True)
+    graph, other = (each.subgraphs[0].tensors for each in models)
+    return [
+        (graph[i].name or b"").decode() or f"#{i}"
+        for i, j in dict.fromkeys(
+            pair for first, second in pairs for pair in zip(first, second, strict=True)
+        )
+        if i >= 0 and not _equal(models[0], graph[i], models[1], other[j])
+    ]
+
+
+def _tensors(content) -> list[list[int]]:
+    """Return the tensors of each operation, inputs and outputs."""
+    return [[*map(int, (*each.inputs, *each.outputs))] for each in content.subgraphs[0].operators]
+
+
+def _equal(content, tensor, other_content, other) -> bool:
+    """Return whether two tensors hold the same values, floats up to rounding, on the same scale."""
+    if tensor.type != other.type:
+        return False
+    scales = [getattr(each.quantization, "scale", None) for each in (tensor, other)]
+    values = [
+        each.buffers[which.buffer].data
+        for each, which in ((content, tensor), (other_content, other))
+    ]
+    if tensor.type == schema.TensorType.FLOAT32:
+        values = [None if each is None else np.asarray(each).view(np.float32) for each in values]
+    return all(_close(*each) for each in (scales, values))
+
+
+def _close(first, second) -> bool:
+    first, second = (np.zeros(0) if each is None else np.asarray(each) for each in (first, second))
+    if first.shape != second.shape:
+        return False
+    bound = _TOLERANCE if first.dtype == np.float32 else 0
+    return bool(np.all(np.abs(first - second) <= bound * np.abs(first).max(initial=0)))

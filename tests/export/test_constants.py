@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from dlqat_tf.export import to_tflite
+from dlqat_tf.export.constants import plan_of
+from dlqat_tf.export.files import flatbuffer
+from dlqat_tf.export.files.record import read_record
+from dlqat_tf.export.integer.integers import integers, target_of
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.plan import grids
+from tests.export.networks import small_network
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.tflite"
+    model = small_network()
+    to_tflite(model, path, snap=False)
+    return lower(model), path
+
+
+def planned(exported, factor):
+    """Return what a layer computes with once the first scale of its weights is another.
+
+    Also that scale in the file, and the file's other constants.
+    """
+    network, path = exported
+    content = flatbuffer.read(path)
+    tensors = {tensor.name.decode(): tensor for tensor in content.subgraphs[0].tensors}
+    scale = tensors["second/weights"].quantization.scale = np.array(
+        tensors["second/weights"].quantization.scale, np.float32
+    )
+    scale[0] *= np.float32(factor)
+    plan, others = plan_of(content, read_record(content, path), network, path)
+    node = plan["second"]
+    target = target_of(node, plan.consumers()).grid
+    return integers(node, grids(plan)[node.inputs[0]], target), scale, others
+
+
+@pytest.mark.parametrize("ulps", [-3, -1, 0, 1, 2])
+def test_scales_are_those_of_the_file_to_the_last_place(exported, ulps):
+    before, *_ = planned(exported, 1)
+    numbers, scale, others = planned(exported, 1 + ulps * 2.0**-23)
+    np.testing.assert_array_equal(numbers.scale, scale)
+    np.testing.assert_array_equal(numbers.bias, before.bias)
+    np.testing.assert_array_equal(numbers.codes, before.codes)
+    assert others == []
+
+
+def test_the_scale_of_another_model_is_not_taken(exported):
+    before, *_ = planned(exported, 1)
+    numbers, scale, others = planned(exported, 1.001)
+    assert numbers.scale[0] == before.scale[0] != scale[0]
+    assert others == ["second/weights"]
