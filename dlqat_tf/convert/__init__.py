@@ -90,8 +90,10 @@ def quantize(
             ranges, the statistics of batch norms, and the head. The outputs of a layer are held for
             all of them at once. Averages of batch norms that are far from what they get on these
             images are replaced by it, as in training, and the report says so.
-        labels: Classes of the images, integers (images,). For "gml" and "cosine". For several
-            outputs a list of such arrays, None for those without, or a dict by output name.
+        labels: Classes of the images, integers (images,). For "gml", which starts from the means of
+            their features or from those that the classifier amounts to, whichever explains the
+            labels better (the report says which), and "cosine". For several outputs a list of such
+            arrays, None for those without, or a dict by output name.
         batch_size: Images that are run at once.
         preprocessing: How the images were prepared outside of the model, where that is not
             pixels / 255: "tf", "caffe" or "torch" as in ``tf.keras.applications``, or a

@@ -9,13 +9,14 @@ from dlqat_tf import methods
 from dlqat_tf._progress import steps
 from dlqat_tf.canonical import AUGMENTATIONS
 from dlqat_tf.convert.calls import Call, Value
+from dlqat_tf.convert.head_start import fill_cosine, fill_linear, fill_mixture
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.kinds import QUANTIZED
 from dlqat_tf.convert.measured import Measured
 from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, started, unit
+from dlqat_tf.convert.weights import projection, set_norm, started
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
@@ -395,21 +396,17 @@ class Builder:
         kernel = np.asarray(source.kernel, np.float64)
         bias = np.asarray(source.bias, np.float64) if source.use_bias else np.zeros(source.units)
         if kind == "linear":
-            made.kernel.assign(latents(kernel, (0, 1)))
-            quantized = np.asarray(made.kernel_quantizer(made.kernel), np.float64)
-            made.bias.assign(bias / projection(kernel, quantized, (0, 1)))
+            fill_linear(made, kernel, bias)
             return
-        is_cosine = kind == "cosine"
-        columns = kernel if is_cosine else mixture_means(kernel, bias)
-        if measured is not None and (labels is not None or is_cosine):
-            features = np.float64(measured.features[call])
-            labels = np.asarray(measured.predictions[call] if labels is None else labels)
-            if is_cosine:
-                features = unit(features, axis=1)
-            for label in np.unique(labels):
-                columns[:, label] = features[labels == label].mean(axis=0)
-        # Cosines do not see the length of a class vector, but the clamp of all of them does.
-        made.kernel.assign(latents(unit(columns, axis=0), (0, 1)) if is_cosine else columns)
+        features = None if measured is None else np.float64(measured.features[call])
+        if kind == "cosine":
+            if measured is not None and labels is None:
+                labels = np.asarray(measured.predictions[call])
+            fill_cosine(made, kernel, features, labels)
+            return
+        note = fill_mixture(made, kernel, bias, features, labels)
+        if note:
+            measured.notes.append(note)
 
 
 def _input_axes(layer, rank: int) -> tuple[int, ...]:
