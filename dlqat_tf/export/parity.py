@@ -22,9 +22,10 @@ from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import Activation, ExportError, Node
 from dlqat_tf.export.integer.precision import in_float32
-from dlqat_tf.export.integer.simulate import Simulation, batches
+from dlqat_tf.export.integer.simulate import FLOAT_TOLERANCE, Simulation, batches
 from dlqat_tf.export.runtimes import web
 from dlqat_tf.export.runtimes.choice import chosen
+from dlqat_tf.export.runtimes.float_nodes import FloatNodes
 from dlqat_tf.export.runtimes.host import kernels_of, runner
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.graph import check_graph
@@ -33,7 +34,6 @@ from dlqat_tf.report import Report
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
 _RECORDED = {"inputs", "batch_size", "int4", "floats", "kernels", "plane_limit", "target"}
 _RECORDED |= {"ranges", "layers", "endings"}
-_FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,13 @@ def parity(
         models = {"trained": trained, **models}
         _, others = plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
-    run_part = lce.PartRunner() if flatbuffer.is_binarized(content) else FloatPart.run
-    simulation = Simulation(planned, run_part, runtime)
+    binarized = flatbuffer.is_binarized(content)
+    run_part = lce.PartRunner() if binarized else FloatPart.run
+    run_node = FloatNodes(
+        planned, record["batch_size"], record["kernels"], runtime, binarized=binarized
+    )
+    # A browser for each node would take minutes.
+    simulation = Simulation(planned, run_part, runtime, None if runtime == "web" else run_node)
     feed = for_file(planned, types_of(record, network))
     some = list(batches(images, batch_size))
     with _runner(runtime, content, batch_size, feed, path) as run:
@@ -388,7 +393,7 @@ def _layers(simulation: Simulation, images: list[np.ndarray], recorded: dict[str
         elif _rectified(readers[node.name]):
             actual, expected = np.maximum(actual, 0), np.maximum(expected, 0)
         difference = np.abs(actual.astype(np.float64) - expected)
-        bound = 0 if grid else _FLOAT_TOLERANCE * max(float(np.abs(expected).max()), 1e-30)
+        bound = 0 if grid else FLOAT_TOLERANCE * max(float(np.abs(expected).max()), 1e-30)
         found.append(
             LayerParity(
                 layer=node.name,

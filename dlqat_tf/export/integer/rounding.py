@@ -105,12 +105,17 @@ class Micro:
         quotients = (values / grid.step).astype(np.float64)
         return np.copysign(np.floor(np.abs(quotients) + 0.5), quotients)
 
+    def floats(self, codes: np.ndarray, grid: ActivationGrid) -> np.ndarray:
+        """Return the float32 values of codes."""
+        return np.float32(codes) * grid.step
+
 
 class BuiltIn(Micro):
     """TFLite's built-in kernels on a PC.
 
     Products round half up the second time too; quotients are products with the reciprocal of the
-    step, and round half to even.
+    step, and round half to even. Codes become floats with their zero point, which is taken off
+    afterwards.
     """
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
@@ -118,6 +123,10 @@ class BuiltIn(Micro):
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         return np.rint(values * (np.float32(1) / grid.step))
+
+    def floats(self, codes: np.ndarray, grid: ActivationGrid) -> np.ndarray:
+        zero_point = np.float32(127 - grid.highest)
+        return (np.float32(codes) + zero_point) * grid.step - zero_point * grid.step
 
 
 class XNNPACK(BuiltIn):
@@ -139,6 +148,9 @@ class XNNPACK(BuiltIn):
             second = -second
         sums = value.codes[0].astype(np.int64) * first + value.codes[1].astype(np.int64) * second
         return _halves_up(sums, shift)
+
+    def floats(self, codes: np.ndarray, grid: ActivationGrid) -> np.ndarray:
+        return Micro.floats(self, codes, grid)
 
 
 class Web(XNNPACK):

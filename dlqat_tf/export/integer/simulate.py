@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._progress import steps
-from dlqat_tf.export.integer.binary import binary_parts
+from dlqat_tf.export.integer.binary import BinaryPart, binary_parts
 from dlqat_tf.export.integer.binary_forms import pads_zeros_apart
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
@@ -60,6 +60,7 @@ from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Slop
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
+FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
 _EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
 
 
@@ -72,6 +73,9 @@ class Simulation:
         network: What :func:`dlqat_tf.export.integer.plan.plan` returns.
         run_part: Runs a part that stays float; that of another interpreter for its files.
         runtime: Whose rounding, of :data:`dlqat_tf.export.integer.rounding.RUNTIMES`.
+        run_node: Runs a node that adds floats, given it and its input, as the file's kernel does,
+            whose order of sums is its own. :meth:`run` goes on with what it gives where that is
+            what is computed here, up to 1e-5 of the largest value. None: in no particular order.
     """
 
     def __init__(
@@ -79,9 +83,11 @@ class Simulation:
         network: IntegerNetwork,
         run_part: Callable = FloatPart.run,
         runtime: str = "tflite",
+        run_node: Callable | None = None,
     ):
         self.network = network
         self._run_part = run_part
+        self._run_node = run_node
         self._rounding = RUNTIMES[runtime]
         self.grids = grids(network)
         self.levels = free_levels(network)
@@ -113,7 +119,10 @@ class Simulation:
         for node in self.network:
             if not isinstance(node, Input):
                 inputs = [values[name] for name in node.inputs]
-                values[node.name] = self.evaluate(node, inputs)
+                value = self.evaluate(node, inputs)
+                if self._run_node is not None and self._adds_floats(node):
+                    value = self._in_order(node, inputs[0], value)
+                values[node.name] = value
             for name in [name for name in values if last_reader[name] == node.name]:
                 if name not in wanted:
                     del values[name]
@@ -173,9 +182,20 @@ class Simulation:
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
                 return _on_floats(node, floats)
 
+    def _adds_floats(self, node: Node) -> bool:
+        if isinstance(node, Weighted):
+            return node.kernel == "float"
+        return isinstance(node, (AveragePool, GlobalAveragePool)) and not self.grids[node.name]
+
+    def _in_order(self, node: Node, source: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Return a node's value as its kernel adds it up, unless that is another value."""
+        added = self._run_node(node, self._float(node.inputs[0], source))
+        bound = FLOAT_TOLERANCE * np.abs(value).max(initial=0)
+        return np.where(np.abs(added - value) <= bound, added, value)
+
     def _float(self, name: str, value: np.ndarray) -> np.ndarray:
         grid = self.grids[name]
-        return np.float32(value) * grid.step if grid else np.float32(value)
+        return self._rounding.floats(value, grid) if grid else np.float32(value)
 
     def _integer(self, node: Weighted, codes: np.ndarray) -> Accumulator:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
@@ -198,27 +218,32 @@ class Simulation:
     def _planes(self, node: Convolution, value: np.ndarray) -> np.ndarray:
         """Binary convolutions of each weight plane with each bit of the codes, summed in float32.
 
-        A bit is (1 - s) / 2 with s = -1 where it is set, so padding by +1 stands for code 0.
+        A bit is (1 - s) / 2 with s = -1 where it is set, so padding by +1 stands for code 0. Around
+        signs +1 is padded too where zeros are meant, and what that added is taken off afterwards,
+        by the kernel or, where that is wrong, by an operation of its own.
         """
         source = self.grids[node.inputs[0]] or self.levels[node.inputs[0]]
         size = int(np.prod(node.weights.shape[:3]))
         border = correction(node, source, value.shape[1:])
+        is_signed = source is None or getattr(source, "signed", False)
+        zeros = is_signed and node.padding == "same" and node.pad_value == 0 and border is None
         total = None
         for part in binary_parts(node, source):
-            if source is None:  # signs
-                signs = _padded(node, value, node.pad_value if border is None else 1)
+            if source is None:
+                signs = value
             elif isinstance(source, ActivationPlanes):
-                bit = _bits_of_levels(source, value, part.activation_bit)
-                signs = _padded(node, 1 - 2 * bit, 0 if source.signed else 1)
+                signs = 1 - 2 * _bits_of_levels(source, value, part.activation_bit)
             else:
-                bit = (value >> part.activation_bit) & 1
-                signs = _padded(node, 1 - 2 * bit, 1)
-            sums = _product(node, signs.astype(np.float32), part.signs.astype(np.float32))
+                signs = 1 - 2 * ((value >> part.activation_bit) & 1)
+            padded = _padded(node, signs.astype(np.float32), 1)
+            sums = _product(node, padded, part.signs.astype(np.float32))
             doubled = (size - sums).astype(np.float32)  # twice the number of differing bits
             if node.clipped is not None:
                 doubled = np.minimum(doubled, size)  # sums below zero
             offset = part.bias.astype(np.float64) + size * part.multiplier.astype(np.float64)
             term = doubled * -part.multiplier + offset.astype(np.float32)
+            if zeros:
+                term = term + _of_zeros(node, [part], value.shape[1:])
             total = term if total is None else total + term
         return total if border is None else total + border
 
@@ -246,10 +271,15 @@ def correction(node: Convolution, source, shape: tuple[int, ...]) -> np.ndarray 
     """
     if source is not None or not pads_zeros_apart(node, shape):
         return None
+    return _of_zeros(node, binary_parts(node, None), shape)
+
+
+def _of_zeros(node: Convolution, parts: list[BinaryPart], shape: tuple[int, ...]) -> np.ndarray:
+    """Return what zeros around an image of signs add to what ones around it give."""
     outside = _padded(node, np.zeros((1, *shape), np.float32), 1)
     added = sum(
         _product(node, outside, part.signs.astype(np.float32)) * part.multiplier.astype(np.float64)
-        for part in binary_parts(node, None)
+        for part in parts
     )
     return (-added).astype(np.float32)
 

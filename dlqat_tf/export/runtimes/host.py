@@ -33,21 +33,28 @@ def kernels_of(content: schema.ModelT, runtime: str = "tflite") -> str:
 
 
 def runner(
-    content: schema.ModelT, batch_size: int, feed=None, path="the file", runtime: str = "tflite"
+    content: schema.ModelT,
+    batch_size: int,
+    feed=None,
+    path="the file",
+    runtime: str = "tflite",
+    *,
+    binarized: bool = False,
 ):
     """Return a function from lists of inputs to lists of outputs.
 
     Its inputs are arrays, one for each input, which ``feed`` turns into what the file takes
     (:func:`dlqat_tf.export.files.inputs.for_file`; None: they are that). ``batch_size`` of each run
     at once, or as many as the file is fixed to. ``runtime`` is as for
-    :func:`dlqat_tf.export.parity`.
+    :func:`dlqat_tf.export.parity`; ``binarized`` lets Larq Compute Engine run a file that has none
+    of its operations.
 
     Raises:
         ExportError: The kernels refuse the file, which the message calls ``path``.
     """
     batch_size = flatbuffer.batch_size_of(content) or batch_size
     data = flatbuffer.with_batch(content, batch_size)
-    if flatbuffer.is_binarized(content):
+    if binarized or flatbuffer.is_binarized(content):
         # Its threads wait for each other at every operation, for long where the machine is busy.
         invoke = lce.open_interpreter(data, threads=1).predict
     elif runtime == "compiled_model":

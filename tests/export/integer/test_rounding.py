@@ -100,6 +100,22 @@ def test_quotients(runtime, step):
 
 
 @EACH_RUNTIME
+@pytest.mark.parametrize("highest", [3, 255])
+def test_floats_of_all_codes(runtime, highest):
+    """Of pixels, whose zero point is -128, and of codes whose zero point is 124."""
+    zero_point, of_codes = 127 - highest, ActivationGrid(highest - 255, highest, np.float32(0.3))
+    file = FileBuilder()
+    source = file.tensor("codes", (256,), np.int8, scale=0.3, zero_point=zero_point)
+    target = file.tensor("floats", (256,), np.float32)
+    file.operator("DEQUANTIZE", [source], target, schema.DequantizeOptionsT())
+    file.fix_batch(1)
+    content = flatbuffer.parsed(file.finish([source], [("floats", target)], {}), "the file")
+    computed = runner(content, 1, runtime=runtime)([np.int8(CODES)[None]])[0]
+    expected = RUNTIMES[runtime].floats(CODES[None] - zero_point, of_codes)
+    np.testing.assert_array_equal(computed, expected)
+
+
+@EACH_RUNTIME
 @pytest.mark.parametrize(
     "kind", ["CONV_2D", "int4", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"]
 )

@@ -412,6 +412,39 @@ def test_binary_planes_of_signs_pad_as_they_are_told(pad_value, expected):
     assert found.tolist() == [3.0, expected[1]]
 
 
+def test_zeros_around_signs_are_taken_off_after_the_sum_with_ones():
+    """As LCE's kernel does: 2 + 2^-23 is 2 in float32, so that 1 remains and not 1 + 2^-23."""
+    node = convolution(
+        np.ones((1, 2, 1, 1)), name="conv", inputs=("sign",), kernel="planes", padding="same",
+        pad_value=0.0, bits=1, bias=np.array([2.0**-23]),
+    )  # fmt: skip
+    sign = Sign(name="sign", inputs=("images",))
+    network = IntegerNetwork((Input(name="images", shape=(1, 2, 1)), sign, node))
+    found = Simulation(network).run(np.zeros((1, 1, 2, 1), np.uint8))["conv"].ravel()
+    assert found.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(("given", "taken"), [(1e-6, True), (1e-4, False)])
+def test_floats_are_added_up_as_the_kernel_does_unless_it_computes_something_else(given, taken):
+    node = Dense(
+        name="dense", inputs=("values",), weights=np.float32([[1], [2]]), bias=np.zeros(1),
+        step=None, bits=32, kernel="float",
+    )  # fmt: skip
+    values = Input(name="values", shape=(2,), preprocessing=None)
+    relu = ReLU(name="relu", inputs=("dense",))
+    seen = []
+
+    def run_node(node, value):
+        seen.append((node.name, value.tolist()))
+        return np.float32([[3 * (1 + given)]])
+
+    simulation = Simulation(IntegerNetwork((values, node, relu)), run_node=run_node)
+    found = simulation.run(np.float32([[1, 1]]))["relu"]
+    assert seen == [("dense", [[1.0, 1.0]])]
+    assert found.tolist() == [[np.float32(3 * (1 + given)) if taken else 3.0]]
+    assert simulation.evaluate(node, [np.float32([[1, 1]])]) == 3.0
+
+
 def test_binary_planes_of_codes_pad_with_code_zero():
     act = Activation(
         name="act", inputs=("images",), grid=ActivationGrid(0, 3, np.float32(1 / 255)), bits=2
