@@ -2,8 +2,10 @@
 
 Every configuration takes its steps in turn, many times, in one process that is pinned to one core,
 and CPU time is counted, so that a busy machine hits all of them alike. Peak memory is the median of
-several processes per configuration (the allocator's peaks scatter): of the whole process, and less
-what it holds before there is a network.
+several processes per configuration (the allocator's peaks scatter): of the whole process; of the
+network, less what the process holds before there is one; and what each image adds to it, the
+difference to a batch of four times the size. The rest of the network's is what TensorFlow holds of
+a graph and of the compiler, whatever the batch and the width are.
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py --stem imagenet --batch-size 128 --precision mixed_bfloat16
@@ -30,6 +32,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+_MEASURED = ("process", "network", "image")  # whose memory
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,15 @@ def pin(core: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def memory_of(settings: Settings, name: str) -> tuple[float, float, float]:
+    """Return the peak in MB of a process, of its network, and of each image that it trains on."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as process:
+        peak, network = process.apply(peak_memory, (settings, name))
+        larger = dataclasses.replace(settings, batch_size=4 * settings.batch_size)
+        _, of_larger = process.apply(peak_memory, (larger, name))
+    return peak, network, (of_larger - network) / (3 * settings.batch_size)
+
+
 def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
     """Return this process's peak in MB, and what building and training a network added to it."""
     pin(settings.core)
@@ -149,8 +162,7 @@ def main() -> None:
     peaks = {name: [] for name in settings.configurations}
     for _ in range(settings.memory_repeats):
         for name in settings.configurations:
-            with multiprocessing.get_context("spawn").Pool(1) as process:
-                peaks[name].append(process.apply(peak_memory, (settings, name)))
+            peaks[name].append(memory_of(settings, name))
     memory = {name: np.median(each, axis=0).tolist() for name, each in peaks.items() if each}
 
     pin(settings.core)
@@ -174,7 +186,7 @@ def main() -> None:
     )
     headings = ["network", "images/s", f"time over {reference}", "quartiles"]
     if memory:
-        headings += ["peak MB", f"process over {reference}", f"network over {reference}"]
+        headings += ["peak MB", *(f"{part} over {reference}" for part in _MEASURED)]
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "network" else "right")
     figures = {}
@@ -188,14 +200,12 @@ def main() -> None:
         }
         row = [name, f"{rate:.1f}", f"{median:.3f}", f"{low:.3f} to {high:.3f}"]
         if memory:
-            process, network = (
+            ratios = [
                 mine / other for mine, other in zip(memory[name], memory[reference], strict=True)
-            )
-            figures[name]["peak_megabytes"] = dict(
-                zip(("process", "network"), memory[name], strict=True)
-            )
-            figures[name]["memory_ratio"] = {"process": process, "network": network}
-            row += [f"{memory[name][0]:.0f}", f"{process:.3f}", f"{network:.3f}"]
+            ]
+            figures[name]["peak_megabytes"] = dict(zip(_MEASURED, memory[name], strict=True))
+            figures[name]["memory_ratio"] = dict(zip(_MEASURED, ratios, strict=True))
+            row += [f"{memory[name][0]:.0f}", *(f"{ratio:.3f}" for ratio in ratios)]
         table.add_row(*row)
     Console().print(table)
     if settings.output:

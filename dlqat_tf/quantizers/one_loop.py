@@ -55,7 +55,11 @@ def clip_and_round_16(
             backward = _backward(x.dtype, bits, signed, calibrated)
             from_x, from_alpha = backward(upstream, before, alpha)
             from_x.set_shape(x.shape)
-            return from_x, tf.reduce_sum(from_alpha) / tf.stop_gradient(alpha)
+            total = tf.reduce_sum(from_alpha) / tf.stop_gradient(alpha)
+            # The backward pass goes on behind the sum: else, of few threads, all may go on first,
+            # and every layer's float32 values would wait for theirs.
+            with tf.control_dependencies([total]):
+                return tf.identity(from_x), total
 
         return y, gradient
 

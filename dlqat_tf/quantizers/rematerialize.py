@@ -22,6 +22,9 @@ _KEEP_THEIR_INPUT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "FusedBatchNor
 
 # Where an operation that is the call of a compiled function holds that function.
 _REPLAY = "_dlqat_tf_replay"
+# Where an operation holds its output as it was computed again: a residual branch is read twice in a
+# row, by the gradient of what rounds the sum and by that of what rounds the branch.
+_AGAIN = "_dlqat_tf_again"
 
 
 def replayed(function: Callable[..., tf.Tensor], *arguments: tf.Tensor) -> tf.Tensor:
@@ -44,8 +47,8 @@ def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
     """Return the values of ``x``, computed from tensors that the backward pass reads anyway.
 
     Follows casts, quantizers of one kernel or loop, and one sum up to training-mode batch norms.
-    Where that leads to a tensor that nobody else keeps, and outside of graphs (eager execution), it
-    returns ``x``.
+    Where that leads to a tensor that nobody else keeps, where ``x`` itself is kept, and outside of
+    graphs (eager execution), it returns ``x``.
 
     Args:
         x: A tensor of the forward pass.
@@ -55,7 +58,7 @@ def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
         A tensor of the shape and dtype of ``x``: bit for bit equal where TensorFlow's CPU kernels
         run, up to the rounding of a batch norm under XLA and on GPUs; or ``x`` itself.
     """
-    if tf.is_symbolic_tensor(x) and _is_within_reach(x):
+    if tf.is_symbolic_tensor(x) and not _is_kept(x) and _is_within_reach(x):
         with tf.control_dependencies([after]):
             return _again(x)
     return x
@@ -86,19 +89,31 @@ def _is_within_reach(x: tf.Tensor, through_sums: bool = True) -> bool:
 
 
 def _is_kept(x: tf.Tensor) -> bool:
-    return any(
-        reader.type in _KEEP_THEIR_INPUT and reader.inputs[0] is x for reader in x.consumers()
-    )
+    for reader in x.consumers():
+        if reader.type in _KEEP_THEIR_INPUT and reader.inputs[0] is x:
+            return True
+        if reader.type in _PASSED_ON:
+            passed = zip(reader.inputs, reader.outputs, strict=True)
+            if any(_is_kept(output) for each, output in passed if each is x):
+                return True
+    return False
 
 
 def _again(x: tf.Tensor) -> tf.Tensor:
-    source = _source(x)
-    op = source.op
+    op = _source(x).op
+    again = getattr(op, _AGAIN, None)
+    if again is None or again.graph is not tf.compat.v1.get_default_graph():
+        again = _computed_again(op)
+        setattr(op, _AGAIN, again)
+    return again
+
+
+def _computed_again(op: tf.Operation) -> tf.Tensor:
     match op.type:
         case "FusedBatchNormV3":
             return _batch_norm_again(op)
         case "Cast":
-            return tf.cast(_again(op.inputs[0]), x.dtype)
+            return tf.cast(_again(op.inputs[0]), op.outputs[0].dtype)
         case "QuantizeAndDequantizeV2":
             names = ("signed_input", "num_bits", "range_given", "round_mode", "narrow_range")
             return tf.raw_ops.QuantizeAndDequantizeV2(

@@ -167,10 +167,11 @@ def clip_and_round(
         y = round_values(values, limit, bits, signed)
 
         def gradient(upstream):
-            before = rematerialize(x, after=upstream) if fused else x
+            before, after = (rematerialize(each, upstream) if fused else each for each in (x, y))
             # Between its jumps y is linear in x and alpha, so that a second derivative has only
             # the upstream gradient for a variable.
-            inner, outer, limit = map(tf.stop_gradient, (before if calibrated else y, y, alpha))
+            operands = before if calibrated else after, after, alpha
+            inner, outer, limit = map(tf.stop_gradient, operands)
             # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
             # upstream * (y / alpha) is the sum over everything less the sum over the inside.
             low = lowest_of(limit, bits, signed) if signed else _ABOVE_ZERO

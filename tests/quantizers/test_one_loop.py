@@ -116,6 +116,26 @@ def test_used_where_it_pays(quantizer, dtype, training, jit_compile, used):
     np.testing.assert_array_equal(np.float32(call(x)), [0, 1, 2, 3])
 
 
+def test_the_backward_pass_goes_on_behind_the_sum():
+    """Else the float32 values of all layers wait for their sums at once."""
+
+    @tf.function
+    def step(x, alpha):
+        with tf.GradientTape() as tape:
+            tape.watch([x, alpha])
+            y = clip_and_round_16(x, alpha, 2)
+        return tape.gradient(y, [x, alpha])
+
+    x, alpha = tf.constant([0.75, 1.75], tf.bfloat16), tf.constant(3.0)
+    graph = step.get_concrete_function(x, alpha).graph
+    (total,) = (op for op in graph.get_operations() if op.type == "Sum")
+    waits = {op.name for op in total.outputs[0].consumers()} | {total.name}
+    from_x = graph.outputs[0].op
+    while from_x.type == "Identity" and not from_x.control_inputs:
+        from_x = from_x.inputs[0].op
+    assert {op.name for op in from_x.control_inputs} & waits
+
+
 @pytest.mark.parametrize(
     ("layer", "from_alpha"),
     [

@@ -4,6 +4,7 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 
 from dlqat_tf import CGPACT, PACT
 from dlqat_tf.quantizers.rematerialize import _source, _which_variance, rematerialize, replayed
@@ -97,10 +98,54 @@ def test_backward_pass_keeps_no_batch_norm_output_and_gradients_are_the_same(
         if "end_bn" not in output.op.name:  # what follows it is the loss
             assert {kind(reader) for reader in output.consumers()} <= FORWARD
 
-    monkeypatch.setattr("dlqat_tf.quantizers.ste.rematerialize", lambda x, after: x)
+    for module in ("ste", "one_loop"):
+        monkeypatch.setattr(f"dlqat_tf.quantizers.{module}.rematerialize", lambda x, after: x)
     _, expected = graph_and_gradients(copy(model))
     for one, other in zip(gradients, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_what_two_gradients_read_is_computed_again_once_and_not_kept(policy):
+    graph, _ = graph_and_gradients(residual(8))
+    operations = graph.get_operations()
+    norms = [op for op in operations if op.type == "FusedBatchNormV3"]
+    again = [op for op in norms if not op.get_attr("is_training")]
+    # a, b's branch and shortcut, c's branch; the end's is read by the loss.
+    assert (len(norms) - len(again), len(again)) == (5, 4)
+    assert len({op.inputs[0].ref() for op in again}) == 4
+    rounded = [op for op in operations if kind(op) in ("QuantizeAndDequantizeV2", "forward")]
+    assert len(rounded) == 6 + 3  # activations and branches, and the branches again
+    if policy == "float32":
+        forward = {op.name for op in operations[: operations.index(again[0])]}
+        kept = [
+            op
+            for op in rounded[:6]
+            if any(c.name not in forward for c in op.outputs[0].consumers())
+        ]
+        assert len(kept) == 3  # which convolutions read
+
+
+def test_what_is_kept_is_not_computed_again():
+    with tf.Graph().as_default():
+        x = tf.keras.layers.BatchNormalization()(tf.ones((2, 2, 2, 3)), training=True)
+        passed = tf.identity(x)
+        after = tf.constant(0.0)
+        assert rematerialize(x, after) is not x
+    with tf.Graph().as_default():
+        x = tf.keras.layers.BatchNormalization()(tf.ones((2, 2, 2, 3)), training=True)
+        passed, _ = tf.identity_n([x, tf.ones(2)])
+        tf.nn.conv2d(passed, tf.ones((1, 1, 3, 1)), 1, "SAME")
+        assert rematerialize(x, tf.constant(0.0)) is x
+
+
+def test_another_graph_computes_again_for_itself():
+    """What is computed in the body of a loop is no tensor of the graph around it."""
+    with tf.Graph().as_default():
+        x = tf.keras.layers.BatchNormalization()(tf.ones((2, 2, 2, 3)), training=True)
+        once, twice = (rematerialize(x, tf.constant(0.0)) for _ in range(2))
+        assert once is twice
+        with FuncGraph("body").as_default() as body:
+            assert rematerialize(x, tf.constant(0.0)).graph is body
 
 
 def test_a_replay_keeps_no_graph_alive():
