@@ -1,9 +1,10 @@
 """Export: a trained Keras model to files that compute what was trained, and the proof."""
 
+from dlqat_tf.export.files.assembly import ExportReport
 from dlqat_tf.export.files.c_array import CArrayReport, to_c_array
 from dlqat_tf.export.files.census import Census, census
 from dlqat_tf.export.files.lce import to_lce
-from dlqat_tf.export.files.tflite import ExportReport, to_tflite
+from dlqat_tf.export.files.tflite import to_tflite
 from dlqat_tf.export.files.website import WebsiteReport, to_web
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError, IntegerNetwork

@@ -13,8 +13,8 @@ import tensorflow as tf
 from dlqat_command.export import Options
 from dlqat_tf._host import check_name, write_whole
 from dlqat_tf._script import ending
+from dlqat_tf.export.files.assembly import ExportReport
 from dlqat_tf.export.files.c_array import targets, to_c_array
-from dlqat_tf.export.files.tflite import ExportReport
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import ExportError

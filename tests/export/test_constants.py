@@ -5,9 +5,9 @@ from dlqat_tf.export import to_tflite
 from dlqat_tf.export.constants import plan_of
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.record import read_record
+from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.integers import integers, target_of
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.plan import grids
 from tests.export.networks import small_network
 
 

@@ -13,10 +13,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import without_notes
 from dlqat_tf._progress import progress, say
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.bitplanes import PlaneWriter, packed_signs
-from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
-from dlqat_tf.export.files.moving import add_reshape
-from dlqat_tf.export.files.tflite import (
+from dlqat_tf.export.files.assembly import (
     Built,
     ExportReport,
     assemble,
@@ -25,10 +22,14 @@ from dlqat_tf.export.files.tflite import (
     measure,
     targets_of,
 )
+from dlqat_tf.export.files.bitplanes import PlaneWriter, packed_signs
+from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
+from dlqat_tf.export.files.moving import add_reshape
 from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.binary import binary_parts
 from dlqat_tf.export.integer.cores import TARGETS
 from dlqat_tf.export.integer.endings import Outputs
+from dlqat_tf.export.integer.grids import free_levels, grids
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import (
@@ -38,7 +39,7 @@ from dlqat_tf.export.integer.network import (
     IntegerNetwork,
     Weighted,
 )
-from dlqat_tf.export.integer.plan import free_levels, grids, plan
+from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import batches, correction
 from dlqat_tf.float_part import FloatPart
 

@@ -14,6 +14,7 @@ from dlqat_tf.export.files.lookups import add_lookup
 from dlqat_tf.export.files.moving import add_merge, add_moving, add_reshape
 from dlqat_tf.export.files.record import METADATA, encode_record
 from dlqat_tf.export.integer.binary_forms import scales_channels
+from dlqat_tf.export.integer.grids import code_of, grids, integer_merge
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     OUTPUT,
@@ -40,7 +41,6 @@ from dlqat_tf.export.integer.network import (
     missing_rows,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, grids, integer_merge
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 

@@ -8,7 +8,6 @@ nodes between run in float.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,101 +22,35 @@ from dlqat_tf.export.integer.binary_forms import (
     with_dense_as_convolutions,
 )
 from dlqat_tf.export.integer.calibrated import rounded_to_ranges, with_ranges
+from dlqat_tf.export.integer.grids import (
+    code_of,
+    free_levels,
+    grids,
+    integer_merge,
+    levels_of,
+    signs,
+    single_activation,
+    tail_of,
+)
 from dlqat_tf.export.integer.integers import (
     add_multipliers,
     is_integer,
     product_ratio,
     rounding_of,
 )
-from dlqat_tf.export.integer.meetings import MEETINGS, common_grids
 from dlqat_tf.export.integer.network import (
-    Activation,
-    Add,
-    AveragePool,
-    Concatenate,
     Convolution,
-    Crop,
     ExportError,
-    GlobalAveragePool,
-    Input,
     IntegerNetwork,
     Levels,
-    Lookup,
-    Maximum,
-    MaxPool,
-    Minimum,
     Multiply,
     Node,
-    Pad,
-    Reshape,
-    Sign,
-    Subtract,
-    Transpose,
     TransposedConvolution,
-    Upsample,
     Weighted,
 )
+from dlqat_tf.export.integer.regrid import with_common_grids, with_integer_pools
 from dlqat_tf.export.integer.slopes import with_slopes
 from dlqat_tf.export.integer.storing import stored
-from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
-
-
-def grids(network: IntegerNetwork) -> dict[str, ActivationGrid | None]:
-    """Return the grid of every node's output; None where it is float (or a sign)."""
-    found: dict[str, ActivationGrid | None] = {}
-    for node in network:
-        found[node.name] = _grid(node, [found[name] for name in node.inputs])
-    return found
-
-
-def _grid(node: Node, sources: list[ActivationGrid | None]) -> ActivationGrid | None:
-    """Return the grid of a node's output, given those of its inputs."""
-    match node:
-        case Input() | Activation():
-            return node.grid
-        case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
-            return sources[0]
-        case Pad():
-            grid = sources[0]
-            is_held = grid and (node.mirrored or code_of(node.value, grid) is not None)
-            return grid if is_held else None
-        case Concatenate() | Maximum() | Minimum():
-            return sources[0] if all(each == sources[0] for each in sources) else None
-        case _:
-            return None
-
-
-def free_levels(network: IntegerNetwork) -> dict[str, ActivationPlanes | None]:
-    """Return the levels of every node's output that are no grid; None where there are none."""
-    found: dict[str, ActivationPlanes | None] = {}
-    for node in network:
-        match node:
-            case Levels():
-                found[node.name] = node.planes
-            case MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
-                found[node.name] = found[node.inputs[0]]
-            case _:
-                found[node.name] = None
-    return found
-
-
-def signs(network: IntegerNetwork) -> set[str]:
-    """Return the nodes whose outputs are -1 and 1."""
-    found: set[str] = set()
-    for node in network:
-        match node:
-            case Sign():
-                found.add(node.name)
-            case Concatenate() | MaxPool() | Reshape() | Crop() | Upsample() | Transpose():
-                found |= {node.name} if found.issuperset(node.inputs) else set()
-    return found
-
-
-def code_of(value: float, grid: ActivationGrid) -> int | None:
-    """Return the code of ``value`` on the grid, or None where it is none of its levels."""
-    code = round(value / float(grid.step))
-    exact = math.isclose(code * float(grid.step), value, rel_tol=1e-6, abs_tol=0.0)
-    return code if exact and grid.lowest <= code <= grid.highest else None
 
 
 def plan(
@@ -157,10 +90,10 @@ def plan(
     if not plane_limit:
         _check_stock(network)
         network = rounded_to_ranges(network, calibrate, floats)
-    network = _with_integer_pools(_with_common_grids(network, clear))
+    network = with_integer_pools(with_common_grids(network, clear))
     network = with_bilinear(with_slopes(network, grids), grids)
     if plane_limit:
-        network = with_dense_as_convolutions(network, _levels_of, plane_limit)
+        network = with_dense_as_convolutions(network, levels_of, plane_limit)
     planned = _with_kernels(network, plane_limit, target, library, floats)
     missing = _without_range(planned)
     if not missing:
@@ -182,12 +115,6 @@ def plan(
     readers = network.consumers()
     network = with_clipped_sums(network, lambda node: rounding_of(node, readers) is not None)
     return _with_stored_biases(network, clear)
-
-
-def _levels_of(network: IntegerNetwork) -> dict[str, ActivationGrid | ActivationPlanes | None]:
-    """Return what each node's output is on: a grid, free levels, or neither."""
-    free = free_levels(network)
-    return {name: grid or free[name] for name, grid in grids(network).items()}
 
 
 def _check_stock(network: IntegerNetwork) -> None:
@@ -218,118 +145,6 @@ def _check_kernels(network: IntegerNetwork) -> None:
                 )
 
 
-def _single_activation(node: Node, readers: dict[str, list[Node]]) -> Activation | None:
-    reading = readers[node.name]
-    return reading[0] if len(reading) == 1 and isinstance(reading[0], Activation) else None
-
-
-def _tail(network: IntegerNetwork) -> set[str]:
-    """Return the nodes after the last rounding: no activation is downstream of them."""
-    readers = network.consumers()
-    tail: set[str] = set()
-    for node in reversed(network.nodes):
-        if not isinstance(node, (Activation, Levels, Sign)) and all(
-            reader.name in tail for reader in readers[node.name]
-        ):
-            tail.add(node.name)
-    return tail
-
-
-def _identity(name: str, source: str, channels: int) -> Convolution:
-    """Return a depthwise 1x1 convolution by one, the integer kernel that changes a grid."""
-    return Convolution(
-        name=name,
-        inputs=(source,),
-        weights=np.ones((1, 1, channels, 1), np.int16),
-        step=np.ones(channels, np.float32),
-        bias=np.zeros(channels),
-        bits=8,
-        is_depthwise=True,
-    )
-
-
-def _with_common_grids(network: IntegerNetwork, move: bool) -> IntegerNetwork:
-    """Bring inputs that have to lie on one grid there; round coded values by integer kernels."""
-    known: dict[str, ActivationGrid | None] = {}  # of the nodes so far, on their new grids
-    tail = _tail(network)
-    network, common_of = common_grids(network, tail, move)
-    nodes: list[Node] = []
-    for node in network:
-        inputs = list(node.inputs)
-        each = [known[name] for name in inputs]
-        known[node.name] = _grid(node, each)
-        is_apart = isinstance(node, MEETINGS) and node.name not in tail
-        if is_apart and all(each) and not known[node.name]:
-            common = common_of.get(node.name) or _common_grid(each)
-            known[node.name] = common
-            for i, (name, grid) in enumerate(zip(inputs, each, strict=True)):
-                if grid != common:
-                    inputs[i] = f"{node.name}_input{i + 1}"
-                    again = Activation(name=inputs[i], inputs=(name,), grid=common, bits=8)
-                    nodes += _rescaled(again, network.shapes[name])
-        if isinstance(node, Activation) and known[inputs[0]] and not isinstance(node, Lookup):
-            nodes += _rescaled(node, network.shapes[inputs[0]])
-        else:
-            nodes.append(replace(node, inputs=tuple(inputs)))
-    return IntegerNetwork(tuple(nodes))
-
-
-def _rescaled(node: Activation, shape: tuple[int, ...]) -> list[Node]:
-    """Return nodes that round coded values of a shape to the grid of an activation."""
-    source, around, channels = node.inputs[0], f"{node.name}_rescale", shape[-1]
-    if len(shape) == 3:
-        return [_identity(around, source, channels), replace(node, inputs=(around,))]
-    image, rounded = f"{node.name}_image", f"{node.name}_rounded"  # convolutions take images
-    return [
-        Reshape(name=image, inputs=(source,), shape=(1, 1, channels)),
-        _identity(around, image, channels),
-        replace(node, name=rounded, inputs=(around,)),
-        Reshape(name=node.name, inputs=(rounded,), shape=shape),
-    ]
-
-
-def _common_grid(each: list[ActivationGrid]) -> ActivationGrid:
-    """Return a grid of all 256 codes over the ranges of several."""
-    highest = max(float(grid.step) * grid.highest for grid in each)
-    lowest = min(float(grid.step) * grid.lowest for grid in each)
-    top, bottom = (127, -128) if lowest < 0 else (255, 0)
-    step = max(highest / top, lowest / bottom if bottom else 0.0)
-    return ActivationGrid(bottom, top, np.float32(step))
-
-
-def _with_integer_pools(network: IntegerNetwork) -> IntegerNetwork:
-    """Turn average pools between coded values into depthwise convolutions by 1 / window."""
-    known, readers = grids(network), network.consumers()
-    nodes: list[Node] = []
-    flat: dict[str, str] = {}  # names of what rounds vectors, which are images now
-    for node in network:
-        target = _single_activation(node, readers)
-        if (
-            isinstance(node, (AveragePool, GlobalAveragePool))
-            and known[node.inputs[0]]
-            and target
-            and getattr(node, "padding", "valid") == "valid"
-        ):
-            shape = network.shapes[node.inputs[0]]
-            size = node.size if isinstance(node, AveragePool) else shape[:2]
-            if len(network.shapes[node.name]) == 1:
-                flat[target.name] = f"{target.name}_image"
-            one = _identity(node.name, node.inputs[0], shape[2])
-            node = replace(
-                one,
-                weights=np.ones((*size, shape[2], 1), np.int16),
-                step=one.step / np.float32(np.prod(size)),
-                strides=node.strides if isinstance(node, AveragePool) else (1, 1),
-            )
-        if node.name in flat:
-            image = replace(node, name=flat[node.name])
-            shape = network.shapes[node.name]
-            nodes += [image, Reshape(name=node.name, inputs=(image.name,), shape=shape)]
-        else:
-            nodes.append(node)
-    return IntegerNetwork(tuple(nodes))
-
-
 def _with_kernels(
     network: IntegerNetwork,
     plane_limit: int,
@@ -337,7 +152,7 @@ def _with_kernels(
     library: str = "xnnpack",
     floats: bool = False,
 ) -> IntegerNetwork:
-    known, tail, by_name = grids(network), _tail(network), {n.name: n for n in network}
+    known, tail, by_name = grids(network), tail_of(network), {n.name: n for n in network}
     levels, of_signs = free_levels(network), signs(network)
     nodes: list[Node] = []
     for node in network:
@@ -387,16 +202,6 @@ def _without_int8(
     return IntegerNetwork(tuple(map(other, network)))
 
 
-def integer_merge(node: Node, known, readers) -> bool:
-    """Return whether an integer kernel computes with two coded inputs, rounded directly after."""
-    return (
-        isinstance(node, (Add, Subtract, Multiply))
-        and len(node.inputs) == 2
-        and all(known[name] for name in node.inputs)
-        and _single_activation(node, readers) is not None
-    )
-
-
 def _without_range(network: IntegerNetwork) -> list[str]:
     """Return the nodes on integer kernels whose output no activation rounds."""
     readers = network.consumers()
@@ -405,7 +210,7 @@ def _without_range(network: IntegerNetwork) -> list[str]:
         for node in network
         if isinstance(node, Weighted)
         and node.kernel == "int8"
-        and not _single_activation(node, readers)
+        and not single_activation(node, readers)
     ]
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from dlqat_tf._progress import steps
 from dlqat_tf.export.integer.binary import BinaryPart, binary_parts
 from dlqat_tf.export.integer.binary_forms import pads_zeros_apart
+from dlqat_tf.export.integer.grids import code_of, free_levels, grids, integer_merge
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import (
     Activation,
@@ -55,7 +56,6 @@ from dlqat_tf.export.integer.network import (
     output_shape,
     same_padding,
 )
-from dlqat_tf.export.integer.plan import code_of, free_levels, grids, integer_merge
 from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dlqat_tf.export import ExportError
+from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.network import (
     Activation,
     Add,
@@ -17,7 +18,7 @@ from dlqat_tf.export.integer.network import (
     ReLU,
     Reshape,
 )
-from dlqat_tf.export.integer.plan import grids, plan
+from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.quantizers import ActivationGrid
 
 IMAGES = Input(name="images", shape=(4, 4, 2))
