@@ -76,6 +76,7 @@ class Row:
         simulation_file: Percentage of equal decisions of integer simulation and file.
         keras_file: The same of the Keras model with the file's biases, and the file.
         trained_file: The same of the Keras model as trained, and the file.
+        ties: Percentage of the file's decisions between scores that are equal up to float rounding.
         failure: What went wrong, and at which step; empty where nothing did.
         environment: What it ran on.
         unfinished: The step that it is at; empty in the end.
@@ -93,6 +94,7 @@ class Row:
     simulation_file: float | None = None
     keras_file: float | None = None
     trained_file: float | None = None
+    ties: float | None = None
     failure: str = ""
     environment: dict = field(default_factory=dict)
     unfinished: str = ""
@@ -195,7 +197,9 @@ def _measure(taken: _Steps, network: Network, widths, steps: int, images: int, p
     proof = dlqat_tf.export.parity(snapped, path, unseen, classes, trained=model)
     agreement = proof.agreement
     taken.done(
-        "compared", **{pair: round(agreement[pair], 2) for pair in agreement if pair in vars(Row)}
+        "compared",
+        ties=round(proof.ties, 2),
+        **{pair: round(agreement[pair], 2) for pair in agreement if pair in vars(Row)},
     )
     if proof.first_diverging:
         raise ValueError(f"layer {proof.first_diverging} differs between simulation and file")
@@ -257,7 +261,7 @@ def _percent(value: float | None) -> str:
 _HEADINGS = (
     *("network", "widths", "layers", "quantize, s", "to_tflite, s", "parity, s", "MB of memory"),
     *("KB of file", "float MACs, %", "simulation = file", "snapped = file", "trained = file"),
-    *("commit", "failure"),
+    *("ties", "commit", "failure"),
 )
 
 
@@ -267,7 +271,7 @@ def _line(row: Row) -> str:
         *(row.network, row.widths, str(row.layers)),
         *(f"{each:.1f}" for each in (row.quantized, row.exported, row.compared)),
         *(str(row.megabytes), f"{row.bytes / 1000:.0f}", f"{row.float_share:.1f}"),
-        *map(_percent, (row.simulation_file, row.keras_file, row.trained_file)),
+        *map(_percent, (row.simulation_file, row.keras_file, row.trained_file, row.ties)),
         row.commit,
         failure.replace("|", "/"),
     )
@@ -288,7 +292,8 @@ def page(rows: list[Row], settings: Settings) -> str:
             f"Random weights, `quantize` with 64 images, {settings.steps} steps of training, "
             f"`to_tflite`, parity on {settings.images} other images: percent of equal decisions. "
             "Networks that have hardly been trained have no margins, so that a code of difference "
-            "turns many of their decisions. The machine was shared: its seconds are upper bounds.",
+            "turns many of their decisions; decisions between equal scores are ties. The machine "
+            "was shared: its seconds are upper bounds.",
             "",
             "| " + " | ".join(_HEADINGS) + " |",
             "|" + "---|" * len(_HEADINGS),

@@ -9,6 +9,8 @@ import numpy as np
 
 from dlqat_tf.export.integer.network import ExportError
 
+_ROUNDING = 1e-6  # of the largest score, for sums of floats in another order
+
 Labels = np.ndarray | Sequence | dict[str, np.ndarray] | None
 
 
@@ -27,12 +29,15 @@ class OutputParity:
         difference: Largest absolute difference of values between simulation and file, and between
             Keras models and file after several scores are centred and scaled to unit length per
             image (files drop the factor and offset that do not change the arg-max).
+        ties: Percentage of decisions between scores of the file that are equal up to the rounding
+            of float additions, 1e-6 of the largest: which of them wins is chance in all forms.
     """
 
     output: str
     top1: dict[str, float]
     agreement: dict[str, float]
     difference: dict[str, float]
+    ties: float = 0.0
 
 
 def compared(
@@ -78,6 +83,7 @@ def compared(
         top1=top1,
         agreement={f"{a}_{b}": 100.0 * float(np.mean(best[a] == best[b])) for a, b in pairs},
         difference=difference,
+        ties=100.0 * float(np.mean(_are_ties(values["file"], border))),
     )
 
 
@@ -121,6 +127,14 @@ def _decisions(values: np.ndarray, border: float) -> np.ndarray:
     """Return integers (images, decisions)."""
     best = values[..., 0] >= border if values.shape[-1] == 1 else values.argmax(-1)
     return np.reshape(best, (len(values), -1)).astype(np.int64)
+
+
+def _are_ties(values: np.ndarray, border: float) -> np.ndarray:
+    """Return bool (images, ...), whether the best score and the one after it are equal."""
+    if values.shape[-1] == 1:
+        values = np.concatenate([values, np.full_like(values, border)], axis=-1)
+    second, first = np.moveaxis(np.partition(values, -2, axis=-1)[..., -2:], -1, 0)
+    return first - second <= _ROUNDING * np.abs(values).max(axis=-1)
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:

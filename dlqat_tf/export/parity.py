@@ -71,6 +71,8 @@ class ParityReport(Report):
         other_constants: Constants of the file that are not those of the model: weights, scales or
             biases of another model.
         first_diverging: First layer with a differing value, or None.
+        ties: Percentage of the file's decisions between scores that are equal up to float rounding;
+            of several outputs that of the one that has most. Such decisions may differ.
         outputs: The same for each output.
     """
 
@@ -84,6 +86,7 @@ class ParityReport(Report):
     first_diverging: str | None
     other_constants: list[str] = field(default_factory=list)
     outputs: list[OutputParity] = field(default_factory=list)
+    ties: float = 0.0
 
     def failures(
         self,
@@ -112,7 +115,10 @@ class ParityReport(Report):
         for pair, bound in bounds.items():
             if self.agreement.get(pair, 100.0) < bound:
                 names = " and ".join(pair.split("_"))
-                found.append(f"{names} agree on {self.agreement[pair]:.2f} %, expected {bound} %")
+                ties = f"; {self.ties:.2f} % of the decisions are ties" if self.ties else ""
+                found.append(
+                    f"{names} agree on {self.agreement[pair]:.2f} %, expected {bound} %{ties}"
+                )
         if file_agreement == 100.0 and self.first_diverging:
             found.append(f"layer {self.first_diverging} differs between simulation and file")
         if self.other_constants:
@@ -161,6 +167,11 @@ class ParityReport(Report):
             summary,
             layers,
             f"first diverging layer: {self.first_diverging or 'none'}",
+            *(
+                [f"ties, whose scores in the file are equal: {self.ties:.2f} % of the decisions"]
+                if self.ties
+                else []
+            ),
             *([self._others()] if self.other_constants else []),
             *([f"top-1: {accuracy}"] if accuracy else []),
             f"kernels: {self.kernels}",
@@ -276,6 +287,7 @@ def parity(
         first_diverging=next((each.layer for each in layers if each.differing), None),
         other_constants=other_constants,
         outputs=outputs,
+        ties=max(each.ties for each in outputs),
     )
 
 

@@ -45,6 +45,15 @@ def test_a_decision_at_each_position():
         compared("map", forms(keras, file), PAIRS[:1], np.array([0, 1]), 0.0)
 
 
+def test_ties_are_scores_that_are_equal_up_to_rounding():
+    # Of the file's, and of the two best alone: 4 + 2^-20 is within 1e-6 of 4, 4 + 2^-16 is not.
+    file = [[4, 4, 0], [4, 4 + 2**-20, 0], [4, 4 + 2**-16, 0], [4, 0, 0], [0, 0, 0]]
+    found = compared("scores", forms(np.eye(5, 3), file), PAIRS[:1], None, 0.0)
+    assert found.ties == 60.0
+    score = np.float32([[0.5], [0.5 + 2**-23], [0.75], [0.0]])
+    assert compared("score", forms(score, score), PAIRS[:1], None, 0.5).ties == 50.0
+
+
 def test_labels_by_output():
     assert labels_of(None, ["a", "b"]) == [None, None]
     assert labels_of({"b": 1}, ["a", "b"]) == [None, 1]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import larq as lq
@@ -151,6 +152,7 @@ def test_a_difference_of_one_code_and_one_of_a_float(exported, tmp_path):
     path = tmp_path / "changed.tflite"
     path.write_bytes(flatbuffer.packed(content))
     result = parity(model, path, images_for(model, 8))
+    assert result.ties == 0
     found = {each.layer: each for each in result.layers if each.differing}
     assert found.keys() == {"second_residual", "head"}
     assert found["second_residual"].largest == 1
@@ -215,6 +217,12 @@ def test_bounds():
     )
     assert len(result.failures()) == 2
     assert result.failures(keras_agreement=98.0, accuracy=0.3) == []
+    assert not any("ties" in str(each) for each in (*result.failures(), *result.tables()))
+    result = dataclasses.replace(result, ties=0.5)
+    assert "agree on 99.00 %, expected 99.5 %; 0.50 % of the decisions are ties" in str(
+        result.failures()
+    )
+    assert "ties, whose scores in the file are equal: 0.50 % of the decisions" in result.tables()
 
 
 @pytest.mark.parametrize("function", [census, lambda path: parity(small_network(), path, None)])
