@@ -20,7 +20,7 @@ from dlqat_tf.convert.weights import projection, set_norm, started
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
-from dlqat_tf.quantizers import CGPACT, ActivationQuantizer, SymmetricWeights
+from dlqat_tf.quantizers import ActivationQuantizer, SymmetricWeights
 from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
 
 _layers = tf.keras.layers
@@ -223,7 +223,7 @@ class Builder:
         measured = self._run_source(data, rounding)
         for place, made in steps("range", rounding.items()):
             values = np.concatenate(measured.samples[place])
-            if isinstance(made, CGPACT):
+            if made.range_of_images is not None:
                 measured.ranges[made.name] = set_range(made, values)
             else:  # what starts from the first batch of training
                 made(values, training=True)
@@ -249,7 +249,7 @@ class Builder:
             for made in terms:
                 least = widest / _WIDEST_SUM * made.highest
                 if measured.ranges[made.name] < least:
-                    made.alpha.assign(least)
+                    made.range_of_images.assign(least)
                     measured.ranges[made.name] = least
 
     def _settle(self, data: Data) -> str:

@@ -114,17 +114,31 @@ class ABCNetActivations(ActivationQuantizer):
     r"""ABC-Net's activation quantizer in place of a ReLU: binary, shifted, with trained factors.
 
     .. math::
-        y = \sum_n \beta_n A_n, \qquad A_n = \operatorname{sign}(x + v_n - 1/2) \\
-        \partial y / \partial x = \sum_n \beta_n 1[0 \le x + v_n \le 1], \qquad
-        \partial y / \partial v_n = \beta_n 1[0 \le x + v_n \le 1], \qquad
-        \partial y / \partial \beta_n = A_n
+        y = \alpha \sum_n \beta_n B_n, \qquad
+        B_n = [\operatorname{clip}(x / \alpha + v_n, 0, 1) > 1/2], \qquad
+        \chi_n = [0 \le x / \alpha + v_n \le 1] \\
+        \frac{\partial y}{\partial x} = \sum_n \beta_n \chi_n, \qquad
+        \frac{\partial y}{\partial v_n} = g \alpha \beta_n \chi_n, \qquad
+        \frac{\partial y}{\partial \beta_n} = g \alpha B_n, \qquad
+        g = 1 / \sqrt{N}
 
-    with sign(0) = -1. Shifts v start evenly inside (-1, 1) and factors at 1 / N for N of
-    them, which the paper leaves open; both are trained, and factors stay at or above 1e-6. 32 bits
-    are a ReLU.
+    The paper has :math:`A_n = 2 B_n - 1`, which is the same up to a constant. The batch norm after
+    a convolution takes a constant away, but in a network whose shortcuts pass activations on, as
+    those after a ReLU do, it would move what every later quantizer sees; so zero is zero here. With
+    it the gradient is as large as the steps are: for :math:`A_n` that of the clip is half of it,
+    which 17 layers in a row make a thousandth.
+
+    The paper's activations are bounded by 1. Those of a network that was trained without bounds
+    are in units of :math:`\alpha`, which starts from images, as trained ranges do, and is not
+    trained; elsewhere it is 1. In these units, M shifts and factors start as the rounding of
+    :math:`\operatorname{clip}(x, 0, 1)` to M + 1 even levels, :math:`v_n = 1/2 - (n - 1/2) / M`
+    and :math:`\beta_n = 1 / M`, which the paper leaves open. Both are trained, and factors stay at
+    or above 1e-6. Each is one number for the N features of an image, so its gradient is scaled as
+    that of LSQ's step (arXiv 1902.08153); as the sum over all of them it moved thresholds by their
+    distance within a few steps. 32 bits are a ReLU.
 
     Args:
-        bits: Number of binary activations, 1 to 5, or 32.
+        bits: M, the number of binary activations, 1 to 5, or 32.
 
     Raises:
         ValueError: ``bits`` is anything else.
@@ -132,30 +146,53 @@ class ABCNetActivations(ActivationQuantizer):
 
     def __init__(self, bits: int = 1, **kwargs):
         super().__init__(check_widths("ABC-Net of activations", bits, _WIDTHS), **kwargs)
-        self.shifts = self.factors = None
+        self.shifts = self.factors = self.alpha = None
 
     def build(self, input_shape):
         if self.bits != 32:
-            settings = dict(
-                shape=(self.bits,), dtype=tf.float32, trainable=True, experimental_autocast=False
-            )
-            start = np.linspace(-1, 1, self.bits + 2)[1:-1]
+            settings = dict(dtype=tf.float32, experimental_autocast=False)
+            trained = dict(shape=(self.bits,), trainable=True, **settings)
             constant = tf.keras.initializers.Constant
-            self.shifts = self.add_weight("shifts", initializer=constant(start), **settings)
+            thresholds = (np.arange(self.bits) + 0.5) / self.bits
+            self.shifts = self.add_weight(
+                "shifts", initializer=constant(0.5 - thresholds), **trained
+            )
             self.factors = self.add_weight(
                 "factors",
                 initializer=constant(1 / self.bits),
                 constraint=AtLeast(SMALLEST),
-                **settings,
+                **trained,
+            )
+            self.alpha = self.add_weight(
+                "alpha", shape=(), trainable=False, initializer="ones", **settings
             )
         super().build(input_shape)
+
+    @property
+    def range_of_images(self):
+        return self.alpha
+
+    @property
+    def lowest(self) -> int:
+        """Lowest of the codes that it starts with."""
+        return 0
+
+    @property
+    def highest(self) -> int:
+        """Highest of the codes that it starts with."""
+        return self.bits
 
     def quantize(self, values, training=None):
         if self.bits == 32:
             return tf.nn.relu(values)
-        shifts = tf.unstack(tf.convert_to_tensor(self.shifts))
-        factors = tf.unstack(positive(tf.convert_to_tensor(self.factors)))
-        return weighted_sum([_binary(values, shift) for shift in shifts], factors)
+        features = tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
+        slope = tf.math.rsqrt(tf.cast(features, tf.float32))
+        alpha = tf.convert_to_tensor(self.alpha)
+        shifts, factors = (
+            _with_slope(tf.convert_to_tensor(each), slope) for each in (self.shifts, self.factors)
+        )
+        bases = [_binary(values, shift, alpha) for shift in tf.unstack(shifts)]
+        return weighted_sum(bases, tf.unstack(alpha * positive(factors)))
 
     def grid(self):
         self._rounds(self.shifts is not None)
@@ -163,26 +200,37 @@ class ABCNetActivations(ActivationQuantizer):
 
     def planes(self) -> ActivationPlanes:
         self._rounds(self.shifts is not None)
-        thresholds = np.float32(0.5) - np.asarray(tf.convert_to_tensor(self.shifts))
+        alpha = tf.convert_to_tensor(self.alpha)
+        thresholds = (alpha * (0.5 - tf.convert_to_tensor(self.shifts))).numpy()
         ascending = np.sort(thresholds)
         # Between the n-th and the next threshold those are passed that are at most the n-th.
         passed = thresholds[:, None] <= np.concatenate([[-np.inf], ascending])[None, :]
-        scales = positive(tf.convert_to_tensor(self.factors)).numpy()
-        return ActivationPlanes(ascending, np.where(passed, 1, -1).astype(np.int8), scales)
+        scales = (alpha * positive(tf.convert_to_tensor(self.factors))).numpy()
+        return ActivationPlanes(ascending, passed.astype(np.int8), scales)
 
 
-def _binary(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+def _with_slope(number: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
+    """Return a number as it is, with a derivative other than 1."""
+
+    @tf.custom_gradient
+    def replace(number):
+        return tf.identity(number), lambda upstream: upstream * slope
+
+    return replace(number)
+
+
+def _binary(x: tf.Tensor, shift: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     """Return one shifted binary activation, with gradients by the values and the shift."""
 
     @tf.custom_gradient
     def binary(x, shift):
         def gradient(upstream):
-            moved = tf.stop_gradient(x + shift)
+            moved = tf.stop_gradient(x / alpha + shift)
             inside = tf.logical_and(moved >= 0, moved <= 1)
             passed = tf.where(inside, upstream, tf.zeros_like(upstream))
-            return passed, tf.reduce_sum(passed)
+            return passed / alpha, tf.reduce_sum(passed)
 
-        # Against the threshold, as files compare it: x + shift would be rounded.
-        return -signs(tf.stop_gradient((0.5 - shift) - x)), gradient
+        # Against the threshold, as files compare it: x / alpha + shift would be rounded.
+        return 0.5 - 0.5 * signs(tf.stop_gradient(alpha * (0.5 - shift) - x)), gradient
 
     return binary(x, shift)

@@ -252,6 +252,14 @@ class ActivationQuantizer(_Quantizer):
         """The variable that the step is times a number, and that number; None for a fixed step."""
         return None
 
+    @property
+    def range_of_images(self) -> tf.Variable | None:
+        """The range that starts where it loses least on images; None where there is none.
+
+        One that has it also has the ``lowest`` and ``highest`` of its codes.
+        """
+        return None
+
     def grid(self) -> ActivationGrid:
         """Return the integers behind the outputs.
 

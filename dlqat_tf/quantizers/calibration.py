@@ -1,4 +1,4 @@
-"""Where a trainable activation range starts when a float network is about to be quantized."""
+"""Where an activation range starts when a float network is about to be quantized."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._progress import progress, say, steps
+from dlqat_tf.quantizers.base import ActivationQuantizer
 from dlqat_tf.quantizers.input import InputQuantizer
-from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
+from dlqat_tf.quantizers.pact import ALPHA_MINIMUM
 from dlqat_tf.quantizers.wrapped import unwrapped
 
 SAMPLE = 200_000  # values per layer: the optimum moves by less than a percent with more
@@ -50,7 +51,7 @@ def optimal_range(values: np.ndarray, lowest: int, highest: int) -> float:
 def calibrate(
     model: tf.keras.Model, reference: tf.keras.Model, images: np.ndarray, *, trained: bool = True
 ) -> dict[str, float]:
-    """Set the range of every CG-PACT and PACT of ``model`` from a float twin's activations.
+    """Set the range of every quantizer of ``model`` that has one from a float twin's activations.
 
     Args:
         model: Network whose ranges are set.
@@ -68,9 +69,10 @@ def calibrate(
     """
     quantizers = {}  # by the layer that they are, or whose output they round
     for layer in model.layers:
-        quantizer = layer if isinstance(layer, CGPACT) else unwrapped(layer).output_quantizer
+        is_itself = isinstance(layer, ActivationQuantizer)
+        quantizer = layer if is_itself else unwrapped(layer).output_quantizer
         is_known = isinstance(quantizer, InputQuantizer) and quantizer.preprocessing is not None
-        if quantizer is not None and quantizer.bits != 32 and not is_known:
+        if quantizer is not None and quantizer.range_of_images is not None and not is_known:
             quantizers[layer] = quantizer
     if not quantizers:
         return {}
@@ -113,8 +115,8 @@ def subsample(values: np.ndarray, count: int, generator: np.random.Generator) ->
     return generator.choice(values, count, replace=False) if values.size > count else values
 
 
-def set_range(layer: CGPACT, values: np.ndarray) -> float:
+def set_range(layer: ActivationQuantizer, values: np.ndarray) -> float:
     """Set the range of one quantizer by what it is to round, and return it."""
     alpha = max(optimal_range(values, layer.lowest, layer.highest), ALPHA_MINIMUM)
-    layer.alpha.assign(alpha)
+    layer.range_of_images.assign(alpha)
     return alpha

@@ -1,4 +1,4 @@
-"""DoReFa-Net: weights by tanh, activations on [0, 1].
+"""DoReFa-Net: weights by tanh, activations on a fixed range.
 
 Zhou et al., "DoReFa-Net: Training low bitwidth convolutional neural networks with low bitwidth
 gradients" (arXiv 1606.06160). The gradients' own quantization is not part of this.
@@ -10,15 +10,10 @@ import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
 
-from dlqat_tf.quantizers.base import (
-    ActivationGrid,
-    ActivationQuantizer,
-    WeightGrid,
-    WeightQuantizer,
-    check_bits,
-)
+from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.pact import CGPACT
 from dlqat_tf.quantizers.sat import SATWeights, sat_weights
-from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, signs, straight_through
+from dlqat_tf.quantizers.ste import signs, straight_through
 
 
 def _mean(kernel: tf.Tensor) -> tf.Tensor:
@@ -80,32 +75,30 @@ class DoReFaWeights(WeightQuantizer):
 
 @register_alias("dorefa_activations")
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
-class DoReFaActivations(ActivationQuantizer):
-    r"""DoReFa-Net's activation quantizer, on the fixed range from 0 to 1.
+class DoReFaActivations(CGPACT):
+    r"""DoReFa-Net's activation quantizer, on a range that is not trained.
 
     .. math::
-        y = \operatorname{rne}(\operatorname{clip}(x, 0, 1) R) / R, \quad R = 2^b - 1, \qquad
-        \partial y / \partial x = 1 \text{ if } 0 < x \le 1 \text{, else } 0
+        y = \alpha \operatorname{rne}(\operatorname{clip}(x / \alpha, 0, 1) R) / R, \quad R = 2^b - 1,
+        \qquad \partial y / \partial x = 1 \text{ if } 0 < x \le \alpha \text{, else } 0
 
-    Batch norm before it has to keep the activations there. 32 bits are a ReLU.
+    The paper's range is from 0 to 1, as is this one's, :math:`\alpha = 1`, in a network that is
+    made so. One that was trained in float has features of another size: there :math:`\alpha`
+    starts from images, as ranges that are trained do, and stays. That is the paper's rounding in
+    the same network with each batch norm divided by its :math:`\alpha`. 32 bits are a ReLU.
 
     Args:
         bits: 1 to 8, or 32.
+        alpha_init: The range where no images set it.
 
     Raises:
-        ValueError: ``bits`` is anything else.
+        ValueError: ``bits`` is anything else, or ``alpha_init`` is no finite number of at least
+            0.001.
     """
 
-    def __init__(self, bits: int = 2, **kwargs):
-        super().__init__(check_bits(bits), **kwargs)
+    def __init__(self, bits: int = 2, alpha_init: float = 1.0, **kwargs):
+        super().__init__(bits, alpha_init, **kwargs)
 
-    def quantize(self, values, training=None):
-        if self.bits == 32:
-            return tf.nn.relu(values)
-        fused = not tf.is_tensor(training) and bool(training)
-        return clip_and_round(values, tf.ones(()), self.bits, fused=fused)
-
-    def grid(self) -> ActivationGrid:
-        self._rounds()
-        highest = 2**self.bits - 1
-        return ActivationGrid(0, highest, divide_exactly(tf.ones(()), highest).numpy())
+    @property
+    def alpha_settings(self):
+        return {**super().alpha_settings, "trainable": False, "constraint": None}

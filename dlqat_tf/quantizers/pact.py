@@ -127,6 +127,10 @@ class CGPACT(ActivationQuantizer):
         return not self.signed
 
     @property
+    def range_of_images(self):
+        return self.alpha
+
+    @property
     def scaled_step(self):
         return None if self.alpha is None else (self.alpha, self.highest)
 

@@ -57,22 +57,53 @@ def made(shifts, factors):
 
 def test_activations_by_hand():
     quantizer, x = made([0, 1], [1, 2]), tf.constant([-1.0, 0.0, 1.0])
-    variables = [x, quantizer.shifts, quantizer.factors]
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = quantizer(x)
-    np.testing.assert_array_equal(y, [-3, 1, 3])
-    by_x, by_shifts, by_factors = tape.gradient(y, variables)
-    np.testing.assert_array_equal(by_x, [2, 3, 1])
-    np.testing.assert_array_equal(by_shifts, [2, 4])
-    np.testing.assert_array_equal(by_factors, [-1, 1])
+    for alpha in (1.0, 2.0):  # in units of which everything is
+        quantizer.alpha.assign(alpha)
+        with tf.GradientTape() as tape:
+            scaled = alpha * x
+            tape.watch(scaled)
+            y = quantizer(scaled)
+        np.testing.assert_array_equal(y, alpha * np.float32([-3, 1, 3]))
+        variables = [scaled, quantizer.shifts, quantizer.factors]
+        by_x, by_shifts, by_factors = tape.gradient(y, variables)
+        np.testing.assert_array_equal(by_x, [4, 6, 2])
+        np.testing.assert_array_equal(by_shifts, alpha * np.float32([4, 8]))
+        np.testing.assert_array_equal(by_factors, alpha * np.float32([-1, 1]))
 
 
-def test_where_activations_start():
-    quantizer = ABCNetActivations(3)
-    quantizer.build((None, 1))
-    np.testing.assert_allclose(quantizer.shifts, [-0.5, 0, 0.5], 1e-6)
-    np.testing.assert_allclose(quantizer.factors, [1 / 3] * 3, 1e-6)
+def test_activations_start_as_even_rounding():
+    quantizer = ABCNetActivations(2)
+    x = np.float32([-1, 0.2, 0.3, 0.7, 0.8, 2])
+    np.testing.assert_allclose(quantizer(x), np.float32([0, 0, 1, 1, 2, 2]) / 2 - 0.5, 1e-6, 1e-7)
+    np.testing.assert_allclose(quantizer.shifts, [0.25, -0.25])
+    assert [weight.name for weight in quantizer.trainable_weights] == ["shifts:0", "factors:0"]
+    # an identity between, and not half of one
+    _, gradient = gradient_of(quantizer, [-0.3, -0.1, 0.5, 1.1, 1.3])
+    np.testing.assert_array_equal(gradient, [0, 0.5, 1, 0.5, 0])
+
+
+def chain(make, blocks=6):
+    """Residual blocks of activations that are four times as large as the bound."""
+    tf.keras.utils.set_random_seed(0)
+    x = inputs = tf.keras.Input((8,))
+    for _ in range(blocks):
+        branch = make()(tf.keras.layers.BatchNormalization()(tf.keras.layers.Dense(32)(x)))
+        branch = tf.keras.layers.BatchNormalization(gamma_initializer="ones")(
+            tf.keras.layers.Dense(32)(branch)
+        )
+        x = make()(branch if x is inputs else tf.keras.layers.Add()([x, branch]))
+    return tf.keras.Model(inputs, tf.keras.layers.Dense(1)(x))
+
+
+def test_deep_networks_of_activations_learn():
+    images = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
+    target = np.sin(images[:, :1]) * images[:, 1:2]
+    losses = {}
+    reference = chain(lambda: tf.keras.layers.ReLU())
+    for name, make in dict(pact=lambda: CGPACT(2), abcnet=lambda: ABCNetActivations(2)).items():
+        model = chain(make)
+        model.set_weights
+    assert losses
 
 
 @settings(max_examples=10, deadline=None)
