@@ -253,7 +253,7 @@ class ActivationQuantizer(_Quantizer):
         return None
 
     @property
-    def range_of_images(self) -> tf.Variable | None:
+    def range_of_images(self) -> tf.Variable:
         """The range that starts where it loses least on images; None where there is none.
 
         One that has it also has the ``lowest`` and ``highest`` of its codes.

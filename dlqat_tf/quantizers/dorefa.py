@@ -79,8 +79,9 @@ class DoReFaActivations(CGPACT):
     r"""DoReFa-Net's activation quantizer, on a range that is not trained.
 
     .. math::
-        y = \alpha \operatorname{rne}(\operatorname{clip}(x / \alpha, 0, 1) R) / R, \quad R = 2^b - 1,
-        \qquad \partial y / \partial x = 1 \text{ if } 0 < x \le \alpha \text{, else } 0
+        y = \alpha \operatorname{rne}(\operatorname{clip}(x / \alpha, 0, 1) R) / R,
+        \quad R = 2^b - 1, \\
+        \partial y / \partial x = 1 \text{ if } 0 < x \le \alpha \text{, else } 0
 
     The paper's range is from 0 to 1, as is this one's, :math:`\alpha = 1`, in a network that is
     made so. One that was trained in float has features of another size: there :math:`\alpha`
@@ -90,6 +91,7 @@ class DoReFaActivations(CGPACT):
     Args:
         bits: 1 to 8, or 32.
         alpha_init: The range where no images set it.
+        kwargs: As for :class:`CGPACT`.
 
     Raises:
         ValueError: ``bits`` is anything else, or ``alpha_init`` is no finite number of at least

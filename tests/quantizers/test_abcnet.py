@@ -55,55 +55,29 @@ def made(shifts, factors):
     return quantizer
 
 
-def test_activations_by_hand():
-    quantizer, x = made([0, 1], [1, 2]), tf.constant([-1.0, 0.0, 1.0])
-    for alpha in (1.0, 2.0):  # in units of which everything is
-        quantizer.alpha.assign(alpha)
-        with tf.GradientTape() as tape:
-            scaled = alpha * x
-            tape.watch(scaled)
-            y = quantizer(scaled)
-        np.testing.assert_array_equal(y, alpha * np.float32([-3, 1, 3]))
-        variables = [scaled, quantizer.shifts, quantizer.factors]
-        by_x, by_shifts, by_factors = tape.gradient(y, variables)
-        np.testing.assert_array_equal(by_x, [4, 6, 2])
-        np.testing.assert_array_equal(by_shifts, alpha * np.float32([4, 8]))
-        np.testing.assert_array_equal(by_factors, alpha * np.float32([-1, 1]))
+@pytest.mark.parametrize("alpha", [1.0, 2.0])  # in units of which everything is
+def test_activations_by_hand(alpha):
+    quantizer, x = made([0, 1], [1, 2]), alpha * tf.constant([[-1.0, 0.0, 1.0, 4.0]])
+    quantizer.alpha.assign(alpha)
+    variables = [x, quantizer.shifts, quantizer.factors]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = quantizer(x)
+    np.testing.assert_array_equal(y, alpha * np.float32([[0, 2, 3, 3]]))
+    by_x, by_shifts, by_factors = tape.gradient(y, variables)
+    np.testing.assert_array_equal(by_x, [[2, 3, 1, 0]])
+    # of four features: half of the sum
+    np.testing.assert_array_equal(by_shifts, alpha * np.float32([1, 2]))
+    np.testing.assert_array_equal(by_factors, alpha * np.float32([1, 1.5]))
 
 
 def test_activations_start_as_even_rounding():
-    quantizer = ABCNetActivations(2)
-    x = np.float32([-1, 0.2, 0.3, 0.7, 0.8, 2])
-    np.testing.assert_allclose(quantizer(x), np.float32([0, 0, 1, 1, 2, 2]) / 2 - 0.5, 1e-6, 1e-7)
-    np.testing.assert_allclose(quantizer.shifts, [0.25, -0.25])
-    assert [weight.name for weight in quantizer.trainable_weights] == ["shifts:0", "factors:0"]
-    # an identity between, and not half of one
-    _, gradient = gradient_of(quantizer, [-0.3, -0.1, 0.5, 1.1, 1.3])
-    np.testing.assert_array_equal(gradient, [0, 0.5, 1, 0.5, 0])
-
-
-def chain(make, blocks=6):
-    """Residual blocks of activations that are four times as large as the bound."""
-    tf.keras.utils.set_random_seed(0)
-    x = inputs = tf.keras.Input((8,))
-    for _ in range(blocks):
-        branch = make()(tf.keras.layers.BatchNormalization()(tf.keras.layers.Dense(32)(x)))
-        branch = tf.keras.layers.BatchNormalization(gamma_initializer="ones")(
-            tf.keras.layers.Dense(32)(branch)
-        )
-        x = make()(branch if x is inputs else tf.keras.layers.Add()([x, branch]))
-    return tf.keras.Model(inputs, tf.keras.layers.Dense(1)(x))
-
-
-def test_deep_networks_of_activations_learn():
-    images = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
-    target = np.sin(images[:, :1]) * images[:, 1:2]
-    losses = {}
-    reference = chain(lambda: tf.keras.layers.ReLU())
-    for name, make in dict(pact=lambda: CGPACT(2), abcnet=lambda: ABCNetActivations(2)).items():
-        model = chain(make)
-        model.set_weights
-    assert losses
+    quantizer, x = ABCNetActivations(2), np.float32([-1, 0.2, 0.3, 0.7, 0.8, 2])
+    values, gradient = gradient_of(quantizer, x)
+    np.testing.assert_array_equal(values, [0, 0, 0.5, 0.5, 1, 1])
+    np.testing.assert_array_equal(gradient, [0, 0.5, 1, 1, 0.5, 0])
+    np.testing.assert_array_equal(quantizer.shifts, [0.25, -0.25])
+    assert len(quantizer.trainable_weights) == 2  # and not alpha
 
 
 @settings(max_examples=10, deadline=None)
@@ -118,7 +92,7 @@ def test_deep_networks_of_activations_learn():
 def test_planes_say_what_is_computed(x, pairs):
     quantizer, x = made(*zip(*pairs, strict=True)), np.float32(x)
     planes = quantizer.planes()
-    assert planes.signed
+    assert not planes.signed
     index = np.searchsorted(planes.thresholds, x, side="left")
     values = quantizer(tf.constant(x)).numpy()
     np.testing.assert_array_equal(planes.values[index], values)
@@ -139,7 +113,7 @@ def test_it_is_in_the_file_and_a_run_goes_on(tmp_path):
     for one, other in zip(loaded.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, 1e-5, 1e-6)
     trained = loaded.layers[3]
-    assert np.any(trained.shifts != np.float32([-1 / 3, 1 / 3]))
+    assert np.any(trained.shifts != np.float32([0.25, -0.25]))
     assert np.all(trained.factors.numpy() > 0)
 
 

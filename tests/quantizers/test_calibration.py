@@ -79,3 +79,30 @@ def test_untrained_reference_uses_the_statistics_of_the_images():
     images = np.array([[-1.0], [1.0]], np.float32)
     assert calibrate(model, reference, images, trained=False)["act"] == pytest.approx(1, rel=0.05)
     assert calibrate(model, reference, images, trained=True)["act"] == pytest.approx(100, rel=0.05)
+
+
+def chain(make, blocks=8):
+    """A regression by residual blocks whose norms make activations of size 4, each rounded."""
+    tf.keras.utils.set_random_seed(0)
+    layers = tf.keras.layers
+    x = inputs = tf.keras.Input((8,))
+    for number in range(blocks + 1):
+        norm = layers.BatchNormalization(gamma_initializer=tf.keras.initializers.Constant(4.0))
+        branch = norm(layers.Dense(16)(x))
+        x = make(name=f"act_{number}")(layers.Add()([x, branch]) if number else branch)
+    return tf.keras.Model(inputs, layers.Dense(1)(layers.BatchNormalization()(x)))
+
+
+@pytest.mark.parametrize(
+    "quantizer", [dlqat_tf.PACT, dlqat_tf.DoReFaActivations, dlqat_tf.ABCNetActivations]
+)
+def test_deep_networks_whose_activations_start_from_images_learn(quantizer):
+    x = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
+    y = np.abs(x[:, :1]) - x[:, 1:2]
+    y = (y - y.mean()) / y.std()
+    model = chain(lambda name: quantizer(2, name=name))
+    assert len(calibrate(model, chain(tf.keras.layers.ReLU), x, trained=False)) == 9
+    model.compile(tf.keras.optimizers.SGD(0.01, 0.9), "mse")
+    losses = model.fit(x, y, 64, 30, verbose=0, shuffle=False).history["loss"]
+    # Clipped to [0, 1], or with half of the gradient a layer, 0.8 and more were left.
+    assert np.mean(losses[-5:]) < 0.6

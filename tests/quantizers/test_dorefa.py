@@ -36,8 +36,13 @@ def test_activations_by_hand():
     values, gradient = gradient_of(DoReFaActivations(2), [-1.0, 0.2, 0.6, 1.0, 1.4])
     np.testing.assert_allclose(values, [0, 1 / 3, 2 / 3, 1, 1], 1e-6)
     np.testing.assert_array_equal(gradient, [0, 1, 1, 1, 0])
-    grid = DoReFaActivations(2).grid()
+    quantizer = DoReFaActivations(2)
+    quantizer(W)
+    grid = quantizer.grid()
     assert (grid.lowest, grid.highest, grid.step) == (0, 3, np.float32(1 / 3))
+    assert quantizer.trainable_weights == []
+    quantizer.alpha.assign(3.0)
+    np.testing.assert_array_equal(quantizer([-1.0, 0.4, 0.6, 2.4, 5.0]), [0, 0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("training", [False, True])

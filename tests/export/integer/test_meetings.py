@@ -19,6 +19,7 @@ from dlqat_tf.export.integer.network import (
 from dlqat_tf.quantizers import (
     CGPACT,
     ActivationGrid,
+    ActivationQuantizer,
     DoReFaActivations,
     DSQActivations,
     HAWQActivations,
@@ -199,6 +200,7 @@ def test_what_was_found_is_found_again(drawn):
     [
         CGPACT(3),
         CGPACT(4, signed=True),
+        DoReFaActivations(2),
         LSQActivations(3),
         HAWQActivations(3),
         DSQActivations(3),
@@ -212,5 +214,5 @@ def test_quantizers_say_what_their_step_is_part_of(quantizer):
 
 
 def test_a_step_that_the_method_fixes_has_no_variable():
-    assert DoReFaActivations(2).scaled_step is None
+    assert ActivationQuantizer(2).scaled_step is None
     assert CGPACT(32).scaled_step is None
