@@ -430,9 +430,9 @@ class Network:
         image = self.image_of(origin)
         if reader.role == "norm" and image and not self.taken[image].is_known:
             return False  # measurements are brought to one scale before they are rounded
-        if reader.role == "function":
-            return self._wanted(reader)  # a table of codes, between two grids
-        if reader.role == "kept":
+        if reader.role == "function" and self._wanted(reader):
+            return True  # a table of codes, between two grids
+        if reader.role in ("function", "kept"):
             # It takes float values; kernels on integers end on a grid wherever one follows, and
             # pixels that are prepared are looked up.
             is_kernel = origin.role in ("weighted", "norm") and self._rounded_after(reader)

@@ -202,6 +202,19 @@ def test_layers_without_a_quantized_form_stay_float():
     np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [2, 8])
+def test_functions_before_a_relu_stay_float_behind_a_quantizer(bits):
+    """The kernel before them ends on a grid; there is one after them, the ReLU's."""
+    inputs = tf.keras.Input((4, 4, 3), name="images")
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, name="conv")(inputs))
+    x = layers.Activation("tanh", name="tanh")(layers.LeakyReLU(name="leaky")(x))
+    x = layers.GlobalAveragePooling2D()(layers.ReLU(name="relu")(x))
+    model, _ = quantize(Model(inputs, layers.Dense(3, name="last")(x)), 1, bits)
+    places = [layer.name for layer in model.layers if isinstance(layer, CGPACT)]
+    assert places == ["norm_residual", "relu"]
+    plan(lower(model))  # knows all ranges
+
+
 def test_quantized_and_subclassed_models_are_refused():
     class Own(Model):
         def call(self, x):

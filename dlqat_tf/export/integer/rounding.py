@@ -93,12 +93,15 @@ class Micro:
 
     def sloped(self, value: Sloped, grid: ActivationGrid) -> np.ndarray:
         """Return the integers of a function of two slopes before they are clipped."""
-        codes, ratio = value.codes.astype(np.int64), float(value.source.step) / float(grid.step)
-        above = _multiplied(codes, ratio, _halves_away)
-        # In this order, of double precision, as the kernel computes it.
-        ratio = float(value.source.step) * float(value.step) / float(grid.step)
-        below = _multiplied(codes * value.slopes, ratio, _halves_away)
+        codes, (above, below) = value.codes.astype(np.int64), self._ratios(value, grid)
+        above = _multiplied(codes, above, _halves_away)
+        below = _multiplied(codes * value.slopes, below, _halves_away)
         return np.where(codes >= 0, above, below)
+
+    def _ratios(self, value: Sloped, grid: ActivationGrid) -> tuple[float, float]:
+        """Return what codes, and codes times slopes, are multiplied by, in the kernel's order."""
+        source, slope, target = map(float, (value.source.step, value.step, grid.step))
+        return source / target, source * slope / target
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         """Return the integers of float32 values before they are clipped."""
@@ -115,7 +118,7 @@ class BuiltIn(Micro):
 
     Products round half up the second time too; quotients are products with the reciprocal of the
     step, and round half to even. Codes become floats with their zero point, which is taken off
-    afterwards.
+    afterwards. Ratios of a function of two slopes are float32.
     """
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
@@ -123,6 +126,10 @@ class BuiltIn(Micro):
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         return np.rint(values * (np.float32(1) / grid.step))
+
+    def _ratios(self, value: Sloped, grid: ActivationGrid) -> tuple[float, float]:
+        source, slope, target = map(np.float32, (value.source.step, value.step, grid.step))
+        return float(source / target), float(source * slope / target)
 
     def floats(self, codes: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         zero_point = np.float32(127 - grid.highest)

@@ -21,7 +21,7 @@ from dlqat_tf.export.integer.network import (
     Node,
     PReLU,
 )
-from dlqat_tf.export.integer.rounding import Micro, Sloped
+from dlqat_tf.export.integer.rounding import BuiltIn, Micro, Sloped
 from dlqat_tf.quantizers import ActivationGrid
 
 _layers = tf.keras.layers
@@ -110,16 +110,17 @@ def _suits(
     target: ActivationGrid,
     from_zero: bool = False,
 ) -> np.ndarray:
-    """Return for which codes of slopes the kernel rounds all inputs on one side as float32 does."""
+    """Return for which codes of slopes all kernels round inputs on one side as float32 does."""
     slopes = np.asarray(slopes, np.int64)
     ends = (0, source.highest + 1) if from_zero else (source.lowest, 0)
     codes = np.arange(*ends)[:, None]
     values = np.float32(codes) * source.step * np.float32(slopes * step)
     expected = np.rint(values * (np.float32(1) / target.step))
     ones = np.ones_like(slopes)
-    rounded = Micro().sloped(Sloped(codes, source, ones if from_zero else slopes, step), target)
+    value = Sloped(codes, source, ones if from_zero else slopes, np.float32(step))
     ends = target.lowest, target.highest
-    return np.all(np.clip(rounded, *ends) == np.clip(expected, *ends), axis=0)
+    every = [np.clip(kernels.sloped(value, target), *ends) for kernels in (Micro(), BuiltIn())]
+    return np.all(every == np.clip(expected, *ends), axis=(0, 1))
 
 
 def with_slopes(network: IntegerNetwork, grids: Callable) -> IntegerNetwork:

@@ -163,7 +163,14 @@ def test_products_of_kernels(runtime, kind):
 
 @EACH_RUNTIME
 @pytest.mark.parametrize(
-    "steps", [(0.5, 0.25 / 127, 0.5), (0.3, 0.1 / 127, 0.17), (0.2, 0.02, 0.05), (0.07, 0.01, 0.9)]
+    "steps",
+    [
+        (0.5, 0.25 / 127, 0.5),
+        (0.3, 0.1 / 127, 0.17),
+        (0.2, 0.02, 0.05),
+        (0.07, 0.01, 0.9),
+        (0.019819258, 0.001, 0.020027881),  # 48 times their ratio is 47.5, in float32
+    ],
 )
 def test_slopes_of_all_pairs(runtime, steps):
     """Each code times each slope's: two roundings, halves away from zero the second time."""
