@@ -83,6 +83,12 @@ def tensors_of(call) -> list:
     return tf.nest.flatten(call.keras_inputs)
 
 
+def reads_mask(call) -> bool:
+    """Return whether a layer's call leaves out what a mask of the layers before it says."""
+    masks = (getattr(tensor, "_keras_mask", None) for tensor in tensors_of(call))
+    return call.layer._expects_mask_arg and any(mask is not None for mask in masks)
+
+
 def apply(call, layer, tensors: list, **keywords) -> list:
     """Call ``layer`` on other tensors, as a call of a graph was made.
 

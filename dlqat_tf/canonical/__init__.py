@@ -25,7 +25,7 @@ from dlqat_tf.canonical.layers import (
 )
 from dlqat_tf.canonical.operators import OPERATORS
 from dlqat_tf.canonical.part import BACK, Part
-from dlqat_tf.graph import tensors_of
+from dlqat_tf.graph import reads_mask
 
 __all__ = [
     "AUGMENTATIONS",
@@ -70,8 +70,7 @@ class StandardLayers:
         rules = [rule for rule in rules if rule is not None]
         if not rules or getattr(node.layer, "data_format", "channels_last") != "channels_last":
             return None
-        masks = (getattr(tensor, "_keras_mask", None) for tensor in tensors_of(node))
-        if node.layer._expects_mask_arg and any(mask is not None for mask in masks):
+        if reads_mask(node):
             return None
         expected = tf.nest.flatten(node.outputs)
         if not all(isinstance(getattr(x, "shape", None), tf.TensorShape) for x in expected):

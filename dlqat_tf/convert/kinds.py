@@ -8,6 +8,7 @@ import larq as lq
 import tensorflow as tf
 
 from dlqat_tf.canonical import IN_TRAINING, function_of, is_bilinear
+from dlqat_tf.graph import tensors_of
 from dlqat_tf.heads import Head
 
 _layers = tf.keras.layers
@@ -73,6 +74,13 @@ def is_softmax(activation) -> bool:
 def is_weighted(layer) -> bool:
     """Return whether a layer multiplies by weights that may be quantized, or are."""
     return type(layer) in (*QUANTIZED, *QUANTIZED.values()) or isinstance(layer, Head)
+
+
+def takes_integers(call) -> bool:
+    """Return whether a call computes with integers, as what looks words up by their numbers."""
+    tensors = [*tensors_of(call.node), *tf.nest.flatten(call.node.outputs)]
+    kinds = (_layers.Embedding, _layers.CategoryEncoding)
+    return isinstance(call.layer, kinds) or any(each.dtype.is_integer for each in tensors)
 
 
 def is_quantized(layer) -> bool:

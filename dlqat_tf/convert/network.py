@@ -24,6 +24,7 @@ from dlqat_tf.convert.kinds import (
     is_quantized,
     is_weighted,
     role_of,
+    takes_integers,
 )
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.place import Place
@@ -114,6 +115,7 @@ class Network:
         }
         self.places: dict[Call, Place] = {}
         self._find_places()
+        self._check_integers()
         self._check_overrides()
 
     def first(self, call: Call) -> bool:
@@ -364,6 +366,18 @@ class Network:
                 place.range = FIXED_RANGES.get(*functions)
             self.places.update(dict.fromkeys(calls, place))
 
+    def _check_integers(self) -> None:
+        """Raise where what looks integers up reads them from what is rounded for others."""
+        for call in self.calls:
+            places = [each for value in call.inputs for each in self.grids_of(value)]
+            if call.role == "kept" and takes_integers(call) and any(p.is_input for p in places):
+                raise ConversionError(
+                    f"Expected an input of its own for {call.name!r} "
+                    f"({type(call.layer).__name__}), which takes integers. Received: a model "
+                    "whose other layers read that input too, rounded to 8 bits. Give the float "
+                    "model one tf.keras.Input for the integers and one for the other values."
+                )
+
     def _join(self, groups: dict[tuple, list[Call]]) -> None:
         """Let ReLUs of 8 bits share the quantizer of other values that they come together with.
 
@@ -434,9 +448,10 @@ class Network:
             return True  # a table of codes, between two grids
         if reader.role in ("function", "kept"):
             # It takes float values; kernels on integers end on a grid wherever one follows, and
-            # pixels that are prepared are looked up.
+            # pixels that are prepared are looked up. Numbers of words are none of 256 codes.
             is_kernel = origin.role in ("weighted", "norm") and self._rounded_after(reader)
-            return is_kernel or self.image_of(origin) is not None
+            is_image = self.image_of(origin) is not None
+            return is_kernel or (is_image and not takes_integers(reader))
         if reader.role == "norm":
             folds = is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)

@@ -17,7 +17,7 @@ from dlqat_tf.convert.kinds import (
 )
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
-from dlqat_tf.graph import tensors_of
+from dlqat_tf.graph import reads_mask, tensors_of
 
 _layers = tf.keras.layers
 
@@ -27,6 +27,7 @@ _PREPARE = (
     "files hold a scale, an offset and an order of the channels directly after the input; prepare "
     "images otherwise outside of the model"
 )
+_MASKS = "build those without, mask_zero=False and no Masking layer"
 _IN_PARTS = "with block.call(x) in place of block(x) its layers are those of the network"
 _ADVICE = {
     _layers.LayerNormalization: "BatchNormalization has",
@@ -58,6 +59,8 @@ def no_form(network, call) -> Problem | None:
     if is_quantized(layer):
         return Problem("quantized already", is_lasting=True)
     if call.role == "unknown":
+        if reads_mask(call.node):
+            return Problem("it reads a mask of the layers before it", _MASKS, is_lasting=True)
         if isinstance(layer, tf.keras.Model):
             return Problem("subclassed models have no list of layers", _IN_PARTS, is_lasting=True)
         if kind is _layers.Activation:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import ConversionError, InputQuantizer, Preprocessing, quantize
+from dlqat_tf.export import parity, to_lce, to_tflite
 from dlqat_tf.preprocessing import NAMED, RAW, UNIT, ChannelAffine
 
 layers = tf.keras.layers
@@ -179,3 +180,56 @@ def test_preparation_is_of_float32_under_any_policy():
     values = rounded(np.arange(255 - 107, 256, dtype=np.float32).reshape(1, 6, 6, 3)).numpy()
     assert len(np.unique(values)) > 90
     assert dlqat_tf.export.lower(model)["input_codes"].codes.max() == 105  # 0.9 / 1.1 * 128
+
+
+def words(*behind, dtype=None, **options):
+    """A classifier of texts of four words, of which there are 5,000."""
+    tf.keras.utils.set_random_seed(0)
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input((4,), dtype=dtype, name="words"),
+            layers.Embedding(5000, 6, name="embedding", **options),
+            *behind,
+            layers.Dense(4, activation="relu", name="hidden"),
+            layers.Dense(3, name="scores"),
+        ]
+    )
+
+
+WORDS = np.random.default_rng(0).integers(0, 5000, (16, 4))
+
+
+@pytest.mark.parametrize(
+    ("source", "export"),
+    [
+        (lambda: words(layers.GlobalAveragePooling1D()), to_tflite),
+        (lambda: words(layers.Conv1D(4, 2), layers.Flatten(), dtype="int32"), to_tflite),
+        (lambda: words(layers.Reshape((24,)), dtype="int64"), to_lce),
+    ],
+)
+def test_words_are_looked_up_by_their_numbers(tmp_path, source, export):
+    """Rounded to 256 codes they would be other words."""
+    source = source()
+    model, report = quantize(source, 8, 8, None, images=WORDS)
+    assert not quantizers(model)
+    assert any("'Embedding' has no quantized form" in note for note in report.notes)
+    expected = source(WORDS).numpy()
+    np.testing.assert_allclose(model(WORDS), expected, atol=0.05 * np.abs(expected).max())
+    exported = export(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(exported.snapped)
+    assert parity(snapped, exported.path, WORDS).failures() == []
+
+
+def test_numbers_of_words_beside_values_of_one_input():
+    inputs = tf.keras.Input((6,), name="both")
+    looked_up = layers.Flatten()(layers.Embedding(5000, 4, name="embedding")(inputs[:, :2]))
+    x = layers.Concatenate()([looked_up, layers.Dense(4, activation="relu")(inputs[:, 2:])])
+    source = tf.keras.Model(inputs, layers.Dense(3)(x))
+    with pytest.raises(ConversionError, match=r"input of its own for 'embedding' \(Embedding\)"):
+        quantize(source, head=None)
+
+
+def test_layers_that_read_a_mask_are_refused():
+    source = words(layers.GlobalAveragePooling1D(name="mean"), mask_zero=True)
+    with pytest.raises(ConversionError, match=r"'mean' .*reads a mask.* mask_zero=False"):
+        quantize(source, head=None, images=WORDS)

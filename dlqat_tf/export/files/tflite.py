@@ -170,7 +170,10 @@ def _opened(data: bytes, kernels: str = "xnnpack"):
 def _check_runs(built: Built) -> None:
     """Run the file once, so that no file that cannot run is ever written."""
     try:
-        tflite_interpreter(built.data, xnnpack=built.kernels == "xnnpack").invoke()
+        interpreter = tflite_interpreter(built.data, xnnpack=built.kernels == "xnnpack")
+        for each in interpreter.get_input_details():  # what is there may be no number of a word
+            interpreter.set_tensor(each["index"], np.zeros(each["shape"], each["dtype"]))
+        interpreter.invoke()
         check_lookups(
             built.data,
             built.planned,

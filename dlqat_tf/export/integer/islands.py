@@ -8,7 +8,7 @@ import larq as lq
 
 from dlqat_tf.export.integer.network import ExportError, FromIsland, IntegerNetwork, Island, Node
 from dlqat_tf.float_part import FloatPart, NoFloatForm
-from dlqat_tf.graph import tensors_of
+from dlqat_tf.graph import reads_mask
 
 
 def check_float_call(call, name: str, training: bool | None) -> None:
@@ -24,9 +24,7 @@ def check_float_call(call, name: str, training: bool | None) -> None:
         reason = "it holds quantizers, and what was trained low-bit would run in float"
     elif training and layer._expects_training_arg:
         reason = "it is called with training=True"
-    elif layer._expects_mask_arg and any(
-        getattr(tensor, "_keras_mask", None) is not None for tensor in tensors_of(call)
-    ):
+    elif reads_mask(call):
         reason = "it reads a mask of the layers before it: build those without (mask_zero=False)"
     else:
         return
