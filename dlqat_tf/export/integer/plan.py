@@ -39,12 +39,15 @@ from dlqat_tf.export.integer.integers import (
     rounding_of,
 )
 from dlqat_tf.export.integer.network import (
+    Activation,
     Convolution,
     ExportError,
     IntegerNetwork,
     Levels,
     Multiply,
     Node,
+    Output,
+    Sign,
     TransposedConvolution,
     Weighted,
 )
@@ -70,7 +73,7 @@ def plan(
         network: What :func:`dlqat_tf.export.integer.lower.lower` returns.
         calibrate: Given a network and names of nodes, returns the lowest and highest output of
             each, measured on images. None: a convolution that needs a range is an error, or runs
-            in float where ``plane_limit`` is set.
+            in float where ``plane_limit`` is set or where signs follow.
         plane_limit: Largest product of weight and activation bits that runs as binary planes;
             0 for stock kernels only.
         target: Which layers of those run as planes: all, or those that are cheaper so on a class of
@@ -96,6 +99,9 @@ def plan(
         network = with_dense_as_convolutions(network, levels_of, plane_limit)
     planned = _with_kernels(network, plane_limit, target, library, floats)
     missing = _without_range(planned)
+    if calibrate is None and not plane_limit:
+        planned = _in_float(planned, [name for name in missing if _signs_follow(planned, name)])
+        missing = _without_range(planned)
     if not missing:
         network = planned
     elif calibrate is not None:

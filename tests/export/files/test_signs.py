@@ -49,6 +49,23 @@ def test_the_file_equals_the_simulation_and_keras(tmp_path, kernels):
     assert operators["GREATER_EQUAL"] == operators["SELECT_V2"] == 4
 
 
+def test_a_first_layer_before_signs_runs_in_float(tmp_path):
+    """As in BinaryAlexNet: weights of one bit read pixels, and nothing rounds what they give."""
+    inputs = tf.keras.Input((9, 9, 3))
+    x = lq.layers.QuantConv2D(16, 3, kernel_quantizer="ste_sign", use_bias=False, name="first")(
+        inputs
+    )
+    x = layers.BatchNormalization(scale=False)(layers.MaxPool2D(2)(x))
+    x = lq.layers.QuantConv2D(4, 3, use_bias=False, name="second", **BINARY)(x)
+    model = randomize(tf.keras.Model(inputs, layers.Flatten()(x)))
+    images = np.random.default_rng(0).integers(0, 256, (16, 9, 9, 3)).astype(np.uint8)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    found = parity(tf.keras.models.load_model(report.snapped), report.path, images)
+    assert found.failures() == []
+    kernels = {layer.layer: layer.kernel for layer in report.census.layers}
+    assert kernels["first"] == "CONV_2D float32"
+
+
 def test_the_sign_of_zero_is_one(tmp_path):
     inputs = tf.keras.Input((1, 1, 1))
     x = layers.Conv2D(3, 1, kernel_initializer="ones", name="float")(inputs)
