@@ -59,6 +59,8 @@ def compared(
     Raises:
         ExportError: There are not as many labels as decisions.
     """
+    # Outputs of one value for each image, without an axis of scores.
+    values = {form: each[:, None] if each.ndim == 1 else each for form, each in values.items()}
     best = {form: _decisions(each, border) for form, each in values.items()}
     count, decisions = next(iter(best.values())).shape
     if labels is not None and np.size(labels) != count * decisions:

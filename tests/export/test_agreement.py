@@ -33,6 +33,14 @@ def test_one_score_is_on_one_side_of_the_border(border, right):
     assert found.difference == {"simulation_file": 0.0}
 
 
+def test_one_value_for_each_image_without_an_axis_is_a_score():
+    values = forms([0.5, -1.0], [0.5, 1.5])
+    found = compared("value", values, PAIRS[:1], np.array([1, 1]), 0.0)
+    assert found.agreement == {"keras_file": 50.0}
+    assert found.top1 == {"keras": 50.0, "file": 100.0}
+    assert found.difference == {"keras_file": 2.5}
+
+
 def test_a_decision_at_each_position():
     keras = np.zeros((2, 1, 2, 3), np.float32)
     keras[0, 0, :, 1] = 1

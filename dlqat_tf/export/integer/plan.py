@@ -208,6 +208,25 @@ def _without_int8(
     return IntegerNetwork(tuple(map(other, network)))
 
 
+def _in_float(network: IntegerNetwork, names: list[str]) -> IntegerNetwork:
+    return IntegerNetwork(
+        tuple(replace(node, kernel="float") if node.name in names else node for node in network)
+    )
+
+
+def _signs_follow(network: IntegerNetwork, name: str) -> bool:
+    """Return whether only the signs of what a node gives are read on: no range would suit them."""
+    readers = network.consumers()
+    rest, found = list(readers[name]), False
+    while rest:
+        node = rest.pop()
+        if isinstance(node, (Activation, Output)):
+            return False
+        found |= isinstance(node, Sign)
+        rest += [] if isinstance(node, Sign) else readers[node.name]
+    return found
+
+
 def _without_range(network: IntegerNetwork) -> list[str]:
     """Return the nodes on integer kernels whose output no activation rounds."""
     readers = network.consumers()
