@@ -212,8 +212,9 @@ def page(rows: list[Row], settings: Settings) -> str:
             "correction, 8 KB for each such layer of 512 channels, and the converter's do not. "
             "(At 96 px, where those images are 3x3, the converter's BiRealNet and "
             "RealToBinaryNet decided as Keras on 32 of 32 images after 2 steps of training.) "
-            "Why single images differ between simulation and file was not examined: signs behind "
-            "float layers turn by a unit in the last place.",
+            "Where trained and file differ on single images, signs behind float layers turned: "
+            "Keras adds up in another order than the file's kernels, whose order the simulation "
+            "has.",
             "",
             "| " + " | ".join(_HEADINGS) + " |",
             "|" + "---|" * len(_HEADINGS),
