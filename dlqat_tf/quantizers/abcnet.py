@@ -188,9 +188,8 @@ class ABCNetActivations(ActivationQuantizer):
         features = tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
         slope = tf.math.rsqrt(tf.cast(features, tf.float32))
         alpha = tf.convert_to_tensor(self.alpha)
-        shifts, factors = (
-            _with_slope(tf.convert_to_tensor(each), slope) for each in (self.shifts, self.factors)
-        )
+        numbers = map(tf.convert_to_tensor, (self.shifts, self.factors))
+        shifts, factors = (straight_through(each, each, slope) for each in numbers)
         bases = [_binary(values, shift, alpha) for shift in tf.unstack(shifts)]
         return weighted_sum(bases, tf.unstack(alpha * positive(factors)))
 
@@ -207,16 +206,6 @@ class ABCNetActivations(ActivationQuantizer):
         passed = thresholds[:, None] <= np.concatenate([[-np.inf], ascending])[None, :]
         scales = (alpha * positive(tf.convert_to_tensor(self.factors))).numpy()
         return ActivationPlanes(ascending, passed.astype(np.int8), scales)
-
-
-def _with_slope(number: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
-    """Return a number as it is, with a derivative other than 1."""
-
-    @tf.custom_gradient
-    def replace(number):
-        return tf.identity(number), lambda upstream: upstream * slope
-
-    return replace(number)
 
 
 def _binary(x: tf.Tensor, shift: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
