@@ -84,7 +84,7 @@ def tensors_of(call) -> list:
 
 
 def reads_mask(call) -> bool:
-    """Return whether a layer's call leaves out what a mask of the layers before it says."""
+    """Return whether a layer's call reads a mask, which a layer before it made."""
     masks = (getattr(tensor, "_keras_mask", None) for tensor in tensors_of(call))
     return call.layer._expects_mask_arg and any(mask is not None for mask in masks)
 

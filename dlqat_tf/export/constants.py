@@ -76,9 +76,10 @@ def _with_scales(content, record: dict, planned: IntegerNetwork) -> IntegerNetwo
         scale = getattr(tensors[weights].quantization, "scale", None)
         if np.shape(scale) != numbers.scale.shape:  # of another model
             return node
-        moved = np.float64(np.float32(scale)) / numbers.scale
+        scale = np.float64(np.float32(scale))
+        moved = scale / numbers.scale
         moved = np.where(np.abs(moved - 1) <= _TOLERANCE, moved, 1.0)
-        step = np.where(moved == 1, node.step, np.float64(np.float32(scale)) * node.stretch)
+        step = np.where(moved == 1, node.step, scale * node.stretch)
         return replace(node, step=step, bias=node.bias * moved)
 
     return IntegerNetwork(tuple(map(held, planned)))

@@ -95,6 +95,7 @@ class Weighted(Node):
     Attributes:
         weights: int16 codes, or float32 where ``step`` is None.
         step: float32 (output channels,), always above zero; None for weights that are not rounded.
+            Where a file's scales stand in for the model's, float64, so that they are exact.
         bias: float64 (output channels,).
         bits: Declared width of the weights; 32 where ``step`` is None.
         kernel: What runs it: "int8", "int4", "planes" (binary), "float", "sums" (float kernels that
