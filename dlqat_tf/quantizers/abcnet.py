@@ -19,7 +19,7 @@ from dlqat_tf.quantizers.base import (
 from dlqat_tf.quantizers.free_levels import ActivationPlanes, least_squares, weighted_sum
 from dlqat_tf.quantizers.pact import AtLeast
 from dlqat_tf.quantizers.state import SMALLEST, positive
-from dlqat_tf.quantizers.ste import per_filter, signs, straight_through
+from dlqat_tf.quantizers.ste import features_of, per_filter, signs, straight_through
 
 _WIDTHS = (1, 2, 3, 4, 5)
 _DAMPING = 1e-6  # two bases may be equal
@@ -185,8 +185,7 @@ class ABCNetActivations(ActivationQuantizer):
     def quantize(self, values, training=None):
         if self.bits == 32:
             return tf.nn.relu(values)
-        features = tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
-        slope = tf.math.rsqrt(tf.cast(features, tf.float32))
+        slope = tf.math.rsqrt(tf.cast(features_of(values), tf.float32))
         alpha = tf.convert_to_tensor(self.alpha)
         numbers = map(tf.convert_to_tensor, (self.shifts, self.factors))
         shifts, factors = (straight_through(each, each, slope) for each in numbers)

@@ -20,7 +20,7 @@ from dlqat_tf.quantizers.base import (
     check_widths,
 )
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
-from dlqat_tf.quantizers.ste import values_of
+from dlqat_tf.quantizers.ste import features_of, values_of
 
 
 def learned_step(
@@ -157,8 +157,7 @@ class LSQActivations(ActivationQuantizer):
             return tf.nn.relu(values)
         highest = 2**self.bits - 1
         step = start_once(self.step, self.started, lambda: _initial(values, highest), training)
-        features = tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
-        return learned_step(values, step, 0, highest, features)
+        return learned_step(values, step, 0, highest, features_of(values))
 
     def grid(self) -> ActivationGrid:
         self._rounds(has_started(self.started))

@@ -75,6 +75,11 @@ def per_filter(kernel: tf.Tensor) -> tuple[list[int], int]:
     return axes, int(kernel.shape[:-1].num_elements() or 1)
 
 
+def features_of(values: tf.Tensor) -> tf.Tensor:
+    """Return how many values an image has, an int32 scalar, of activations (images, ...)."""
+    return tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
+
+
 def highest_code(bits: int, signed: bool) -> int:
     """Return the highest code of a grid of ``bits`` bits that has a zero at its end or middle."""
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
