@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from importlib import import_module
@@ -42,7 +43,8 @@ def _table(name: str) -> Command:
 COMMANDS = Group(
     "Low-bit networks in Keras that run on a phone: train them, export them, prove the files.\n\n"
     "`dlqat --version` prints the version, `dlqat --tyro-write-completion bash FILE` writes what "
-    "bash (or zsh, fish, tcsh) completes commands and flags with.",
+    "bash (or zsh, fish, tcsh) completes commands and flags with. `--import MODULE`, with every "
+    "command, imports a module of yours first: methods and layers of your own.",
     {
         "demo": demo.COMMAND,
         "train": Group(
@@ -79,6 +81,30 @@ COMMANDS = Group(
 )
 
 
+def _after_imports(arguments: list[str]) -> list[str]:
+    """Import the modules that a command line names by ``--import``; return the rest of it.
+
+    They are looked for in the working directory too, as ``python -m`` does. One that is not there
+    ends the process with status 2.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE")
+    found, rest = first.parse_known_args(arguments)
+    if found.modules:
+        sys.path.insert(0, os.getcwd())
+    for module in found.modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # something that it imports itself
+            first.error(
+                f"--import: expected the name of a module, without .py, in {os.getcwd()} or "
+                f"installed. Received: {module!r}."
+            )
+    return rest
+
+
 def main(*names: str) -> None:
     """Run ``dlqat``, or a script that stands for one of its commands.
 
@@ -95,7 +121,8 @@ def main(*names: str) -> None:
         tree = tree.commands[name]
     try:
         try:
-            run(tree, arguments, program=Path(sys.argv[0]).name if names else "dlqat")
+            program = Path(sys.argv[0]).name if names else "dlqat"
+            run(tree, _after_imports(arguments), program=program)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` has seen enough

@@ -44,8 +44,9 @@ class Recipe:
     head: Literal["linear", "cosine", "gml"] = "gml"
     """Classifier and its loss: linear with cross-entropy, cosine with AMS, gml with GML."""
     method: Annotated[str, arg(metavar="NAME")] = "sat"
-    """What rounds weights and activations, a name in dlqat_tf.methods: sat, lsq, bwn and so on. On
-    the command line it brings its paper's network and training, which other flags change."""
+    """What rounds weights and activations, a name in dlqat_tf.methods: sat, lsq, bwn and so on, or
+    one that a module of your own registers, with --import MODULE. On the command line it brings its
+    paper's network and training, which other flags change."""
     weight_bits: Annotated[int | None, BITS] = 1
     """Bits of the hidden weights, 1 to 8; 32 is clamped float, None plain float."""
     activation_bits: Annotated[int | None, BITS] = 2

@@ -114,7 +114,8 @@ def _refuse_code(path: Path) -> None:
     if kind:
         raise ModelFileError(
             f"{path} is {kind}. Expected a .keras file of layers that need no code of their own: "
-            "save it as one, or give --trust (trust=True in Python) if you know who made it."
+            "save it as one, give --import MODULE (import it in Python) for a module of yours that "
+            "registers them, or --trust (trust=True in Python) if you know who made it."
         )
 
 

@@ -174,6 +174,7 @@ def get(name: str) -> Method:
     raise ValueError(
         f"Expected method to be one of {', '.join(_methods)}. Received: method={name!r}."
         + (f" Did you mean {' or '.join(close)}?" if close else "")
+        + " A module that registers one of your own is imported first (--import MODULE)."
     )
 
 

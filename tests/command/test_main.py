@@ -152,3 +152,47 @@ def test_a_missing_dependency_is_named(tmp_path):
     done = python("-m", "dlqat_command", "census", "x", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == 2
     assert done.stderr.endswith("error: no larq here\n`dlqat env` shows what is installed.\n")
+
+
+@pytest.fixture
+def own_method(tmp_path):
+    """A folder with a module that registers a method with a quantizer of its own."""
+    (tmp_path / "own.py").write_text(
+        "import tensorflow as tf\n"
+        "from dlqat_tf import methods\n"
+        "from dlqat_tf.quantizers import DoReFaWeights\n"
+        "Weights = type('Weights', (DoReFaWeights,), {})\n"
+        "tf.keras.utils.register_keras_serializable('own')(Weights)\n"
+        "methods.register(methods.Method('own', 'here', Weights, recipe={'epochs': 1}))\n"
+    )
+    return tmp_path
+
+
+def dlqat(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "dlqat_command", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_module_of_ones_own_is_imported_first(own_method):
+    train = ["train", "cifar10-cel", "--import", "own", "--method", "own", "--dataset", "digits"]
+    small = ["--width", "2", "--stages", "1", "--images-per-epoch", "64", "--batch-size", "64"]
+    trained = dlqat(own_method, *train, *small, "--residual-bits", "8", "--output", "run")
+    assert trained.returncode == 0, trained.stderr
+    assert "quantized stage: 1 epochs of" in trained.stdout  # of the method's recipe
+    exported = dlqat(own_method, "export", "tflite", "run/model.keras", "f.tflite", "--import=own")
+    assert exported.returncode == 0, exported.stderr
+    alone = dlqat(own_method, "export", "tflite", "run/model.keras", "f.tflite")
+    assert alone.returncode == 2
+    assert "give --import MODULE" in alone.stderr
+    unknown = dlqat(own_method, "census", "--import", "onw", "f.tflite")
+    assert unknown.returncode == 2
+    assert unknown.stderr.endswith(f"in {own_method} or installed. Received: 'onw'.\n")
+    (own_method / "broken.py").write_text("import onw")
+    broken = dlqat(own_method, "census", "--import", "broken", "f.tflite")
+    assert broken.returncode == 2
+    assert "No module named 'onw'" in broken.stderr
