@@ -173,8 +173,11 @@ def get(name: str) -> Method:
     close = difflib.get_close_matches(str(name).lower(), _methods, n=3, cutoff=0.4)
     raise ValueError(
         f"Expected method to be one of {', '.join(_methods)}. Received: method={name!r}."
-        + (f" Did you mean {' or '.join(close)}?" if close else "")
-        + " A module that registers one of your own is imported first (--import MODULE)."
+        + (
+            f" Did you mean {' or '.join(close)}?"
+            if close
+            else " One of your own is there once its module is imported (--import MODULE)."
+        )
     )
 
 
