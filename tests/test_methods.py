@@ -104,7 +104,7 @@ def test_the_float_stage_of_a_method_without_constraint():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"Received: method='LSQQ'. Did you mean lsq or syq or dsq\?$"):
+    with pytest.raises(ValueError, match=r"'LSQQ'. Did you mean lsq or syq or dsq\?$"):
         methods.get("LSQQ")
     message = (
         r"one of sat, dorefa, .* Received: method='zzz'. One of your own .*--import MODULE\).$"

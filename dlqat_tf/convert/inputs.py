@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,12 +136,17 @@ def too_narrow(examples: dict[str, np.ndarray]) -> str:
 
 
 def _rescales(image) -> bool:
-    return any(
-        reader.affine is not None
-        and np.allclose(reader.affine.gain, 1 / 255, rtol=1e-5)
-        and np.abs(reader.affine.offset).max() < 1e-6
-        for reader in image.readers
-    )
+    calls = list(_preparing(image))
+    pixels = RAW.of_all_pixels(image.layer.output.shape[-1]) if calls else None
+    return any(is_unit(prepared(call, pixels)) for call in calls)
+
+
+def _preparing(call) -> Iterator:
+    """Yield the calls that are arithmetic on an input, one behind the other."""
+    for reader in call.readers:
+        if reader.affine is not None:
+            yield reader
+            yield from _preparing(reader)
 
 
 def _of_setting(name: str, setting, shape) -> Preprocessing | None:

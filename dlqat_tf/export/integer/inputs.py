@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +57,7 @@ def preprocessing_before(layer, shape: tuple[int, ...]) -> Preprocessing | None:
     quantizers = input_quantizers(layer)
     if quantizers:
         return quantizers[0].preprocessing
-    rescales = any(_rescales(node) for node in _calls_on(layer))
+    rescales = _rescales(layer, RAW.of_all_pixels(shape[-1]))
     if len(shape) != 3 and not rescales:
         return None
     return RAW if rescales else UNIT
@@ -80,19 +79,22 @@ def input_quantizers(layer) -> list[InputQuantizer]:
     return found
 
 
-def _calls_on(layer) -> Iterator:
-    """Yield what is called on a layer's output, behind what changes values in training only."""
+def _rescales(layer, pixels: np.ndarray) -> bool:
+    """Return whether arithmetic on a layer's output, all 256 pixels, makes pixels / 255 of them."""
     for node in layer.outbound_nodes:
-        yield node
         if isinstance(node.layer, IN_TRAINING):
-            yield from _calls_on(node.layer)
+            values = pixels
+        elif prepares(node.layer) and arithmetic(node) is not None:
+            values = evaluated(node, pixels)
+        else:
+            continue
+        if _is_unit(values) or _rescales(node.layer, values):
+            return True
+    return False
 
 
-def _rescales(node) -> bool:
-    affine = arithmetic(node) if prepares(node.layer) else None
-    return affine is not None and bool(
-        np.allclose(affine.gain, 1 / 255, rtol=1e-5) and np.abs(affine.offset).max() < 1e-6
-    )
+def _is_unit(values: np.ndarray) -> bool:
+    return np.allclose(values, UNIT.of_all_pixels(values.shape[1]), rtol=0, atol=1e-6)
 
 
 def prepares(layer) -> bool:
@@ -163,9 +165,8 @@ def resolved(nodes: list[Node]) -> list[Node]:
         if isinstance(node, Input) and node.preprocessing not in (None, UNIT):
             codes[node.name] = ""
         if isinstance(node, Prepared):
-            plain = np.allclose(node.values, UNIT.of_all_pixels(node.values.shape[1]), atol=1e-6)
             ordered = node.order == tuple(range(len(node.order)))
-            codes[node.name] = node.inputs[0] if plain and ordered else ""
+            codes[node.name] = node.inputs[0] if _is_unit(node.values) and ordered else ""
             continue
         unread = next((name for name in node.inputs if codes.get(name) == ""), None)
         if unread and not isinstance(node, Lookup):

@@ -136,6 +136,26 @@ def test_images_prepared_in_the_model(tmp_path, kind, to):
     assert not parity(snapped, path, PIXELS.astype(np.float32)).failures()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("divide", [lambda x: x / 255.0, lambda x: x * 2.0 / 510.0])
+def test_pixels_divided_by_operators_are_codes(tmp_path, dtype, divide):
+    image = tf.keras.Input((8, 8, 3), dtype=dtype, name="image")
+    x = layers.Conv2D(4, 3, activation="relu")(divide(tf.cast(image, "float32")))
+    source = tf.keras.Model(image, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))
+    for images in (PIXELS, None):
+        model, report = dlqat_tf.quantize(source, images=images, head=None)
+        assert not any(isinstance(layer, InputQuantizer) for layer in model.layers)
+        assert not any("pixels" in note for note in report.notes)
+    if dtype == "float32":
+        with pytest.raises(dlqat_tf.ConversionError, match="rescales by 1 / 255 itself"):
+            dlqat_tf.quantize(source, images=PIXELS / 255, head=None)
+    (node,) = lower(model).inputs
+    assert node.preprocessing == Preprocessing(scale=1)
+    written = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(written.snapped, compile=False)
+    assert not parity(snapped, written.path, PIXELS).failures()
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_images_prepared_outside_of_the_model(tmp_path, name):
     images = NAMED[name](PIXELS)
