@@ -23,8 +23,10 @@ _RANDOM = {
     schema.BuiltinOperator.RANDOM_STANDARD_NORMAL,
     schema.BuiltinOperator.RANDOM_UNIFORM,
 }
-_RECURRENT = "recurrent layers have a form with unroll=True"
-_CHOICES = "choices by value have one with tf.where"
+# Attributes by which Keras's layers are made to compute in plain operations.
+_PLAIN = {"_fused": False, "unroll": True, "_could_use_gpu_kernel": False}
+_CHOICES = "choices by value have a form with tf.where"
+_STATE = "it keeps a state from one image to the next; with stateful=False it has a form"
 _PYTHON = "Python functions are in no file: use TensorFlow's operators"
 # What to do about operations that TFLite lacks, by how their names begin.
 _ADVICE = {
@@ -32,7 +34,7 @@ _ADVICE = {
     "MaxPool3D": "strides of a convolution have one",
     "PyFunc": _PYTHON,
     "StringSplitV2": "prepare strings outside of the model, in tf.data",
-    "TensorList": _RECURRENT,
+    "TensorList": "lists of tensors have one as a tensor, joined by tf.stack or tf.concat",
 }
 _SHOWN = 3  # operations that an error names
 _TRIED = 2  # images in the run that shows whether a batch goes through
@@ -131,6 +133,9 @@ class FloatPart:
             raise NoFloatForm(f"it cannot be traced: {_first_line(error)}") from error
 
     def _converted(self, batch: int | None) -> bytes:
+        recurrent = [e for e in _within(self.submodules) if isinstance(e, tf.keras.layers.RNN)]
+        if any(layer.stateful for layer in recurrent):
+            raise NoFloatForm(_STATE)
         traced = self._traced(batch)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], self.function)
         try:
@@ -184,24 +189,32 @@ def computation_of(call) -> Callable[[list], list]:
 
 @contextlib.contextmanager
 def _in_plain_operations(modules: Sequence[tf.Module]) -> Iterator[None]:
-    """Let layer norms compute with means and products, as they do where epsilon is small.
+    """Let layers compute by operations that TFLite has, to the same result.
 
-    Else they take TensorFlow's fused batch norm, for which TFLite needs constants that are as long
-    as the batch.
+    Layer norms by means and products, as they do where epsilon is small: else they take
+    TensorFlow's fused batch norm, for which TFLite needs constants that are as long as the batch.
+    Recurrent layers step by step instead of in a loop, which has its steps in a graph of its own.
     """
-    every = {id(each): each for module in modules for each in (module, *module.submodules)}
-    norms = [
-        each
-        for each in every.values()
-        if isinstance(each, tf.keras.layers.LayerNormalization) and each._fused
+    kept = [
+        (each, name, getattr(each, name))
+        for each in _within(modules)
+        if isinstance(each, (tf.keras.layers.LayerNormalization, tf.keras.layers.RNN))
+        for name in _PLAIN
+        if hasattr(each, name)
     ]
-    for norm in norms:
-        norm._fused = False
+    for each, name, _ in kept:
+        setattr(each, name, _PLAIN[name])
     try:
         yield
     finally:
-        for norm in norms:
-            norm._fused = True
+        for each, name, value in kept:
+            setattr(each, name, value)
+
+
+def _within(modules: Sequence[tf.Module]) -> list[tf.Module]:
+    """Return modules and all that is within them, each once."""
+    every = (each for module in modules for each in (module, *module.submodules))
+    return list({id(each): each for each in every}.values())
 
 
 def _opened(data: bytes, arrays: list[np.ndarray], *, xnnpack: bool = True):
@@ -221,11 +234,9 @@ def _check(data: bytes) -> None:
             "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
         )
     if any(tensor.isVariable for graph in model.subgraphs for tensor in graph.tensors):
-        raise NoFloatForm(f"it keeps a state from one image to the next; {_RECURRENT}")
+        raise NoFloatForm(_STATE)
     if len(model.subgraphs) > 1:
-        raise NoFloatForm(
-            f"it has loops or branches that depend on values; {_RECURRENT}, {_CHOICES}"
-        )
+        raise NoFloatForm(f"it has loops or branches that depend on values; {_CHOICES}")
 
 
 def _check_sizes(data: bytes, arrays: list[np.ndarray]) -> None:

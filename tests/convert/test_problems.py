@@ -135,8 +135,8 @@ UNSTORED = {
             lambda x: tf.while_loop(lambda y: tf.reduce_sum(y) < 9.0, lambda y: y + 1, [x])[0],
             name="odd",
         ),
-        "It has loops or branches that depend on values. Recurrent layers have a form with "
-        "unroll=True, choices by value have one with tf.where.",
+        "It has loops or branches that depend on values. Choices by value have a form with "
+        "tf.where.",
     ),
     "Python": (
         lambda: of_python(lambda x: 2 * x),
@@ -164,10 +164,14 @@ def test_the_rewrite_that_helps_is_said(kind):
 
 
 def test_recurrent_layers_and_strings():
-    inputs = tf.keras.Input((6, 2))
-    x = layers.GRU(2, name="second")(layers.LSTM(2, return_sequences=True, name="first")(inputs))
+    inputs = tf.keras.Input((6, 8, 8, 2))
+    x = layers.Flatten()(layers.ConvLSTM2D(2, 3, name="first")(inputs))
     message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
-    assert "- 'first', 'second' (LSTM, GRU): It has loops or branches that depend on" in message
+    assert "- 'first' (ConvLSTM2D): It has loops or branches that depend on" in message
+    inputs = tf.keras.Input((6, 2), batch_size=1)
+    x = layers.GRU(2, stateful=True, name="second")(inputs)
+    message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
+    assert "- 'second' (GRU): It keeps a state from one image to the next. With stateful" in message
     text = tf.keras.Input((1,), dtype="string")
     words = layers.TextVectorization(9, output_sequence_length=4, vocabulary=["a"])(text)
     message, _ = message_of(Model(text, layers.Dense(2)(tf.cast(words, tf.float32))))

@@ -74,6 +74,32 @@ def test_a_part_in_float(tmp_path, middle, write):
     assert outputs <= {each.layer for each in found.layers}
 
 
+RECURRENT = {
+    "lstm": lambda: layers.LSTM(64, return_sequences=True, name="steps"),
+    "gru": lambda: layers.GRU(64, return_sequences=True, name="steps"),
+    "gru of one bias": lambda: layers.GRU(
+        64, return_sequences=True, reset_after=False, name="steps"
+    ),
+    "simple": lambda: layers.SimpleRNN(64, return_sequences=True, name="steps"),
+    "both ways": lambda: layers.Bidirectional(layers.LSTM(32, return_sequences=True), name="steps"),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_layers_run_step_by_step(tmp_path, kind):
+    layer = RECURRENT[kind]()
+
+    def middle(x):
+        return layers.Reshape((8, 8, 8))(layer(layers.Reshape((8, 64))(x)))
+
+    report, _ = proof(classifier(middle), to_tflite, tmp_path / "model.tflite")
+    assert [island.layers for island in report.census.islands] == [["steps"]]
+    # In Keras they stay the loops that they are.
+    loops = [each for each in layer.submodules if isinstance(each, layers.RNN)] or [layer]
+    assert not any(each.unroll for each in loops)
+    assert all(each._could_use_gpu_kernel for each in loops if kind == "lstm")
+
+
 def mixing(x):
     tokens = layers.Reshape((64, 8))(x)
     mixed = layers.MultiHeadAttention(2, 4, name="attention")(tokens, tokens)

@@ -212,7 +212,8 @@ def _of_order(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[str]:
     if not all(0 <= operator.opcodeIndex < codes for operator in graph.operators or []):
         yield "an operation has no name"
         return
-    ready = {
+    empty = {i for i, tensor in enumerate(tensors) if 0 in _integers(tensor.shape)}
+    ready = empty | {
         i
         for i, tensor in enumerate(tensors)
         if i in inputs or tensor.isVariable or _is_constant(model, tensor)
@@ -220,7 +221,7 @@ def _of_order(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[str]:
     for number, (read, written) in enumerate(lists):
         if not ready >= {*read} - {_OPTIONAL}:
             yield f"operation {number} reads a tensor before it is written"
-        if ready & {*written}:
+        if (ready - empty) & {*written}:
             yield f"operation {number} writes a tensor for the second time"
         ready |= {*written}
     if not ready >= {*outputs} or not outputs:
@@ -230,9 +231,8 @@ def _of_order(model: schema.ModelT, graph: schema.SubGraphT) -> Iterator[str]:
 def _is_constant(model: schema.ModelT, tensor: schema.TensorT) -> bool:
     data = model.buffers[tensor.buffer].data
     filled = data is not None and len(data) > 0
-    empty = tensor.shape is not None and 0 in tensor.shape
     # Content beyond 2 GB lies behind the flatbuffer, at an offset.
-    return filled or empty or bool(tensor.externalBuffer) or model.buffers[tensor.buffer].offset > 1
+    return filled or bool(tensor.externalBuffer) or model.buffers[tensor.buffer].offset > 1
 
 
 def _of_options(model: schema.ModelT, graph, operator: schema.OperatorT) -> Iterator[str]:
