@@ -15,8 +15,10 @@ from rich.table import Table
 from dlqat_tf.costs import LayerSummary, Macs, Walk
 from dlqat_tf.export.files import lce, tflite
 from dlqat_tf.export.files.census import count
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Weighted
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Weighted
 from dlqat_tf.graph import check_graph
 from dlqat_tf.report import Report
 

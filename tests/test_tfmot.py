@@ -12,7 +12,7 @@ import tensorflow_model_optimization as tfmot
 import dlqat_tf
 from dlqat_tf import CGPACT, SATWeights, methods
 from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
-from dlqat_tf.export.integer.network import Activation, Weighted
+from dlqat_tf.export.integer.nodes import Activation, Weighted
 from dlqat_tf.quantizers import unwrapped
 from dlqat_tf.quantizers.calibration import calibrate, optimal_range
 from dlqat_tf.tfmot import LarqQuantizer, QuantizeConfig, SATQuantizeConfig, SATScheme, Scheme

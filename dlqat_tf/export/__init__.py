@@ -6,8 +6,9 @@ from dlqat_tf.export.files.census import Census, census
 from dlqat_tf.export.files.lce import to_lce
 from dlqat_tf.export.files.tflite import to_tflite
 from dlqat_tf.export.files.website import WebsiteReport, to_web
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError, IntegerNetwork
+from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.snap import SnapReport, snap
 from dlqat_tf.export.parity import ParityReport, parity
 

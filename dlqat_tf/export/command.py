@@ -16,8 +16,8 @@ from dlqat_tf._script import ending
 from dlqat_tf.export.files.assembly import ExportReport
 from dlqat_tf.export.files.c_array import targets, to_c_array
 from dlqat_tf.export.integer.adapted import adapted
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.export.parity import parity
 from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.report import check_target

@@ -8,9 +8,11 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer, lce, tflite
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
-from dlqat_tf.export.integer.network import ExportError, IntegerNetwork, Node, Weighted
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Node, Weighted
 
 _TOLERANCE = 1e-5  # of the largest of a constant's floats or scales
 

@@ -18,9 +18,10 @@ from dlqat_tf.export.files.inputs import Images, arrays_of, for_file, for_keras,
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.endings import with_endings
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import Activation, ExportError, Node
+from dlqat_tf.export.integer.nodes import Activation, Node
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import FLOAT_TOLERANCE, Simulation, batches
 from dlqat_tf.export.runtimes import web

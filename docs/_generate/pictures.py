@@ -13,7 +13,7 @@ import dlqat_tf
 from dlqat_tf import plots, zoo
 from dlqat_tf.export.files.census import census
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import Convolution
+from dlqat_tf.export.integer.nodes import Convolution
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.quantizers.base import WeightQuantizer
 from dlqat_tf.summary import predict

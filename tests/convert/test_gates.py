@@ -7,7 +7,7 @@ import tensorflow as tf
 from dlqat_tf import quantize
 from dlqat_tf.canonical import hard_sigmoid, hard_swish
 from dlqat_tf.export import lower, parity, to_tflite
-from dlqat_tf.export.integer.network import Multiply
+from dlqat_tf.export.integer.nodes import Multiply
 from tests.convert.networks import FLOAT, alive, conv_norm
 
 layers = tf.keras.layers

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlqat_tf.export.agreement import compared, labels_of, mean_of
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 
 PAIRS = [("keras", "file"), ("simulation", "file")]
 

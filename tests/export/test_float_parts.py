@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, parity, to_lce, to_tflite
-from dlqat_tf.export.integer.network import FromIsland
+from dlqat_tf.export.integer.nodes import FromIsland
 from tests.export.networks import convolution, images_for, randomize
 
 layers = tf.keras.layers

@@ -25,13 +25,9 @@ from dlqat_tf.export.files.inputs import (
     input_types,
     recorded,
 )
-from dlqat_tf.export.integer.network import (
-    ExportError,
-    IntegerNetwork,
-    Island,
-    TransposedConvolution,
-    Weighted,
-)
+from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Island, TransposedConvolution, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import measured_ranges
 from dlqat_tf.export.integer.snap import (

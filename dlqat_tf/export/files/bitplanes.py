@@ -8,7 +8,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf.export.files.inputs import zero_point
 from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.grids import free_levels
-from dlqat_tf.export.integer.network import Add, IntegerNetwork, Levels, Node, Sign
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Add, Levels, Node, Sign
 from dlqat_tf.quantizers import ActivationPlanes
 
 WORD = 32  # signs to an int32

@@ -15,7 +15,7 @@ from dlqat_tf.export.files.census import Census, FileInput, census, described
 from dlqat_tf.export.files.micro import is_installed, suitable
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.files.verify import OPERATORS, elements
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.report import Report
 
 _BYTES = [f"0x{each:02x}" for each in range(256)]

@@ -17,7 +17,7 @@ from dlqat_tf.export.files.flatbuffer import batch_size_of, content, parsed
 from dlqat_tf.export.files.micro import arena_bytes
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.files.verify import BITS, OPERATORS, elements, number_of
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.report import Report
 
 _BINARY_CONVOLUTION = "LceBconv2d"

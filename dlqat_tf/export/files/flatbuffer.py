@@ -16,7 +16,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf._host import check_name, write_whole
 from dlqat_tf.export.files.verify import number_of, problems
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 
 IDENTIFIER = b"TFL3"
 TYPES = {

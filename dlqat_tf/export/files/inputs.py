@@ -10,16 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.export.files.flatbuffer import batch_size_of, packed, parsed
-from dlqat_tf.export.integer.network import (
-    Activation,
-    Affine,
-    ExportError,
-    Input,
-    IntegerNetwork,
-    Lookup,
-    Node,
-    Reshape,
-)
+from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Activation, Affine, Input, Lookup, Node, Reshape
 from dlqat_tf.export.integer.simulate import by_input
 from dlqat_tf.preprocessing import PIXELS, RAW, UNIT
 from dlqat_tf.quantizers import ActivationGrid

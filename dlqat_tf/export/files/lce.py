@@ -29,16 +29,12 @@ from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.binary import binary_parts
 from dlqat_tf.export.integer.cores import TARGETS
 from dlqat_tf.export.integer.endings import Outputs
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.grids import free_levels, grids
 from dlqat_tf.export.integer.integers import target_of
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import (
-    Convolution,
-    Dense,
-    ExportError,
-    IntegerNetwork,
-    Weighted,
-)
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Convolution, Dense, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import batches, correction
 from dlqat_tf.float_part import FloatPart

@@ -7,7 +7,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.flatbuffer import TYPES, FileBuilder
 from dlqat_tf.export.files.inputs import zero_point
-from dlqat_tf.export.integer.network import Lookup
+from dlqat_tf.export.integer.nodes import Lookup
 
 
 def add_lookup(

@@ -17,7 +17,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.verify import BITS, elements
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 
 _SLACK = 1 << 20  # bytes
 

@@ -6,7 +6,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.flatbuffer import FileBuilder
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.nodes import (
     Add,
     AveragePool,
     Concatenate,

@@ -9,7 +9,7 @@ from pathlib import Path
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files.flatbuffer import metadata
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 
 METADATA = "dlqat_tf"  # the entry of the file
 _CHECKSUM = "crc32"

@@ -22,8 +22,9 @@ from dlqat_tf.export.files.inputs import Images, InputTypes, check_lookups
 from dlqat_tf.export.files.writer import Writer
 from dlqat_tf.export.integer.adapted import Size, adapted
 from dlqat_tf.export.integer.endings import Outputs
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import ExportError, IntegerNetwork
+from dlqat_tf.export.integer.network import IntegerNetwork
 
 
 @progress("to_tflite")

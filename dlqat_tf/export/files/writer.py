@@ -16,7 +16,8 @@ from dlqat_tf.export.files.record import METADATA, encode_record
 from dlqat_tf.export.integer.binary_forms import scales_channels
 from dlqat_tf.export.integer.grids import code_of, grids, integer_merge
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     OUTPUT,
     Activation,
     Affine,
@@ -25,7 +26,6 @@ from dlqat_tf.export.integer.network import (
     FromIsland,
     GlobalAveragePool,
     Input,
-    IntegerNetwork,
     Island,
     Lookup,
     Merge,
@@ -38,9 +38,8 @@ from dlqat_tf.export.integer.network import (
     Sign,
     TransposedConvolution,
     Weighted,
-    missing_rows,
-    same_padding,
 )
+from dlqat_tf.export.integer.shapes import missing_rows, same_padding
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -56,7 +55,7 @@ class Writer:
         input_types: "uint8", "int8" or "float32" for each input, by its name.
         batch_size: How many images the file takes at once, None for any number.
         kernels: Whose kernels it is for, see
-            :attr:`dlqat_tf.export.integer.network.Weighted.library`.
+            :attr:`dlqat_tf.export.integer.nodes.Weighted.library`.
     """
 
     def __init__(

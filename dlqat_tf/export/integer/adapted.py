@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from dlqat_tf.canonical.lambdas import without_lambdas
 from dlqat_tf.export.integer.endings import Outputs, wanted, with_endings
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.inputs import input_quantizers, preprocessing_before
-from dlqat_tf.export.integer.network import ExportError
 from dlqat_tf.graph import check_graph, copied
 from dlqat_tf.preprocessing import Preprocessing, preprocessing_of
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Convolution,
-    IntegerNetwork,
     Island,
     Lookup,
     Node,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlqat_tf.export.integer.network import Convolution
+from dlqat_tf.export.integer.nodes import Convolution
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from dlqat_tf.export.integer.cores import dearer
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Convolution,
     Dense,
     Input,
-    IntegerNetwork,
     Lookup,
     Node,
     ReLU,

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from dlqat_tf.export.integer.network import Activation, ExportError, IntegerNetwork, Node, ReLU
+from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Activation, Node, ReLU
 from dlqat_tf.quantizers import ActivationGrid
 
 # Given a network and names of nodes, the lowest and highest output of each.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlqat_tf.export.integer.network import Convolution
+from dlqat_tf.export.integer.nodes import Convolution
 
 TARGETS = ("armv8.0", "dotprod", "i8mm", "all")
 """Classes of cores: without the int8 dot product (Cortex-A53, A72, A73), with it (A55, A75 to A78,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.graph import copied
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import unwrapped

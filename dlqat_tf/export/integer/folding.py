@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Affine,
     Concatenate,
     Convolution,
     Crop,
     Input,
-    IntegerNetwork,
     Levels,
     Maximum,
     MaxPool,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Add,
     Concatenate,
     Crop,
     Input,
-    IntegerNetwork,
     Levels,
     Maximum,
     MaxPool,

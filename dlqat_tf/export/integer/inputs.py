@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.canonical import IN_TRAINING
-from dlqat_tf.export.integer.network import ExportError, Input, Lookup, Node
+from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.nodes import Input, Lookup, Node
 from dlqat_tf.preprocessing import RAW, UNIT, ChannelAffine, Preprocessing, arithmetic, evaluated
 from dlqat_tf.quantizers import InputQuantizer
 

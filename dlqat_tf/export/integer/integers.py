@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Convolution,
     Dense,
-    ExportError,
     Node,
     Sign,
     TransposedConvolution,

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import larq as lq
 
-from dlqat_tf.export.integer.network import ExportError, FromIsland, IntegerNetwork, Island, Node
+from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import FromIsland, Island, Node
 from dlqat_tf.float_part import FloatPart, NoFloatForm
 from dlqat_tf.graph import reads_mask
 

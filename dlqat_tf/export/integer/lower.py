@@ -19,6 +19,7 @@ from dlqat_tf.canonical import (
 )
 from dlqat_tf.canonical.lambdas import without_lambdas
 from dlqat_tf.export.integer.endings import ending_of
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
 from dlqat_tf.export.integer.inputs import (
     Prepared,
@@ -29,7 +30,8 @@ from dlqat_tf.export.integer.inputs import (
     resolved,
 )
 from dlqat_tf.export.integer.islands import check_float_call, gathered
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     OUTPUT,
     Activation,
     Add,
@@ -39,11 +41,9 @@ from dlqat_tf.export.integer.network import (
     Convolution,
     Crop,
     Dense,
-    ExportError,
     FromIsland,
     GlobalAveragePool,
     Input,
-    IntegerNetwork,
     Island,
     Maximum,
     MaxPool,
@@ -59,7 +59,6 @@ from dlqat_tf.export.integer.network import (
     TransposedConvolution,
     Upsample,
     Weighted,
-    output_shape,
 )
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.reading import (
@@ -72,6 +71,7 @@ from dlqat_tf.export.integer.reading import (
     unsupported,
     values_of,
 )
+from dlqat_tf.export.integer.shapes import output_shape
 from dlqat_tf.export.integer.slopes import slopes_of
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
 from dlqat_tf.graph import check_graph, follow, training_of, unique

@@ -22,6 +22,7 @@ from dlqat_tf.export.integer.binary_forms import (
     with_dense_as_convolutions,
 )
 from dlqat_tf.export.integer.calibrated import rounded_to_ranges, with_ranges
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.grids import (
     code_of,
     free_levels,
@@ -38,11 +39,10 @@ from dlqat_tf.export.integer.integers import (
     product_ratio,
     rounding_of,
 )
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Convolution,
-    ExportError,
-    IntegerNetwork,
     Levels,
     Multiply,
     Node,
@@ -80,7 +80,7 @@ def plan(
             cores (:mod:`dlqat_tf.export.integer.cores`) or that int8 kernels cannot run.
         int4: Store hidden weights of up to 3 bits as int4.
         library: Whose kernels the biases are for, see
-            :attr:`dlqat_tf.export.integer.network.Weighted.library`.
+            :attr:`dlqat_tf.export.integer.nodes.Weighted.library`.
         floats: Run every layer with weights in float.
         clear: Choose biases by the rounding thresholds around them, see
             :func:`dlqat_tf.export.integer.storing.stored`, and steps of what is concatenated so

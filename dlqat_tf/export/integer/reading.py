@@ -8,17 +8,9 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.folding import Scaled
-from dlqat_tf.export.integer.network import (
-    Activation,
-    Dense,
-    ExportError,
-    FreeLevels,
-    Levels,
-    Node,
-    ReLU,
-    Sign,
-)
+from dlqat_tf.export.integer.nodes import Activation, Dense, FreeLevels, Levels, Node, ReLU, Sign
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import (
     ActivationQuantizer,

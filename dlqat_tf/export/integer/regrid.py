@@ -8,12 +8,12 @@ import numpy as np
 
 from dlqat_tf.export.integer.grids import grid_of, grids, single_activation, tail_of
 from dlqat_tf.export.integer.meetings import MEETINGS, common_grids
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     AveragePool,
     Convolution,
     GlobalAveragePool,
-    IntegerNetwork,
     Lookup,
     Node,
     Reshape,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlqat_tf.export.integer.integers import add_multipliers, fixed_point, product_ratio
-from dlqat_tf.export.integer.network import Merge, Multiply, Subtract
+from dlqat_tf.export.integer.nodes import Merge, Multiply, Subtract
 from dlqat_tf.quantizers import ActivationGrid
 
 _ADD_SHIFT = 20  # by which TFLite's built-in add moves codes to the left before it scales them

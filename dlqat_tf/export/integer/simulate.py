@@ -19,7 +19,8 @@ from dlqat_tf.export.integer.binary import BinaryPart, binary_parts
 from dlqat_tf.export.integer.binary_forms import pads_zeros_apart
 from dlqat_tf.export.integer.grids import code_of, free_levels, grids, integer_merge
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Add,
     Affine,
@@ -31,7 +32,6 @@ from dlqat_tf.export.integer.network import (
     FromIsland,
     GlobalAveragePool,
     Input,
-    IntegerNetwork,
     Island,
     Levels,
     Lookup,
@@ -53,10 +53,9 @@ from dlqat_tf.export.integer.network import (
     TransposedConvolution,
     Upsample,
     Weighted,
-    output_shape,
-    same_padding,
 )
 from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
+from dlqat_tf.export.integer.shapes import output_shape, same_padding
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 

@@ -13,14 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.canonical import function_of
-from dlqat_tf.export.integer.network import (
-    Activation,
-    IntegerNetwork,
-    Island,
-    Lookup,
-    Node,
-    PReLU,
-)
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Activation, Island, Lookup, Node, PReLU
 from dlqat_tf.export.integer.rounding import BuiltIn, Micro, Sloped
 from dlqat_tf.quantizers import ActivationGrid
 

@@ -9,15 +9,11 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.integers import rounding_of
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.integer.network import (
-    Activation,
-    ExportError,
-    IntegerNetwork,
-    PReLU,
-    Weighted,
-)
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped

@@ -17,7 +17,7 @@ from dlqat_tf.export.integer.integers import (
     units,
     unstretched,
 )
-from dlqat_tf.export.integer.network import Activation, Sign, Weighted
+from dlqat_tf.export.integer.nodes import Activation, Sign, Weighted
 from dlqat_tf.quantizers import ActivationGrid
 
 _ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation

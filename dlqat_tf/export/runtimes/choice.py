@@ -6,7 +6,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer, micro
 from dlqat_tf.export.files.assembly import check_choice
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.rounding import RUNTIMES
 from dlqat_tf.export.runtimes import compiled_model, web
 

@@ -11,7 +11,7 @@ import numpy as np
 from dlqat_tf._compat import silenced
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.verify import elements
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 
 _DTYPES = {number: dtype for dtype, number in flatbuffer.TYPES.items()}
 

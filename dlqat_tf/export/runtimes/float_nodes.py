@@ -8,7 +8,8 @@ import numpy as np
 
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.writer import Writer
-from dlqat_tf.export.integer.network import Input, IntegerNetwork, Node, Output
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Input, Node, Output
 from dlqat_tf.export.runtimes.host import runner
 
 

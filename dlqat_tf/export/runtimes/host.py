@@ -11,7 +11,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from dlqat_tf._compat import tflite_interpreter, tflite_version
 from dlqat_tf.export.files import flatbuffer, lce
 from dlqat_tf.export.files.micro import MicroInterpreter
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.simulate import batches
 from dlqat_tf.export.runtimes import compiled_model
 

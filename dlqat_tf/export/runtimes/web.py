@@ -19,7 +19,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.website import check_batch, find_litert_js, for_one_image, write_runtime
-from dlqat_tf.export.integer.network import ExportError
+from dlqat_tf.export.integer.errors import ExportError
 
 _BROWSER = "DLQAT_BROWSER"  # environment variable: the browser to run
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf.export.files.functions import has_integer_form, run_on_tflite
-from dlqat_tf.export.integer.network import Island
+from dlqat_tf.export.integer.nodes import Island
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 

@@ -14,7 +14,8 @@ from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
 from dlqat_tf.export.files.inputs import arrays_of, check_lookups, input_types
 from dlqat_tf.export.files.tflite import _opened, build
-from dlqat_tf.export.integer.network import IntegerNetwork, Lookup
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Lookup
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import Simulation
 from dlqat_tf.preprocessing import NAMED, ChannelAffine

@@ -256,7 +256,7 @@ def test_a_missing_engine_is_one_sentence(tmp_path, monkeypatch):
 
 def test_planes_of_codes_are_their_bits():
     from dlqat_tf.export.integer.binary import planes
-    from dlqat_tf.export.integer.network import Convolution
+    from dlqat_tf.export.integer.nodes import Convolution
 
     codes = np.array([-3, -1, 1, 3], np.int16).reshape(1, 1, 1, 4)
     node = Convolution(name="x", weights=codes, step=np.ones(4), bias=np.zeros(4), bits=2)

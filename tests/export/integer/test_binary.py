@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dlqat_tf.export.integer.binary import binary_parts
-from dlqat_tf.export.integer.network import Convolution, FreeLevels
+from dlqat_tf.export.integer.nodes import Convolution, FreeLevels
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
 
 SIGNS = np.int8([[[1, -1], [-1, -1]], [[1, 1], [1, -1]]])  # planes, weights, channels

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dlqat_tf.export.integer.cores import dearer
-from dlqat_tf.export.integer.network import Convolution
+from dlqat_tf.export.integer.nodes import Convolution
 
 
 def convolution(rows=3, channels_in=128, channels=128):

@@ -9,12 +9,12 @@ from dlqat_tf.export.integer.grids import (
     single_activation,
     tail_of,
 )
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Add,
     Concatenate,
     Input,
-    IntegerNetwork,
     MaxPool,
     Output,
     Pad,

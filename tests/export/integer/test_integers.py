@@ -11,7 +11,7 @@ import dlqat_tf
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, parity, to_lce
 from dlqat_tf.export.integer.integers import integers
-from dlqat_tf.export.integer.network import Activation, Convolution, Dense, Sign
+from dlqat_tf.export.integer.nodes import Activation, Convolution, Dense, Sign
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.storing import _best, _Places, stored
 from dlqat_tf.quantizers import ActivationGrid

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT
 from dlqat_tf.export import ExportError, lower
-from dlqat_tf.export.integer.network import Island
+from dlqat_tf.export.integer.nodes import Island
 from dlqat_tf.export.integer.simulate import Simulation
 
 layers = tf.keras.layers

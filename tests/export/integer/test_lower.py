@@ -6,7 +6,7 @@ import tensorflow as tf
 import dlqat_tf
 from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import ExportError, lower
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Add,
     Concatenate,

@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlqat_tf.export.integer.meetings import common_grids
-from dlqat_tf.export.integer.network import (
-    Activation,
-    Concatenate,
-    Input,
-    IntegerNetwork,
-    Maximum,
-    MaxPool,
-    Pad,
-)
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Activation, Concatenate, Input, Maximum, MaxPool, Pad
 from dlqat_tf.quantizers import (
     CGPACT,
     ActivationGrid,

@@ -5,7 +5,8 @@ import pytest
 
 from dlqat_tf.export import ExportError
 from dlqat_tf.export.integer.grids import grids
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Add,
     AveragePool,
@@ -13,7 +14,6 @@ from dlqat_tf.export.integer.network import (
     Convolution,
     GlobalAveragePool,
     Input,
-    IntegerNetwork,
     Maximum,
     ReLU,
     Reshape,

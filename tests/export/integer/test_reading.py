@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf import CGPACT, INQWeights, LQNetActivations, LQNetWeights, SATWeights, SYQWeights
-from dlqat_tf.export.integer.network import Activation, Levels, ReLU
+from dlqat_tf.export.integer.nodes import Activation, Levels, ReLU
 from dlqat_tf.export.integer.reading import activation_of, levels_of
 
 

@@ -6,7 +6,7 @@ from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.flatbuffer import FileBuilder
 from dlqat_tf.export.files.micro import is_installed
 from dlqat_tf.export.files.moving import add_merge
-from dlqat_tf.export.integer.network import Add, Multiply, Subtract
+from dlqat_tf.export.integer.nodes import Add, Multiply, Subtract
 from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
 from dlqat_tf.export.runtimes.host import runner
 from dlqat_tf.quantizers import ActivationGrid

@@ -16,7 +16,8 @@ from dlqat_tf.export.integer.integers import (
     integers,
     product_ratio,
 )
-from dlqat_tf.export.integer.network import (
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
     Activation,
     Add,
     AveragePool,
@@ -25,7 +26,6 @@ from dlqat_tf.export.integer.network import (
     Dense,
     GlobalAveragePool,
     Input,
-    IntegerNetwork,
     Maximum,
     MaxPool,
     Minimum,

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, snap
-from dlqat_tf.export.integer.network import Activation, Dense
+from dlqat_tf.export.integer.nodes import Activation, Dense
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import Simulation
 from dlqat_tf.export.integer.storing import stored

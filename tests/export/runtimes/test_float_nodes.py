@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf.export import parity, to_lce, to_tflite
-from dlqat_tf.export.integer.network import AveragePool, Dense, Input, IntegerNetwork, Output
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import AveragePool, Dense, Input, Output
 from dlqat_tf.export.runtimes.float_nodes import FloatNodes
 from tests.export.networks import randomize
 
