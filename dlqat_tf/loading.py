@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import warnings
 import zipfile
 import zlib
@@ -25,6 +24,8 @@ from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
 _MODULES = ("builtins", "keras", "tf_keras", "larq", "tensorflow_model_optimization", "dlqat_tf")
+_CLASSES = {name for name in dir(tf.keras.layers) if name[0].isupper()} - {"Layer", "Wrapper"}
+_KERAS_NAMES = {name.lower() for name in _CLASSES}
 _UNTOUCHED = 2.0**-100  # marks variables that a file did not set
 
 
@@ -143,10 +144,11 @@ def load_weights(
 ) -> LoadReport:
     """Load all weights that fit from a network of another stage, width or head.
 
-    Variables match by name and shape. Layers that Keras named itself ("conv2d_3") have other
-    numbers in each model, so those match by their order, where both networks have as many of that
-    name. What remains keeps its value, such as the ranges of quantizers that a float stage does not
-    have; the report says so, and is printed if anything was kept or not used.
+    Variables match by name and shape. Layers that Keras named itself ("conv2d_3"), and those that
+    conversion named after them ("conv2d_3_bn"), have other numbers in each model, so those match by
+    their order, where both networks have as many of that name. What remains keeps its value, such
+    as the ranges of quantizers that a float stage does not have; the report says so, and is printed
+    if anything was kept or not used.
 
     A ``.weights.h5`` file has no names: its layers match by class and order.
 
@@ -319,7 +321,8 @@ class _Matching:
     """Finds the counterpart of a variable's name, whatever numbers Keras gave to its layers."""
 
     def __init__(self, model: tf.keras.Model, here: Iterable[str], there: Iterable[str]):
-        self._automatic = {type(layer).__name__.lower() for layer in leaves(model)}
+        # Quantized layers keep the names of those that they replace.
+        self._automatic = _KERAS_NAMES | {type(layer).__name__.lower() for layer in leaves(model)}
         self._here, self._there = self._numbers(here), self._numbers(there)
         self._by_key = {self._key(name, self._there): name for name in there}
 
@@ -335,11 +338,19 @@ class _Matching:
         return self._by_key.get(self._key(name, self._here)), "the source has none that fits"
 
     def _split(self, name: str) -> tuple[str, int | None]:
-        """Return a layer's class as Keras writes it and its number; other names and no number."""
+        """Return what a layer is called but for the number that Keras gave it, and that number.
+
+        Of "conv2d_3" and "conv2d_3_bn" 3, of "conv2d" 0, of names that are not Keras's None.
+        """
         layer = name.split("/")[0]
-        base, _, number = layer.rpartition("_") if re.search(r"_\d+$", layer) else (layer, "", "")
-        if base.replace("_", "") in self._automatic:
-            return base, int(number or 0)
+        words = layer.split("_")
+        for end in range(len(words), 0, -1):
+            if "".join(words[:end]) in self._automatic:
+                numbered = words[end : end + 1] and words[end].isdigit()
+                rest = words[end + 1 :] if numbered else words[end:]
+                kind = "_".join(words[:end])
+                base = "_".join([kind, "*", *rest]) if rest else kind
+                return base, int(words[end]) if numbered else 0
         return layer, None
 
     def _numbers(self, names: Iterable[str]) -> dict[str, list[int]]:

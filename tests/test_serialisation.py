@@ -310,6 +310,25 @@ def test_names_that_keras_gave_match_by_order():
         np.testing.assert_array_equal(a, b)
 
 
+def test_names_that_conversion_gave_match_by_order_too():
+    def converted(weight_bits):
+        x = inputs = tf.keras.Input((8, 8, 3))
+        for size in (4, 6):
+            x = tf.keras.layers.Conv2D(size, 3, padding="same", activation="relu")(x)
+            x = tf.keras.layers.SeparableConv2D(size, 3, activation="swish")(x)
+        x = tf.keras.layers.PReLU(shared_axes=[1, 2])(tf.keras.layers.Add()([x, x]))
+        x = tf.keras.layers.Dense(3)(tf.keras.layers.GlobalAveragePooling2D()(x))
+        images = np.linspace(-1, 1, 8 * 8 * 3, dtype=np.float32).reshape(1, 8, 8, 3)
+        return dlqat_tf.quantize(tf.keras.Model(inputs, x), weight_bits, 2, images=images)[0]
+
+    source, target = converted(4), converted(2)
+    assert not {each.name for each in source.layers} & {each.name for each in target.layers}
+    report = load_weights(target, source)
+    assert (report.kept, report.unused) == ({}, [])
+    for a, b in zip(source.get_weights(), target.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_names_that_keras_gave_match_only_where_their_number_is_equal():
     source, target = unnamed(32, 2), unnamed(2, 2)
     report = load_weights(target, source)
