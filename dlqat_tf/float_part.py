@@ -26,6 +26,7 @@ _RANDOM = {
 # Attributes by which Keras's layers are made to compute in plain operations.
 _PLAIN = {"_fused": False, "unroll": True, "_could_use_gpu_kernel": False}
 _CHOICES = "choices by value have a form with tf.where"
+_DRAWS = "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
 _STATE = "it keeps a state from one image to the next; with stateful=False it has a form"
 _PYTHON = "Python functions are in no file: use TensorFlow's operators"
 # What to do about operations that TFLite lacks, by how their names begin.
@@ -142,7 +143,7 @@ class FloatPart:
             with silenced():
                 data = converter.convert()
         except Exception as error:  # the converter raises its own and whatever a pass runs into
-            raise NoFloatForm(_said(error)) from None
+            raise NoFloatForm(_DRAWS if _draws(traced) else _said(error)) from None
         _check(data)
         count = batch or _TRIED
         zeros = [np.zeros((count, *shape), np.float32) for shape in self.shapes]
@@ -230,13 +231,18 @@ def _check(data: bytes) -> None:
     model = schema.ModelT.InitFromPackedBuf(data, 0)
     numbers = {max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes}
     if numbers & _RANDOM:
-        raise NoFloatForm(
-            "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
-        )
+        raise NoFloatForm(_DRAWS)
     if any(tensor.isVariable for graph in model.subgraphs for tensor in graph.tensors):
         raise NoFloatForm(_STATE)
     if len(model.subgraphs) > 1:
         raise NoFloatForm(f"it has loops or branches that depend on values; {_CHOICES}")
+
+
+def _draws(traced) -> bool:
+    """Return whether a traced function draws random numbers, by generators that TFLite lacks."""
+    graph = traced.graph.as_graph_def()
+    functions = (node for each in graph.library.function for node in each.node_def)
+    return any("Rng" in node.op or "Random" in node.op for node in (*graph.node, *functions))
 
 
 def _check_sizes(data: bytes, arrays: list[np.ndarray]) -> None:

@@ -105,7 +105,21 @@ def apply(call, layer, tensors: list, **keywords) -> list:
     for source, tensor in zip(tensors_of(call), tensors, strict=True):
         by_id[str(id(source))].append(tensor)
     arguments, own = call.map_arguments(by_id)
+    if type(layer).__name__ == "SlicingOpLambda":
+        rank = tensors[0].shape.rank
+        arguments = [_in_full(each, rank) for each in arguments]
+        own = {name: _in_full(each, rank) for name, each in own.items()}
     return tf.nest.flatten(layer(*arguments, **{**own, **keywords}))
+
+
+def _in_full(argument, rank: int):
+    """Return a slice with every dimension in place of ``...``, which Keras cannot save."""
+    if not isinstance(argument, (list, tuple)) or not any(each is ... for each in argument):
+        return argument
+    place = [each is ... for each in argument].index(True)
+    taken = sum(each is not None for each in argument) - 1  # None is a new dimension
+    every = [dict.fromkeys(("start", "stop", "step"))] * (rank - taken)  # as Keras writes slices
+    return (*argument[:place], *every, *argument[place + 1 :])
 
 
 def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Model:
@@ -125,7 +139,14 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
         classes["Lambda"], config = _with_functions_of(lambdas), _by_registered_name(config)
     # Functions in Lambda layers are the model's own, so nothing unsafe comes in with them.
     with tf.keras.utils.custom_object_scope(classes), with_lambdas():
-        copy = kind.from_config(config)
+        try:
+            copy = kind.from_config(config)
+        except TypeError as error:  # a layer that does not take what its get_config gives
+            reason = str(error).strip().splitlines()[-1].removeprefix("Exception encountered: ")
+            raise ValueError(
+                f"A layer of {model.name!r} cannot be made again from its settings ({reason}), as "
+                "Keras does to load a model: let its get_config give what its __init__ takes."
+            ) from error
     copy.set_weights(model.get_weights())
     refresh(copy)
     return copy

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.graph import check_graph, copied, follow, tensors_of, training_of, unique
+from dlqat_tf.graph import apply, check_graph, copied, follow, tensors_of, training_of, unique
 
 layers = tf.keras.layers
 
@@ -99,3 +99,30 @@ def test_copies_find_the_classes_of_the_model():
     inputs = tf.keras.Input((2,))
     model = tf.keras.Model(inputs, Unregistered()(inputs))
     assert copied(model, dict)(tf.ones((1, 2))).numpy().tolist() == [[2, 2]]
+
+
+def test_slices_over_every_dimension_can_be_saved(tmp_path):
+    inputs = tf.keras.Input((4, 6, 2))
+    source = tf.keras.Model(inputs, [inputs[..., ::2, :], inputs[:, 1, ..., None]])
+    other = tf.keras.Input((4, 6, 2))
+    outputs = follow(source, [other], lambda call, tensors: apply(call, call.layer, tensors))
+    model = tf.keras.Model(other, outputs)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    x = np.arange(48.0).reshape(1, 4, 6, 2)
+    np.testing.assert_array_equal(loaded(x)[0], x[:, :, ::2])
+    np.testing.assert_array_equal(loaded(x)[1], x[:, 1, :, :, None])
+
+
+def test_a_layer_that_does_not_take_its_own_settings_is_told():
+    class Odd(layers.Layer):
+        def __init__(self):
+            super().__init__()
+
+        def get_config(self):
+            return {"name": self.name}
+
+    inputs = tf.keras.Input((2,))
+    model = tf.keras.Model(inputs, Odd()(inputs), name="network")
+    with pytest.raises(ValueError, match=r"layer of 'network' .*__init__\(\) got an"):
+        copied(model, lambda config: config)

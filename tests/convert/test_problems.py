@@ -129,6 +129,7 @@ def of_python(function):
     return layers.Lambda(call, name="odd")
 
 
+GENERATOR = tf.random.Generator.from_seed(1)
 UNSTORED = {
     "loop": (
         lambda: layers.Lambda(
@@ -137,6 +138,10 @@ UNSTORED = {
         ),
         "It has loops or branches that depend on values. Choices by value have a form with "
         "tf.where.",
+    ),
+    "generator": (
+        lambda: layers.Lambda(lambda x: x + GENERATOR.normal(tf.shape(x)), name="odd"),
+        "It draws random numbers in inference. GaussianNoise and Dropout do in training only.",
     ),
     "Python": (
         lambda: of_python(lambda x: 2 * x),

@@ -277,7 +277,13 @@ def _saved(model: tf.keras.Model | None, path: Path) -> Iterator[Path | None]:
         raise ExportError(f"Cannot write to the folder {path.parent}: {error.strerror}.") from None
     with folder:
         temporary = Path(folder.name) / "model.keras"
-        model.save(temporary)
+        try:
+            model.save(temporary)
+        except (TypeError, NotImplementedError) as error:  # settings that are no JSON, or none
+            raise ExportError(
+                f"Keras cannot save {model.name!r}, whose snapped copy stands beside the file: "
+                f"{error} Mend the layer, or export with snap=False."
+            ) from error
         yield temporary
 
 

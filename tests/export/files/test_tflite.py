@@ -216,6 +216,17 @@ def test_a_failed_export_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_keras_cannot_save_has_no_snapped_one(tmp_path):
+    inputs = tf.keras.Input((4, 4, 3))
+    x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 4, 1, weight_bits=2))
+    x = layers.GlobalAveragePooling2D()(x[..., ::2, :])  # dlqat_tf.quantize writes ... in full
+    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(2)(x))
+    with pytest.raises(ExportError, match=r"cannot save .*Ellipsis.*or export with snap=False\."):
+        to_tflite(model, tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
+    to_tflite(model, tmp_path / "model.tflite", snap=False)
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     model = dlqat_tf.resnet18(10, width=4, residual_bits=8)
