@@ -309,6 +309,18 @@ class Network:
             raise refusal(lasting, len(self.of))
 
     def _find_places(self) -> None:
+        groups = self._grouped()
+        self._join(groups)
+        names = set(self._names.values())
+        for (width, *_), calls in groups.items():
+            bits = self._bits(width, calls)
+            if bits is not None:
+                place = self._place(width, calls, bits, names)
+                names.add(place.name)
+                self.places.update(dict.fromkeys(calls, place))
+
+    def _grouped(self) -> dict[tuple, list[Call]]:
+        """Return the calls that a quantizer belongs behind, by its width and what shares it."""
         groups: dict[tuple, list[Call]] = defaultdict(list)
         for call in self.calls:
             if call in self.heads or call in self.dropped:
@@ -323,48 +335,61 @@ class Network:
                 is_known = self.taken[self.image_of(call)].is_known
                 meeting = call if is_known else self._meeting(call.layer)
                 groups["residual_bits", meeting].append(call)
-        self._join(groups)
-        taken = set(self._names.values())
-        for (width, *_), calls in groups.items():
-            call = calls[0]
-            default = self.widths[width]
-            if any(map(self._at_end, calls)):
-                default = edge_bits(default)
-            images = [each for each in map(self.image_of, calls) if each]
-            if images:
-                default = edge_bits(default) or edge_bits(8)
-            bits = self._width(call, width, default)
-            if bits is None:
-                continue
-            name = call.name
-            if images:
-                name, ceiling = f"{images[0].name}_codes", math.inf
-            elif call.role == "function":
-                name, ceiling = f"{name}_act", math.inf
-            elif width == "residual_bits":
-                name, ceiling = f"{name}_residual", math.inf
-            else:
-                ceiling = max(map(self._ceiling, calls))
-                name = name if call.role == "relu" else f"{name}_act"
-            is_new = call.role == "relu" and not any(name == p.name for p in self.places.values())
-            name = name if is_new else unique(name, taken)
-            taken.add(name)
-            is_signed = width == "residual_bits" or call.role == "function"
-            signed = is_signed and not all(map(self._never_negative, calls))
-            if call.role == "function":
-                bits = max(bits, 2) if signed else bits  # there are no signed codes of one bit
-            trainable = any(call.trainable for call in calls)
-            is_input = bool(images) or any(map(self._measurement, calls))
-            is_relu = not is_signed and not is_input
-            place = Place(name, bits, signed, ceiling, trainable, is_relu, is_input)
-            if images and self.taken[images[0]].is_known:
-                taken_by = self.taken[images[0]]
-                place.preprocessing = taken_by.preprocessing
-                place.range, _ = range_of(taking.prepared(call, taken_by.examples))
-            functions = {function_of(each.layer) for each in calls if each.role == "function"}
-            if bits == 8 and len(functions) == 1:
-                place.range = FIXED_RANGES.get(*functions)
-            self.places.update(dict.fromkeys(calls, place))
+        return groups
+
+    def _bits(self, width: str, calls: list[Call]) -> int | None:
+        """Return the width of the quantizer that calls share, None where they stay float."""
+        default = self.widths[width]
+        if any(map(self._at_end, calls)):
+            default = edge_bits(default)
+        if any(map(self.image_of, calls)):
+            default = edge_bits(default) or edge_bits(8)
+        return self._width(calls[0], width, default)
+
+    def _place(self, width: str, calls: list[Call], bits: int, names: set[str]) -> Place:
+        """Return the quantizer that calls share.
+
+        Args:
+            width: The name of its width.
+            calls: What it follows.
+            bits: Its width.
+            names: Those that layers and other quantizers have.
+        """
+        call = calls[0]
+        image = next(filter(None, map(self.image_of, calls)), None)
+        is_function = call.role == "function"
+        is_relu = width == "activation_bits" and not is_function
+        signed = not is_relu and not all(map(self._never_negative, calls))
+        is_input = image is not None or any(map(self._measurement, calls))
+        place = Place(
+            self._place_name(width, call, image, names),
+            max(bits, 2) if is_function and signed else bits,  # no signed codes have one bit
+            signed,
+            max(map(self._ceiling, calls)) if is_relu else math.inf,
+            any(each.trainable for each in calls),
+            is_relu and not is_input,
+            is_input,
+        )
+        if image is not None and self.taken[image].is_known:
+            taken = self.taken[image]
+            place.preprocessing = taken.preprocessing
+            place.range, _ = range_of(taking.prepared(call, taken.examples))
+        functions = {function_of(each.layer) for each in calls if each.role == "function"}
+        if place.bits == 8 and len(functions) == 1:
+            place.range = FIXED_RANGES.get(*functions)
+        return place
+
+    def _place_name(self, width: str, call: Call, image: Call | None, names: set[str]) -> str:
+        """Return the name of a quantizer: that of the ReLU in whose place it is, or a new one."""
+        in_place = call.role == "relu" and image is None and width == "activation_bits"
+        if in_place and all(call.name != place.name for place in self.places.values()):
+            return call.name
+        if image is not None:
+            return unique(f"{image.name}_codes", names)
+        if in_place:
+            return unique(call.name, names)
+        is_residual = width == "residual_bits" and call.role != "function"
+        return unique(f"{call.name}_residual" if is_residual else f"{call.name}_act", names)
 
     def _check_integers(self) -> None:
         """Raise where what looks integers up reads them from what is rounded for others."""
