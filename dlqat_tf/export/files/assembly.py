@@ -189,11 +189,8 @@ def assemble(
 
 
 def _check_batch(size: int | None, network: IntegerNetwork) -> None:
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ExportError(
-            "Expected batch_size to be a positive integer, or None for any number of images at "
-            f"once. Received: batch_size={size!r}."
-        )
+    """Raise ExportError where a layer's operations do not take so many images at once."""
+    check_batch_size(size)
     for node in network:
         if size != 1 and isinstance(node, Island) and node.part.batch:
             raise ExportError(
@@ -205,6 +202,15 @@ def _check_batch(size: int | None, network: IntegerNetwork) -> None:
                 f"TFLite's transposed convolutions, as {node.name!r}, are written for a number of "
                 "images: expected batch_size=1 or another. Received: batch_size=None."
             )
+
+
+def check_batch_size(size) -> None:
+    """Raise ExportError where ``size`` is no number of images."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ExportError(
+            "Expected batch_size to be a positive integer, or None for any number of images at "
+            f"once. Received: batch_size={size!r}."
+        )
 
 
 def check_choice(name: str, value, expected: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from dlqat_tf.export.files.assembly import (
     Built,
     ExportReport,
     assemble,
+    check_batch_size,
     check_choice,
     finish,
     measure,
@@ -106,6 +107,7 @@ def to_lce(
             f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
         )
     check_choice("target", target, TARGETS)
+    check_batch_size(batch_size)
     targets = targets_of(path, snap, force)
     say("reads the model")
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)

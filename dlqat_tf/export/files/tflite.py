@@ -13,6 +13,7 @@ from dlqat_tf.export.files.assembly import (
     Built,
     ExportReport,
     assemble,
+    check_batch_size,
     check_choice,
     finish,
     measure,
@@ -97,6 +98,7 @@ def to_tflite(
     check_choice("weights", weights, ("int8", "int4"))
     check_choice("kernels", kernels, ("xnnpack", "builtin"))
     check_choice("activations", activations, ("int8", "float32"))
+    check_batch_size(batch_size)
     targets = targets_of(path, snap, force)
     say("reads the model")
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)

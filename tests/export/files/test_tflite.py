@@ -115,8 +115,7 @@ def test_two_batch_sizes_give_the_same_logits(tmp_path):
 def test_batch_sizes_that_are_none(tmp_path, batch_size):
     for write in (to_tflite, to_lce):
         with pytest.raises(ExportError, match="batch_size to be a positive integer"):
-            write(small_network(), tmp_path / "model.tflite", batch_size=batch_size)
-    assert list(tmp_path.iterdir()) == []
+            write("not looked at", tmp_path / "model.tflite", batch_size=batch_size)
 
 
 def growing(**options):
