@@ -13,6 +13,8 @@ are registered with Keras.
 
 from __future__ import annotations
 
+import glob
+import warnings
 from dataclasses import replace
 
 import larq as lq
@@ -20,11 +22,13 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 from dlqat_tf import methods
-from dlqat_tf.canonical import function_of
+from dlqat_tf.canonical import function_of, is_bilinear
 from dlqat_tf.convert.calls import Call
-from dlqat_tf.convert.kinds import MOVING, POOLS
+from dlqat_tf.convert.kinds import POOLS, role_of
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
+from dlqat_tf.convert.problems import Problem, unstored
+from dlqat_tf.convert.standard import in_standard_layers
 from dlqat_tf.graph import apply, follow, refresh
 from dlqat_tf.heads import Head
 from dlqat_tf.preprocessing import ChannelAffine
@@ -33,6 +37,7 @@ from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
 
 _api = tfmot.quantization.keras
 _layers = tf.keras.layers
+_OWN = "quantize_config"  # of an annotated layer, in TF-MOT's map
 
 tf.keras.utils.get_custom_objects().update(*_api.quantize_scope().custom_objects)
 
@@ -225,6 +230,9 @@ class Scheme(_api.QuantizeScheme):
       (the branches of a residual add, linear bottlenecks, hidden average pools): a signed quantizer
       of ``residual_bits``, 8 where the last layer reads it. These are the places where
       :func:`dlqat_tf.quantize` puts quantizers.
+    - separable and one-dimensional layers, and functions that are the activation of another layer,
+      are taken apart into layers that have a form.
+    - what has no form stays float, and a warning names it; so do layers that are not annotated.
     - all others stay as they are. Batch norm stays in training; export folds it.
 
     Images that are pixels / 255 are not rounded. Behind inputs that are others, or no images, there
@@ -242,8 +250,8 @@ class Scheme(_api.QuantizeScheme):
             ``.prepare(model, images)`` where that is not None.
 
     Raises:
-        ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer cannot
-            be quantized; the message names it.
+        ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer can
+            neither be quantized nor stored in float; the message names it.
     """
 
     def __init__(
@@ -286,6 +294,14 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
 
     def apply(self, model, layer_quantize_map):
         refresh(model)
+        free = {name for name, entry in layer_quantize_map.items() if not entry.get(_OWN)}
+        own = {layer.name for layer in model.layers} - free
+        model, sources = in_standard_layers(
+            model, Overrides({glob.escape(name): "float" for name in own})
+        )
+        layer_quantize_map = layer_quantize_map | {
+            name: layer_quantize_map[source] for name, source in sources.items() if source in free
+        }
         widths = {name: self._settings[name] for name in WIDTHS}
         network = Network(
             model, Overrides({}), None, widths, preprocessing=self._preprocessing, partial=True
@@ -296,15 +312,18 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             if network.image_of(calls[0]) is None
         }
         self._configs = {name: config for name, config in configs.items() if config}
-        kept = {}
-        for layer in network.of:
+        kept, in_float = {}, {}
+        for layer, (call, *_) in network.of.items():
             if layer.name not in layer_quantize_map:
                 continue
             entry = layer_quantize_map[layer.name]
-            if entry.get("quantize_config") or layer.name in self._configs:
+            if entry.get(_OWN) or layer.name in self._configs:
                 kept[layer.name] = entry
-            elif network.of[layer][0].affine is None:
+            elif call in network.in_float:
+                in_float[call] = network.in_float[call]
+            elif call.affine is None and call not in network.places:
                 _check_untouched(layer)
+        _say_float(in_float)
         return _completed(model, network, self._constraints(network)), kept
 
     def _constraints(self, network: Network) -> dict:
@@ -329,6 +348,8 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
     def _config(self, call: Call, network: Network) -> QuantizeConfig | None:
         """Return the configuration of a layer, or None where nothing of it is quantized."""
         layer, place = call.layer, network.places.get(call)
+        if _is_rounded_apart(call, network):
+            return None
         weighted = type(layer) in _KERNELS
         changes: dict = {"residual_bits": None}
         if weighted:
@@ -352,13 +373,13 @@ def _completed(model, network: Network, constraints: dict) -> tf.keras.Model:
 
     Args:
         model: The model.
-        network: The same as a list of calls, which says where inputs need a quantizer.
+        network: The same as a list of calls, which says where quantizers belong.
         constraints: Of kernels, by layer.
     """
     quantizers = {
         call: place.make()
         for call, place in network.places.items()
-        if network.image_of(call) is not None
+        if _is_rounded_apart(call, network)
     }
     if not quantizers and not constraints:
         return model
@@ -388,6 +409,17 @@ def _completed(model, network: Network, constraints: dict) -> tf.keras.Model:
     ]
     outputs = tf.nest.pack_sequence_as(model.output, follow(model, sources, visit))
     return tf.keras.Model(model.input, outputs, name=model.name)
+
+
+def _is_rounded_apart(call: Call, network: Network) -> bool:
+    """Return whether the quantizer behind a call is a layer of its own, and none of a wrapper.
+
+    So it is behind inputs and what stays float, and where all values that there may be are known.
+    """
+    place = network.places.get(call)
+    if place is None:
+        return call.role == "kept"
+    return place.is_input or place.range is not None or call.role == "kept"
 
 
 def _is_rectified(layer) -> bool:
@@ -422,13 +454,32 @@ def _check_quantizable(layer, signed: bool) -> None:
         if not fine:
             name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
             raise _refusal(layer, f"its activation is {name!r}")
-    elif not (signed and kind in (*_LINEAR, *POOLS)):
+    elif not (signed and (kind in (*_LINEAR, *POOLS) or is_bilinear(layer))):
         raise _refusal(layer, "no method has a form of it")
+
+
+def _say_float(in_float: dict[Call, Problem]) -> None:
+    """Warn of annotated layers that stay float.
+
+    Raises:
+        ValueError: TFLite has no form of one.
+    """
+    if not in_float:
+        return
+    by_name = {call.name: call for call in in_float}
+    for name, reason in unstored(list(in_float)).items():
+        raise _refusal(by_name[name].layer, f"no method has a form of it, nor has TFLite: {reason}")
+    reasons = "; ".join(f"{call.name!r}: {problem.text}" for call, problem in in_float.items())
+    warnings.warn(
+        f"{len(in_float)} annotated layers stay float, for want of a quantized form, in training "
+        f"and in files, where operations on float32 are slower than those on int8. {reasons}.",
+        stacklevel=2,
+    )
 
 
 def _check_untouched(layer) -> None:
     """Raise unless an annotated layer without a configuration may stay as it is."""
-    fine = isinstance(layer, _UNTOUCHED) or type(layer) in (*MOVING, *_LINEAR, *POOLS)
+    fine = isinstance(layer, _UNTOUCHED) or role_of(layer) in ("moving", "norm", "merge", "pool")
     if not fine and not (type(layer) is _layers.Activation and _is_final(layer.activation)):
         _check_quantizable(layer, signed=False)
 

@@ -380,6 +380,93 @@ def test_only_what_is_annotated_must_have_a_form():
     assert widths(model) == {"first": 32, "last": 8}
 
 
+def on_images(middle):
+    inputs = tf.keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="first")(inputs)
+    x = layers.Conv2D(4, 3, activation="relu", name="second")(middle(x))
+    return tf.keras.Model(inputs, layers.Dense(3, name="last")(layers.Flatten()(x)))
+
+
+def on_sequences(middle):
+    inputs = tf.keras.Input((12, 6), name="values")
+    x = layers.Conv1D(4, 3, name="first")(inputs)
+    x = middle(layers.ReLU(name="relu")(layers.BatchNormalization(name="norm")(x)))
+    return tf.keras.Model(inputs, layers.Dense(3, name="last")(layers.Flatten()(x)))
+
+
+def gated(x):
+    """Squeeze and excitation."""
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Multiply()([x, layers.Dense(4, activation="sigmoid", name="gate")(gate)])
+
+
+STANDARD = {
+    "separable": (on_images, layers.SeparableConv2D(4, 3, activation="relu", name="parts")),
+    "swish": (on_images, layers.Conv2D(4, 1, activation="swish", name="parts")),
+    "gated": (on_images, gated),
+    "average": (on_images, lambda x: layers.Average()([x, x])),
+    "bilinear": (on_images, layers.UpSampling2D(interpolation="bilinear")),
+    "pool of sequences": (on_sequences, layers.MaxPooling1D()),
+    "separable on sequences": (on_sequences, layers.SeparableConv1D(4, 3, activation="relu")),
+}
+
+
+@pytest.mark.parametrize("kind", STANDARD)
+def test_layers_that_are_others_by_standard_layers(tmp_path, kind):
+    network, middle = STANDARD[kind]
+    source = network(middle)
+    model = applied(source, 4, 4)
+    x = np.random.default_rng(0).random((32, *source.input_shape[1:]), np.float32)
+    model.compile("adam", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, np.arange(32) % 3, verbose=0)
+    model.save(tmp_path / "model.keras")
+    model = tf.keras.models.load_model(tmp_path / "model.keras")
+    report = to_tflite(model, tmp_path / "model.tflite")
+    assert all(bits < 32 for bits in widths(model).values())
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    found = parity(snapped, report.path, x)
+    assert found.agreement["simulation_file"] == found.agreement["keras_file"] == 100
+
+
+def test_standard_layers_have_the_weights_and_widths_of_what_they_stand_for():
+    source = on_images(layers.SeparableConv2D(4, 3, activation="relu", name="parts"))
+    model = applied(source, 4, 3)
+    depthwise, pointwise, bias = source.get_layer("parts").get_weights()
+    for name, expected in (("parts_depthwise", depthwise), ("parts", pointwise)):
+        ((kernel, _, _),) = model.get_layer(f"quant_{name}")._weight_vars
+        np.testing.assert_array_equal(kernel, expected)
+    np.testing.assert_array_equal(model.get_layer("quant_parts").layer.bias, bias)
+    found = widths(model)
+    assert (found["parts_depthwise"], found["parts"], found["parts_output"]) == (4, 4, 3)
+
+
+def test_what_is_not_annotated_is_not_taken_apart():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.SeparableConv2D(4, 3, name="whole")(inputs)
+    x = annotate(layers.Dense(3, name="last"))(layers.Flatten()(x))
+    model = tfmot.quantization.keras.quantize_apply(tf.keras.Model(inputs, x), Scheme(1, 1))
+    assert type(model.get_layer("whole")) is layers.SeparableConv2D
+
+
+@pytest.mark.parametrize(
+    ("network", "middle"),
+    [
+        (on_images, layers.LayerNormalization(name="odd")),
+        (on_sequences, layers.LSTM(4, return_sequences=True, name="odd")),
+    ],
+    ids=["norm", "recurrent"],
+)
+def test_what_has_no_form_stays_float_and_is_named(tmp_path, network, middle):
+    with pytest.warns(UserWarning, match=r"1 annotated layers stay float.*'odd': .*no quantized"):
+        model = applied(network(middle), 4, 4)
+    report = to_tflite(model, tmp_path / "model.tflite")
+    assert [island.layers for island in report.census.islands] == [["odd"]]
+    assert all(bits < 32 for bits in widths(model).values())  # what reads it has codes
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    x = np.random.default_rng(0).random((16, *model.input_shape[1:]), np.float32)
+    assert parity(snapped, report.path, x).agreement["simulation_file"] == 100
+
+
 def test_heads_and_own_quantizers_pass_unchanged():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="first")(inputs)
@@ -459,13 +546,25 @@ def test_values_out_of_range(make, message):
         make()
 
 
+@tf.keras.utils.register_keras_serializable("tests")
+class Inverse(layers.Layer):
+    """What TFLite has no operation for."""
+
+    def call(self, x):
+        return tf.linalg.inv(x[..., 0])
+
+
 @pytest.mark.parametrize(
     ("layer", "config", "message"),
     [
         (layers.LeakyReLU(name="odd"), None, r"'odd' \(LeakyReLU\).*Expected Conv2D"),
         (layers.Activation("swish", name="odd"), None, "'odd'.*'swish'"),
         (layers.Conv2D(2, 1, activation="tanh", name="odd"), None, "'odd'.*'tanh'"),
-        (layers.SeparableConv2D(2, 1, name="odd"), None, "'odd'"),
+        (
+            Inverse(name="odd"),
+            None,
+            "'odd'.*nor has TFLite: TFLite has no operation MatrixInverse",
+        ),
         (layers.ReLU(negative_slope=0.1, name="odd"), None, "'odd'.*no ReLU"),
         (layers.MaxPool2D(name="odd"), QuantizeConfig(), "'odd'.*no method"),
         (layers.BatchNormalization(name="odd"), QuantizeConfig(), "'odd'.*no method"),

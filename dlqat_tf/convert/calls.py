@@ -100,6 +100,18 @@ class Calls:
             for source, _ in call.inputs:
                 source.readers.append(call)
 
+    @property
+    def sources(self) -> dict[tf.keras.layers.Layer, tf.keras.layers.Layer]:
+        """By standard layer that stands for another one, or for a part of it, that layer."""
+        made = {} if self._standard is None else self._standard.made
+        direct = {layer: source for (source, _), layer in made.items()}
+        found = {}
+        for layer, source in direct.items():
+            while source in direct:  # a part that was taken apart in turn
+                source = direct[source]
+            found[layer] = source
+        return found
+
     def _name(self, layer, around: _Around) -> str:
         if layer not in self.names:
             taken, parent = self.names.values(), around.name

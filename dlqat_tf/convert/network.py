@@ -100,7 +100,9 @@ class Network:
             if call is not None:
                 self.heads[call] = End(kind, i)
                 self.dropped |= dropped
-        if not partial:
+        if partial:
+            self._keep_what_has_no_form()
+        else:
             self._settle_roles()
         names = [call.name for call in self.inputs]
         settings = taking.settings_of(preprocessing, names)
@@ -277,6 +279,13 @@ class Network:
             f"{some(names)}. {advice}",
             overrides,
         )
+
+    def _keep_what_has_no_form(self) -> None:
+        for call in self.calls:
+            problem = None if is_quantized(call.layer) else no_form(self, call)
+            if problem:
+                call.role = "kept"
+                self.in_float[call] = problem
 
     def _settle_roles(self) -> None:
         """Give what stays float the role "kept", or say what cannot be converted."""
