@@ -440,6 +440,27 @@ def test_standard_layers_have_the_weights_and_widths_of_what_they_stand_for():
     assert (found["parts_depthwise"], found["parts"], found["parts_output"]) == (4, 4, 3)
 
 
+@pytest.mark.parametrize("kind", STANDARD)
+def test_ranges_of_parts_come_from_the_model_at_32_bits(kind):
+    network, middle = STANDARD[kind]
+    source = network(middle)
+    model = applied(source, 4, 4)
+    x = np.random.default_rng(0).random((8, *source.input_shape[1:]), np.float32)
+    ranges = calibrate(model, applied(source, 32, 32), x)
+    trained = [v for v in model.trainable_variables if "alpha" in v.name]
+    assert len(ranges) == len(trained)
+    assert all(float(each) != 8.0 for each in trained)
+
+
+def test_ranges_of_parts_want_a_reference_that_has_them():
+    network, middle = STANDARD["separable"]
+    source = network(middle)
+    with pytest.raises(
+        ValueError, match=r"'parts_depthwise'.*is the model with Scheme\(32, 32\)\."
+    ):
+        calibrate(applied(source, 4, 4), source, images(4) / np.float32(255))
+
+
 def test_what_is_not_annotated_is_not_taken_apart():
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.SeparableConv2D(4, 3, name="whole")(inputs)

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._progress import progress, say, steps
+from dlqat_tf.graph import tensors_of
 from dlqat_tf.quantizers.base import ActivationQuantizer
 from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM
@@ -53,10 +54,13 @@ def calibrate(
 ) -> dict[str, float]:
     """Set the range of every quantizer of ``model`` that has one from a float twin's activations.
 
+    Those of quantizers that are not trainable stay, as of pixels, whose range is known.
+
     Args:
         model: Network whose ranges are set.
         reference: Network whose layers have the same names, with float activations. For what
-            TF-MOT wraps: the network before it was annotated, or one of 32 bits.
+            TF-MOT wraps: the network before it was annotated, or one of 32 bits, which has the
+            parts of layers that were taken apart.
         images: A few hundred images, float32 in [0, 1].
         trained: Whether the reference's batch-norm averages are meaningful. An untrained one is
             run with the statistics of ``images`` instead.
@@ -71,7 +75,8 @@ def calibrate(
     for layer in model.layers:
         is_itself = isinstance(layer, ActivationQuantizer)
         quantizer = layer if is_itself else unwrapped(layer).output_quantizer
-        is_known = isinstance(quantizer, InputQuantizer) and quantizer.preprocessing is not None
+        # Conversion has set it where all values that there may be are known.
+        is_known = is_itself and not layer.trainable
         if quantizer is not None and quantizer.range_of_images is not None and not is_known:
             quantizers[layer] = quantizer
     if not quantizers:
@@ -80,24 +85,24 @@ def calibrate(
         weights = reference.get_weights()
         reference = tf.keras.models.clone_model(reference)
         reference.set_weights(weights)
-    twins = {unwrapped(layer).layer.name: layer for layer in reference.layers}
-    inputs = {tensor.node.layer.name: tensor for tensor in reference.inputs}
+    twins = {unwrapped(layer).layer.name: call for layer, call in _calls(reference).items()}
     rounded = []
     for layer, quantizer in quantizers.items():
-        name = unwrapped(layer).layer.name
-        is_input = isinstance(quantizer, InputQuantizer)
-        if is_input:  # references have none
-            name = layer.input.node.layer.name
-        if is_input and name in inputs:
-            rounded.append(inputs[name])
-            continue
+        is_itself, name = quantizer is layer, unwrapped(layer).layer.name
+        if is_itself and name not in twins:
+            (source,) = tensors_of(_calls(model)[layer])
+            before = unwrapped(source.node.layer).layer.name
+            # What conversion puts behind a layer is named after it, and references have none there.
+            if isinstance(quantizer, InputQuantizer) or name.startswith(f"{before}_"):
+                name, is_itself = before, False
         if name not in twins:
             raise ValueError(
                 f"Expected a reference with a layer named {name!r}, since the model has one. "
-                f"Received: layers {', '.join(twins)}."
+                f"Received: layers {', '.join(twins)}. Where TF-MOT's scheme took layers apart, "
+                "the reference is the model with Scheme(32, 32)."
             )
-        before = quantizer is layer and not is_input
-        rounded.append(twins[name].input if before else twins[name].output)
+        call = twins[name]
+        rounded.append(tensors_of(call)[0] if is_itself else call.outputs)
     say("the reference on images")
     activations = tf.keras.Model(reference.input, rounded)(images, training=not trained)
     generator = np.random.default_rng(0)
@@ -107,6 +112,12 @@ def calibrate(
             "range", zip(quantizers.items(), tf.nest.flatten(activations), strict=True)
         )
     }
+
+
+def _calls(model: tf.keras.Model) -> dict:
+    """Return the first call of each layer in a model; elsewhere it may be called too."""
+    depths = sorted(model._nodes_by_depth)  # from the outputs to the inputs
+    return {call.layer: call for depth in depths for call in model._nodes_by_depth[depth]}
 
 
 def subsample(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
