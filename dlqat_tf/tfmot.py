@@ -324,7 +324,12 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
             elif call.affine is None and call not in network.places:
                 _check_untouched(layer)
         _say_float(in_float)
-        return _completed(model, network, self._constraints(network)), kept
+        apart = [
+            call
+            for call in network.places
+            if _is_rounded_apart(call, network) and _is_annotated(call, layer_quantize_map, network)
+        ]
+        return _completed(model, network, apart, self._constraints(network)), kept
 
     def _constraints(self, network: Network) -> dict:
         """Return the method's constraint of each hidden kernel that it has one for."""
@@ -368,19 +373,16 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
         return QuantizeConfig(**{**self._settings, **changes})
 
 
-def _completed(model, network: Network, constraints: dict) -> tf.keras.Model:
+def _completed(model, network: Network, apart: list[Call], constraints: dict) -> tf.keras.Model:
     """Return a model of the same layers with what they lack.
 
     Args:
         model: The model.
-        network: The same as a list of calls, which says where quantizers belong.
+        network: The same as a list of calls, which says what their quantizers are.
+        apart: The calls behind which a quantizer is a layer of its own.
         constraints: Of kernels, by layer.
     """
-    quantizers = {
-        call: place.make()
-        for call, place in network.places.items()
-        if _is_rounded_apart(call, network)
-    }
+    quantizers = {call: network.places[call].make() for call in apart}
     if not quantizers and not constraints:
         return model
     of = {call.node: call for call in network.calls}
@@ -420,6 +422,12 @@ def _is_rounded_apart(call: Call, network: Network) -> bool:
     if place is None:
         return call.role == "kept"
     return place.is_input or place.range is not None or call.role == "kept"
+
+
+def _is_annotated(call: Call, annotated, network: Network) -> bool:
+    """Return whether a call is an input, or an annotated layer's, or one reads it."""
+    layers = [call.layer, *(reader.layer for reader in call.readers)]
+    return network.image_of(call) is not None or any(each.name in annotated for each in layers)
 
 
 def _is_rectified(layer) -> bool:

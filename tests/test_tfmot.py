@@ -469,6 +469,18 @@ def test_what_is_not_annotated_is_not_taken_apart():
     assert type(model.get_layer("whole")) is layers.SeparableConv2D
 
 
+def test_what_is_not_annotated_is_rounded_only_where_annotated_layers_read_it():
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.LayerNormalization(name="before")(layers.Conv2D(4, 3)(inputs))
+    x = layers.LayerNormalization(name="feeder")(layers.Conv2D(4, 3)(x))
+    x = annotate(layers.Conv2D(4, 3, name="hidden"))(x)
+    x = annotate(layers.Dense(3, name="last"))(layers.Flatten()(layers.ReLU()(x)))
+    model = tfmot.quantization.keras.quantize_apply(tf.keras.Model(inputs, x), Scheme(1, 1))
+    names = [each.name for each in model.layers]
+    assert "feeder_residual" in names
+    assert "before_residual" not in names
+
+
 @pytest.mark.parametrize(
     ("network", "middle"),
     [
