@@ -88,9 +88,14 @@ class FloatPart:
 
     @cached_property
     def _stored(self) -> tuple[bytes, int | None]:
-        with contextlib.suppress(NoFloatForm):
-            return self._converted(None), None
+        if not self._recurrent:  # their first state is as long as the batch, at run time
+            with contextlib.suppress(NoFloatForm):
+                return self._converted(None), None
         return self._converted(1), 1
+
+    @property
+    def _recurrent(self) -> list[tf.keras.layers.RNN]:
+        return [e for e in _within(self.submodules) if isinstance(e, tf.keras.layers.RNN)]
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for float32 arrays, of the kernels that run files too."""
@@ -134,8 +139,7 @@ class FloatPart:
             raise NoFloatForm(f"it cannot be traced: {_first_line(error)}") from error
 
     def _converted(self, batch: int | None) -> bytes:
-        recurrent = [e for e in _within(self.submodules) if isinstance(e, tf.keras.layers.RNN)]
-        if any(layer.stateful for layer in recurrent):
+        if any(layer.stateful for layer in self._recurrent):
             raise NoFloatForm(_STATE)
         traced = self._traced(batch)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], self.function)
