@@ -83,7 +83,8 @@ def planes_of(x: tf.Tensor, thresholds: Sequence, planes: tf.Tensor) -> list[tf.
     Returns:
         A tensor of the shape of ``x`` for each plane, without a gradient.
     """
-    above = [0.5 - 0.5 * signs(each - x) for each in thresholds]
+    first, *rest = thresholds
+    above = [0.5 - 0.5 * signs(first - x), *(tf.cast(x > each, x.dtype) for each in rest)]
     jumps = planes[1:] - planes[:-1]
     return [
         tf.stop_gradient(
@@ -119,10 +120,13 @@ def least_squares(
     Returns:
         float32 (planes, channels).
     """
-    stacked, share = tf.stack(planes), 1.0 / tf.cast(tf.shape(x)[0], tf.float32)
-    gram = tf.einsum("inc,jnc->cij", stacked, stacked) * share
-    right = tf.einsum("inc,nc->ci", stacked, x) * share + damping * tf.transpose(start)
-    unit = tf.eye(len(planes))
+    count, share = len(planes), 1.0 / tf.cast(tf.shape(x)[0], tf.float32)
+    # Values last: an einsum of one channel would be as many products of two numbers.
+    rows = tf.stack([*planes, x])
+    rows = rows[None, :, :, 0] if x.shape[-1] == 1 else tf.transpose(rows, [2, 0, 1])
+    products = tf.matmul(rows[:, :count], rows, transpose_b=True) * share
+    gram, right = products[:, :, :count], products[:, :, count] + damping * tf.transpose(start)
+    unit = tf.eye(count)
     damped = gram + damping * unit
     damped = tf.where(tf.math.is_finite(damped), damped, unit)
     return tf.transpose(tf.linalg.solve(damped, right[..., None])[..., 0])
