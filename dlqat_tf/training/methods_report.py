@@ -194,7 +194,7 @@ class MethodsReport(TableReport):
         datasets = list(dict.fromkeys(row[0] for row in self.rows))
         losses = list(dict.fromkeys(row[3] for row in self.rows))
         most = max(len({row[1:3] for row in self.rows if row[0] == each}) for each in datasets)
-        size = (max(5.0, 1.5 + 0.55 * most), 4.2 * len(datasets))
+        size = (max(5.0, 1.5 + 0.35 * most), 5.0 * len(datasets))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(datasets), 1, squeeze=False)[:, 0]
         for axes, dataset in zip(panels, datasets, strict=True):
@@ -215,8 +215,8 @@ class MethodsReport(TableReport):
                 for each in floats:
                     axes.axhline(each, color=color, linestyle="--", linewidth=1, alpha=0.6)
                 axes.plot([], [], "o", color=color, label=f"{loss}, dashed: float")
-            names = [f"{method}\n{label(widths)}" for method, widths in entries]
-            axes.set_xticks(range(len(names)), names, fontsize=8)
+            names = [f"{method} {label(widths)}" for method, widths in entries]
+            axes.set_xticks(range(len(names)), names, fontsize=8, rotation=60, ha="right")
             axes.set(title=dataset, ylabel="test top-1, %")
             axes.grid(alpha=0.3, axis="y")
         panels[0].legend(fontsize="small")
