@@ -130,6 +130,11 @@ def preprocessing_of(value) -> Preprocessing | None:
     )
 
 
+def is_unit(values: np.ndarray) -> bool:
+    """Return whether the 256 values of all channels are pixels / 255, which files take as codes."""
+    return bool(np.allclose(values, UNIT.of_all_pixels(values.shape[1]), rtol=0, atol=1e-6))
+
+
 def all_pixels(channels: int) -> np.ndarray:
     """Return the pixels 0 to 255 in each channel, float32 (256, channels)."""
     return np.repeat(np.arange(PIXELS, dtype=np.float32)[:, None], channels, 1)

@@ -17,6 +17,7 @@ from dlqat_tf.preprocessing import (
     Preprocessing,
     arithmetic,
     evaluated,
+    is_unit,
     preprocessing_of,
 )
 from dlqat_tf.quantizers.input import range_of
@@ -108,11 +109,6 @@ def prepared(call, examples: np.ndarray) -> np.ndarray:
     if type(call.layer) in AUGMENTATIONS:
         return prepared(call.inputs[0][0], examples)
     return evaluated(call.node, prepared(call.inputs[0][0], examples))
-
-
-def is_unit(values: np.ndarray) -> bool:
-    """Return whether the 256 values of all channels are pixels / 255, which files take as codes."""
-    return bool(np.allclose(values, UNIT.of_all_pixels(values.shape[1]), rtol=0, atol=1e-6))
 
 
 def too_narrow(examples: dict[str, np.ndarray]) -> str:

@@ -39,6 +39,7 @@ from dlqat_tf.convert.problems import (
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import edge_bits
+from dlqat_tf.preprocessing import is_unit
 from dlqat_tf.quantizers.input import range_of
 
 _layers = tf.keras.layers
@@ -168,7 +169,7 @@ class Network:
         if image is None:
             return False
         taken = self.taken[image]
-        return not taken.is_known or not taking.is_unit(taking.prepared(call, taken.examples))
+        return not taken.is_known or not is_unit(taking.prepared(call, taken.examples))
 
     def grids_of(self, value: Value) -> list[Place]:
         """Return the quantizers on whose grids a value lies, which may have been moved since."""

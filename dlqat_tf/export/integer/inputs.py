@@ -10,7 +10,15 @@ import tensorflow as tf
 from dlqat_tf.canonical import IN_TRAINING
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.nodes import Input, Lookup, Node
-from dlqat_tf.preprocessing import RAW, UNIT, ChannelAffine, Preprocessing, arithmetic, evaluated
+from dlqat_tf.preprocessing import (
+    RAW,
+    UNIT,
+    ChannelAffine,
+    Preprocessing,
+    arithmetic,
+    evaluated,
+    is_unit,
+)
 from dlqat_tf.quantizers import InputQuantizer
 
 _layers = tf.keras.layers
@@ -89,13 +97,9 @@ def _rescales(layer, pixels: np.ndarray) -> bool:
             values = evaluated(node, pixels)
         else:
             continue
-        if _is_unit(values) or _rescales(node.layer, values):
+        if is_unit(values) or _rescales(node.layer, values):
             return True
     return False
-
-
-def _is_unit(values: np.ndarray) -> bool:
-    return np.allclose(values, UNIT.of_all_pixels(values.shape[1]), rtol=0, atol=1e-6)
 
 
 def prepares(layer) -> bool:
@@ -167,7 +171,7 @@ def resolved(nodes: list[Node]) -> list[Node]:
             codes[node.name] = ""
         if isinstance(node, Prepared):
             ordered = node.order == tuple(range(len(node.order)))
-            codes[node.name] = node.inputs[0] if _is_unit(node.values) and ordered else ""
+            codes[node.name] = node.inputs[0] if is_unit(node.values) and ordered else ""
             continue
         unread = next((name for name in node.inputs if codes.get(name) == ""), None)
         if unread and not isinstance(node, Lookup):
