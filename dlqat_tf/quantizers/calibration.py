@@ -86,11 +86,11 @@ def calibrate(
         reference = tf.keras.models.clone_model(reference)
         reference.set_weights(weights)
     twins = {unwrapped(layer).layer.name: call for layer, call in _calls(reference).items()}
-    rounded = []
+    calls, rounded = _calls(model), []
     for layer, quantizer in quantizers.items():
         is_itself, name = quantizer is layer, unwrapped(layer).layer.name
         if is_itself and name not in twins:
-            (source,) = tensors_of(_calls(model)[layer])
+            (source,) = tensors_of(calls[layer])
             before = unwrapped(source.node.layer).layer.name
             # What conversion puts behind a layer is named after it, and references have none there.
             if isinstance(quantizer, InputQuantizer) or name.startswith(f"{before}_"):
