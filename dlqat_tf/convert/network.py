@@ -391,13 +391,11 @@ class Network:
 
     def _place_name(self, width: str, call: Call, image: Call | None, names: set[str]) -> str:
         """Return the name of a quantizer: that of the ReLU in whose place it is, or a new one."""
-        in_place = call.role == "relu" and image is None and width == "activation_bits"
-        if in_place and all(call.name != place.name for place in self.places.values()):
-            return call.name
+        if call.role == "relu":
+            is_new = all(call.name != place.name for place in self.places.values())
+            return call.name if is_new else unique(call.name, names)
         if image is not None:
             return unique(f"{image.name}_codes", names)
-        if in_place:
-            return unique(call.name, names)
         is_residual = width == "residual_bits" and call.role != "function"
         return unique(f"{call.name}_residual" if is_residual else f"{call.name}_act", names)
 
