@@ -245,9 +245,8 @@ def _is_rounded_apart(call: Call, network: Network) -> bool:
     So it is behind inputs and what stays float, and where all values that there may be are known.
     """
     place = network.places.get(call)
-    if place is None:
-        return call.role == "kept"
-    return place.is_input or place.range is not None or call.role == "kept"
+    is_known = place is not None and (place.is_input or place.range is not None)
+    return is_known or call.role == "kept"
 
 
 def _is_annotated(call: Call, annotated, network: Network) -> bool:
