@@ -13,7 +13,7 @@ from dlqat_tf.export import lower, parity, to_lce
 from dlqat_tf.export.integer.integers import integers
 from dlqat_tf.export.integer.nodes import Activation, Convolution, Dense, Sign
 from dlqat_tf.export.integer.plan import plan
-from dlqat_tf.export.integer.storing import _best, _Places, stored
+from dlqat_tf.export.integer.storing import stored
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import convolution, images_for, randomize, small_network
 
@@ -217,37 +217,6 @@ def test_signed_grids_have_thresholds_below_zero():
     node = binary([[-1], [-1]], [0.5], [0.0])
     assert bias_of(node, CODES, rounding(lowest=-2, highest=0)) != 0
     assert bias_of(node, CODES, rounding(lowest=0, highest=3)).tolist() == [0.0]
-
-
-@pytest.mark.parametrize(
-    ("points", "clearance", "move"),
-    [
-        ([-0.5, 0.5], 0.24, 0.0),
-        ([-0.9, 0.1], 0.08, 0.0),
-        ([-0.95, 0.05], 0.08, -0.04),  # 9/8 of the clearance
-        ([-0.1, 0.3], 0.5, 0.1),  # the middle
-        ([-1.0, 0.0, 1.0], 0.08, -0.09),  # on a tie
-    ],
-)
-def test_a_float_bias_moves_between_its_thresholds(points, clearance, move):
-    assert _Places(np.array(points), clearance).move_between() == pytest.approx(move, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("points", "clearance", "moves", "best"),
-    [
-        ([-1.0, -0.1, 0.2, 2.0], 0.01, [-0.7, 0.3, 0.1], 0.1),  # crosses none
-        ([-1.0, -0.1, 0.2, 0.25, 2.0], 0.01, [-0.7, 0.3], -0.7),  # crosses one, not two
-        ([-1.0, 1.0], 0.4, [0.7, -0.2, 0.5], -0.2),  # the nearest
-        ([-1.0, 1.0], 0.8, [0.7, -0.2, 0.5], -0.2),  # 9/8 of it is not to be had, but a half is
-        ([-1.0, 0.2], 0.5, [0.1, -0.1, -0.4], -0.4),  # all of 9/16
-        ([-1.0, 0.2], 1.0, [0.1, -0.1, -0.4], -0.4),  # a half of 9/8
-        ([-1.0, 0.2], 1.8, [0.1, -0.1], -0.1),  # an eighth of 81/40, not less
-    ],
-)
-def test_the_best_of_the_places(points, clearance, moves, best):
-    found = _best(np.array(moves), _Places(np.array(points), clearance))
-    assert moves[found] == best
 
 
 @given(data=st.data(), seed=st.integers(0, 10_000))

@@ -1,4 +1,6 @@
-"""Gains that put all rounding thresholds of a channel halfway between its sums."""
+"""Gains that move with biases, so that thresholds stay between their sums."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ layers = tf.keras.layers
 PIXELS = ActivationGrid(0, 255, np.float32(1))
 
 
-def held(step, **options):
+def held(step, highest=255, **options):
     """What a file stores of 64 products, whose sums count ones, rounded to codes of a step."""
     node = Dense(
         name="dense",
@@ -29,32 +31,59 @@ def held(step, **options):
         **{"gain_source": "norm", **options},
     )
     node.weights[0] = 126  # sums of any number of ones
-    target = Activation(name="act", grid=ActivationGrid(0, 255, np.float32(step)), bits=8)
+    target = Activation(name="act", grid=ActivationGrid(0, highest, np.float32(step)), bits=8)
     return stored(node, PIXELS, target)
 
 
 def test_an_output_step_becomes_an_odd_number_of_steps_of_sums():
-    for step, odd in ((8000.4, 8001), (8001.7, 8001), (8003.0, 8003)):
+    # Almost half of 255 thresholds are too near to sums for float32, wherever the bias is.
+    for step, odd in ((1500.9, 1501), (1501.1, 1501), (1498.9, 1499)):
         np.testing.assert_allclose(step / held(step).step, odd, rtol=1e-6)
     # So a threshold is half a sum away from sums of whole numbers and a whole bias.
-    assert held(8000.4).bias / held(8000.4).step == pytest.approx([0.0])
+    assert (held(1500.9).bias / held(1500.9).step) % 1 == pytest.approx([0.0])
 
 
-def test_the_end_of_the_grid_moves_by_at_most_half_a_step():
-    # Of 255 codes: 255 * (1 - 600.2 / 601) = 0.34, but 255 * (1 - 300.2 / 301) = 0.68.
-    for step, odd in ((600.2, 601), (300.2, 300.5), (50.3, 50.25)):
+def test_an_output_step_becomes_an_odd_number_of_halves_where_that_is_nearer():
+    for step, odd in ((1000.45, 1000.5), (1001.55, 1001.5)):
         np.testing.assert_allclose(step / held(step).step, odd, rtol=1e-6)
 
 
-def test_gains_stay_where_none_may_move_or_no_move_is_short_enough():
-    assert held(8000.4, gain_source="").step == 1
-    assert held(5.03).step == 1  # 81 sixteenths are 1.6 steps away at the end of the grid
+def test_gains_stay_where_none_may_move_or_no_move_is_worth_it():
+    assert held(1500.9, gain_source="").step == 1
+    # At 1500.4 the end of 255 codes would pass 255 * 0.4 sums, and all thresholds half as many.
+    step = 1500.4 / held(1500.4).step
+    assert 0 < abs(step - 1500.4) < 0.1
+    # At 8000.9 even half a sum is too near for float32.
+    assert abs(8000.9 / held(8000.9).step - 8000.9) < 0.05
 
 
-def test_gains_stay_where_biases_alone_are_clear():
-    node = held(8000.4)
-    few = Activation(name="act", grid=ActivationGrid(0, 1, np.float32(1e6)), bits=1)
-    assert stored(node, PIXELS, few).step == node.step
+def test_gains_stay_where_biases_alone_cost_nothing():
+    assert held(1000001, highest=1).step == 1  # one threshold, halfway between two sums
+    assert held(1000000, highest=1).step != 1  # on a sum with any whole bias
+
+
+def test_a_gain_moves_where_every_bias_passes_a_sum():
+    """As in test_thresholds.py: thresholds of 0.8 and 2.4 beside a bias of 0.5."""
+    node = Dense(
+        name="dense",
+        weights=np.array([[127], [1], [1], [1]], np.int16),
+        step=np.ones(1, np.float32),
+        bias=np.array([0.5]),
+        bits=8,
+        kernel="int8",
+        gain_source="norm",
+    )
+    source = ActivationGrid(0, 1, np.float32(1))
+    target = Activation(name="act", grid=ActivationGrid(0, 2, np.float32(1.6)), bits=2)
+    after = stored(node, source, target)
+    assert after.bias == [0]
+    assert after.step == pytest.approx([2.4 / 2], rel=1e-4)
+    sums = np.array([0, 1, 2, 3, 127, 128, 129, 130])
+    codes = [np.clip(np.rint((sums * each.step + each.bias) / 1.6), 0, 2) for each in (node, after)]
+    assert codes[0].tolist() == codes[1].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+    alone = stored(replace(node, gain_source=""), source, target)
+    codes = np.clip(np.rint((sums + alone.bias) / 1.6), 0, 2)
+    assert codes.tolist() in ([0, 1, 1, 2, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2, 2])
 
 
 @pytest.mark.parametrize("center", [True, False])

@@ -1,0 +1,193 @@
+"""Rounding thresholds between a channel's sums, and what moves of its bias and gain cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dlqat_tf.export.integer.nodes import Activation, Sign
+from dlqat_tf.quantizers import ActivationGrid
+
+_ROUNDOFF = 2.0**-24  # largest relative error of one float32 operation
+_SHARES = (1.0, 0.5, 0.25, 0.125)  # of the wanted distance, down to what float32 biases need
+_NEEDED = 0.25  # of the clearance: the largest error that was seen
+_TIE = 128  # codes that a tie costs: it makes the snapped model, the proof of a file, another one
+_PARTS = (1, 2, 4, 8, 16)  # of a step of sums, which an output step may be whole numbers of
+_FARTHEST = 0.5  # output steps that a change of the gain may move the end of the grid by
+_NEAR = 32  # moves of the bias that are tried with changes of the gain
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The thresholds of a channel, in steps of its sums.
+
+    Attributes:
+        points: Distances of the thresholds from the bias.
+        least: The lowest sum.
+        most: The highest.
+        spacing: Greatest common divisor of the channel's weight codes, of which sums are multiples.
+        clearance: Distance that thresholds keep from sums where float32 is to give the same codes.
+        bias: The bias.
+        step: Distance between two thresholds.
+        largest_change: Of the gain, relative.
+    """
+
+    points: np.ndarray
+    least: int
+    most: int
+    spacing: int
+    clearance: float
+    bias: float = 0.0
+    step: float = 1.0
+    largest_change: float = 0.0
+
+    @property
+    def near(self) -> np.ndarray:
+        """Which thresholds sums come near to: bool (thresholds,)."""
+        low, high = self.least - self.spacing, self.most + self.spacing
+        return (self.points > low) & (self.points < high)
+
+    @property
+    def wanted(self) -> float:
+        """Distance to move to, so that what is rounded afterwards is still clear."""
+        return self.clearance * 9 / 8
+
+    def choice(self, moves: np.ndarray, with_gain: bool = False) -> tuple[int, float]:
+        """Return which move of the bias to make, and the change of the gain that goes with it.
+
+        Those that cost least, of these a clear one, of these the smallest change, then move.
+
+        Args:
+            moves: What to choose from; of equal ones it is the first.
+            with_gain: Whether the gain may change too, which it does only where a move alone costs
+                any code.
+        """
+        none = np.zeros(len(moves))
+        best = self._best(moves, none)
+        if not with_gain or not self._cost(moves[[best]], none[[best]])[0].item():
+            return best, 0.0
+        near = np.argsort(np.abs(moves), kind="stable")[:_NEAR]
+        changes = self._changes(moves[near])
+        which = np.concatenate([[best], *[near] * len(changes)])
+        changes = np.append(0.0, changes)
+        chosen = self._best(moves[which], changes)
+        return int(which[chosen]), float(changes[chosen])
+
+    def _best(self, moves: np.ndarray, changes: np.ndarray) -> int:
+        costs, distances = self._cost(moves, changes)
+        unclear = sum(distances < share * self.wanted for share in _SHARES)
+        return int(np.lexsort((np.abs(moves), np.abs(changes), unclear, costs))[0])
+
+    def _cost(self, moves: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what pairs of a move and a change cost, and how near the nearest sum is then.
+
+        A threshold that passes n sums costs n codes, and so do ties: thresholds that are so near to
+        a sum that the order of float32 additions decides.
+        """
+        moved = self.points + np.outer(changes, self.points + self.bias) - moves[:, np.newaxis]
+        ends = self.least / self.spacing, self.most / self.spacing
+        below = [
+            np.clip(np.floor(each / self.spacing), ends[0] - 1, ends[1])
+            for each in (moved, self.points)
+        ]
+        nearest = np.clip(np.rint(moved / self.spacing), *ends) * self.spacing
+        distances = np.abs(moved - nearest)
+        ties = (distances < _NEEDED * self.clearance).sum(axis=1)
+        return np.abs(below[0] - below[1]).sum(axis=1) + _TIE * ties, distances.min(axis=1)
+
+    def _changes(self, moves: np.ndarray) -> np.ndarray:
+        r"""Return changes of the gain that may suit each move: (kinds, moves).
+
+        With the gain divided by :math:`1 + a` and the bias moved by :math:`\delta`, a threshold at
+        :math:`R` from zero moves by :math:`a R - \delta`. So it stays between the same two sums for
+        an interval of :math:`a`, and keeps a distance from them for a part of it. A change lies in
+        most of these parts, which are those of the wanted distance, or of what is needed of it.
+        Others make an output step an odd number of parts of a step of sums, so that no threshold is
+        nearer to a sum than half a part.
+        """
+        points = self.points[self.near]
+        phase, kinds = points % self.spacing, []
+        for share in (1.0, _NEEDED):
+            margin = min(share * self.wanted, self.spacing / 2)
+            ends = np.stack([margin - phase, self.spacing - margin - phase])
+            ends = (ends + moves[:, np.newaxis, np.newaxis]) / (points + self.bias)
+            kinds.append(_most_covered(np.sort(ends, axis=1), self.largest_change))
+        parts = self.spacing / np.array(_PARTS)
+        whole = (2 * np.floor(self.step / parts / 2) + 1) * parts / self.step - 1
+        whole = whole[np.abs(whole) <= self.largest_change]
+        return np.stack([*kinds, *np.broadcast_to(whole[:, np.newaxis], (len(whole), len(moves)))])
+
+    def move_between(self) -> float:
+        """Return the shortest move that crosses none and is clear, or the one to the middle."""
+        phase = self.points[self.near] % self.spacing
+        low, high = phase.max() - self.spacing, phase.min()
+        if min(-low, high) >= self.clearance:
+            return 0.0
+        margin = min(self.wanted, (high - low) / 2)
+        return float(np.clip(0.0, low + margin, high - margin))
+
+
+def thresholds_of(
+    codes: np.ndarray,
+    source: ActivationGrid | None,
+    target: Activation | Sign,
+    unit: np.ndarray,
+    bias: np.ndarray,
+) -> Iterator[Thresholds | None]:
+    """Yield the thresholds of each channel; None where its sums reach none.
+
+    Args:
+        codes: (weights, channels).
+        source: Grid of the input, None for signs.
+        target: What rounds the output.
+        unit: (channels,), output of a sum of 1.
+        bias: (channels,), in these.
+    """
+    lowest, highest = (source.lowest, source.highest) if source else (-1, 1)
+    least = np.minimum(codes * lowest, codes * highest).sum(axis=0)
+    most = np.maximum(codes * lowest, codes * highest).sum(axis=0)
+    spacing = np.maximum(np.gcd.reduce(codes, axis=0), 1)
+    walk = np.abs(bias) + max(highest, -lowest) * np.sqrt(np.square(codes).sum(axis=0))
+    thresholds, step, largest_change = np.zeros(1), 1.0, 0.0
+    if isinstance(target, Activation):
+        grid, step = target.grid, float(target.grid.step)
+        thresholds = (np.arange(grid.lowest, grid.highest) + 0.5) * step
+        largest_change = _FARTHEST / max(grid.highest, -grid.lowest)
+    for i in range(len(bias)):
+        found = Thresholds(
+            thresholds / unit[i] - bias[i],
+            int(least[i]),
+            int(most[i]),
+            int(spacing[i]),
+            clearance=0.0,
+            bias=float(bias[i]),
+            step=step / float(unit[i]),
+            largest_change=largest_change,
+        )
+        if not found.near.any():
+            yield None
+            continue
+        sums = np.abs(found.points[found.near]).max() + walk[i]
+        yield replace(found, clearance=_ROUNDOFF * (math.sqrt(len(codes)) + 16) * sums)
+
+
+def _most_covered(intervals: np.ndarray, farthest: float) -> np.ndarray:
+    """Return what lies in most of the intervals of each row; of such numbers the nearest to 0.
+
+    Args:
+        intervals: (rows, 2, intervals), lower and upper ends.
+        farthest: Largest distance from 0.
+    """
+    rows, _, count = intervals.shape
+    ends = intervals.reshape(rows, 2 * count)
+    order = np.argsort(ends, axis=1, kind="stable")
+    ends = np.take_along_axis(ends, order, axis=1)
+    covered = np.cumsum(np.where(order < count, 1, -1), axis=1)[:, :-1]
+    nearest = np.clip(0.0, ends[:, :-1], ends[:, 1:])
+    covered = np.where(np.abs(nearest) <= farthest, covered, -1)
+    is_most = covered == covered.max(axis=1, keepdims=True)
+    which = np.argmin(np.where(is_most, np.abs(nearest), np.inf), axis=1)
+    return nearest[np.arange(rows), which]
