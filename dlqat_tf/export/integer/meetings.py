@@ -98,6 +98,16 @@ def common_grids(
     return IntegerNetwork(tuple(map(at_its_step, network))), found
 
 
+def held_step(step, highest):
+    """Return a float32 step as a quantizer computes it, whose variable is its range.
+
+    Args:
+        step: In float64; one, or some.
+        highest: Code.
+    """
+    return np.float32(np.float32(step * highest) / np.float64(highest))
+
+
 def _key(node: Node) -> str:
     """Return what quantizes a node's output: the Keras layer, or the node itself."""
     return getattr(node, "source", "") or node.name
@@ -146,8 +156,7 @@ def _common(group: _Group, move: bool) -> tuple[ActivationGrid, dict[str, np.flo
     grid = ActivationGrid(
         int((factors * lowest).min()), int((factors * highest).max()), np.float32(unit)
     )
-    # As a quantizer computes it, whose variable is its range.
-    moved = np.float32(np.float32(factors * unit * highest) / np.float64(highest))
+    moved = held_step(factors * unit, highest)
     free = moves & ~is_fixed
     return grid, {key: step for key, step, each in zip(keys, moved, free, strict=True) if each}
 

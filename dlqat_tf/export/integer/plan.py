@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from dlqat_tf._progress import steps
+from dlqat_tf.export.integer.adds import with_exact_adds
 from dlqat_tf.export.integer.bilinear import with_bilinear
 from dlqat_tf.export.integer.binary_forms import (
     no_planes,
@@ -83,9 +84,10 @@ def plan(
             :attr:`dlqat_tf.export.integer.nodes.Weighted.library`.
         floats: Run every layer with weights in float.
         clear: Choose biases by the rounding thresholds around them, see
-            :func:`dlqat_tf.export.integer.storing.stored`, and steps of what is concatenated so
-            that they have a common one, see :mod:`dlqat_tf.export.integer.meetings`; else both are
-            as trained, up to what the kernel can hold.
+            :func:`dlqat_tf.export.integer.storing.stored`, steps of what is concatenated so that
+            they have a common one, see :mod:`dlqat_tf.export.integer.meetings`, and steps of what
+            is added so that kernels hold their ratios, see :mod:`dlqat_tf.export.integer.adds`;
+            else all are as trained, up to what the kernel can hold.
 
     Raises:
         ExportError: A layer has no kernel that computes what was trained; names it.
@@ -118,6 +120,8 @@ def plan(
     if int4:
         network = _with_int4(network, floats)
     _check_kernels(network)
+    if clear:
+        network = with_exact_adds(network)
     readers = network.consumers()
     network = with_clipped_sums(network, lambda node: rounding_of(node, readers) is not None)
     return _with_stored_biases(network, clear)

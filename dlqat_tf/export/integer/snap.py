@@ -19,6 +19,8 @@ from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
 from dlqat_tf.report import Report
 
+_SHOWN = 1e-5  # relative shifts of steps from which on a table has them: those of adds are smaller
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -56,7 +58,7 @@ class LevelShift:
 
 @dataclass(frozen=True)
 class StepShift:
-    """How far the step of one activation quantizer moved, to bring branches together unrounded.
+    """How far the step of one activation quantizer moved, to bring branches together exactly.
 
     Attributes:
         layer: The Keras layer of the quantizer.
@@ -98,12 +100,13 @@ class SnapReport(Report):
             for each in self.levels:
                 levels.add_row(each.layer, f"{each.largest:.2g}", f"{each.relative:.2%}")
             tables.append(levels)
-        if self.steps:
+        if any(abs(step.relative) >= _SHOWN for step in self.steps):
             steps = Table(title="Steps moved to multiples of a common one", title_justify="left")
             for column in ("quantizer", "shift"):
                 steps.add_column(column, justify="left" if column == "quantizer" else "right")
             for step in self.steps:
-                steps.add_row(step.layer, f"{step.relative:+.2%}")
+                if abs(step.relative) >= _SHOWN:
+                    steps.add_row(step.layer, f"{step.relative:+.2%}")
             tables.append(steps)
         return tables
 
@@ -121,8 +124,10 @@ def snap(
     moving mean, or the convolution's bias, where there is none) moved likewise, and weights whose
     levels are on no grid are at the int8 codes of the file where it has no binary planes of them,
     so the copy and the file compute the same numbers. Steps of what is concatenated are those that
-    have a common one, see :mod:`dlqat_tf.export.integer.meetings`. A layer that is called more than
-    once moves where all its calls move it by the same, as where they read one grid and end on one.
+    have a common one, see :mod:`dlqat_tf.export.integer.meetings`, and those of what is added have
+    ratios that kernels hold, see :mod:`dlqat_tf.export.integer.adds`. A layer that is called more
+    than once moves where all its calls move it by the same, as where they read one grid and end on
+    one.
 
     Args:
         model: As for :func:`dlqat_tf.export.integer.lower.lower`.
