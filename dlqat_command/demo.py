@@ -36,11 +36,11 @@ def demo(recipe: Recipe, changes: dict[str, Any]) -> None:
     from dlqat_tf._script import ending
 
     with ending(ValueError):
-        failed = _deploy(Path(result.recipe["output"]), result.float_accuracy or result.accuracy)
+        failed = _deploy(result.recipe, result.float_accuracy or result.accuracy)
     sys.exit("\n".join(failed) if failed else 0)
 
 
-def _deploy(folder: Path, float_accuracy: float) -> list[str]:
+def _deploy(recipe: dict[str, Any], float_accuracy: float) -> list[str]:
     """Export the trained network twice, compare it with both files, print, return failures."""
     from rich.console import Console
     from rich.table import Table
@@ -49,11 +49,15 @@ def _deploy(folder: Path, float_accuracy: float) -> list[str]:
     from dlqat_tf.export import command
     from dlqat_tf.loading import load_model
 
+    folder, dataset, data_dir = Path(recipe["output"]), recipe["dataset"], recipe["data_dir"]
+    widths = f"W{recipe['weight_bits']}A{recipe['activation_bits']}"
     model = load_model(folder / "model.keras")
-    images, labels = command.test_images("digits", None, model.input_shape[1:], None)
+    images, labels = command.test_images(
+        dataset, data_dir and Path(data_dir), model.input_shape[1:], None
+    )
 
     console = Console()
-    table = Table(title="digits, test top-1", title_justify="left")
+    table = Table(title=f"{dataset}, test top-1", title_justify="left")
     for heading in ("network", "accuracy", "file", "size"):
         table.add_column(heading, justify="right" if heading in ("accuracy", "size") else "left")
     table.add_row("float, Keras", f"{float_accuracy:.2%}")
@@ -66,11 +70,11 @@ def _deploy(folder: Path, float_accuracy: float) -> list[str]:
         report.print()
         failures += [f"{path}: {failure}" for failure in report.failures()]
         if write is export.to_tflite:
-            table.add_row("W1A2, trained", f"{report.top1['trained']:.2f}%", "model.keras")
+            table.add_row(f"{widths}, trained", f"{report.top1['trained']:.2f}%", "model.keras")
         beside = path.with_suffix(".snapped.keras").name
-        table.add_row(f"W1A2, snapped for {name}", f"{report.top1['keras']:.2f}%", beside)
+        table.add_row(f"{widths}, snapped for {name}", f"{report.top1['keras']:.2f}%", beside)
         size = path.stat().st_size
-        table.add_row(f"W1A2, {name}", f"{report.top1['file']:.2f}%", path.name, f"{size:,} B")
+        table.add_row(f"{widths}, {name}", f"{report.top1['file']:.2f}%", path.name, f"{size:,} B")
     console.print(table)
     return failures
 

@@ -17,7 +17,7 @@ _NEEDED = 0.25  # of the clearance: the largest error that was seen
 _TIE = 128  # codes that a tie costs: it makes the snapped model, the proof of a file, another one
 _PARTS = (1, 2, 4, 8, 16)  # of a step of sums, which an output step may be whole numbers of
 _FARTHEST = 0.5  # output steps that a change of the gain may move the end of the grid by
-_NEAR = 32  # moves of the bias that are tried with changes of the gain
+_NEAR = 16  # moves of the bias that are tried with changes of the gain
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class Thresholds:
         Args:
             moves: What to choose from; of equal ones it is the first.
             with_gain: Whether the gain may change too, which it does only where a move alone costs
-                any code.
+                any code, and where float32 can tell two sums apart.
         """
         none = np.zeros(len(moves))
         best = self._best(moves, none)
+        with_gain &= _NEEDED * self.clearance < self.spacing / 2
         if not with_gain or not self._cost(moves[[best]], none[[best]])[0].item():
             return best, 0.0
         near = np.argsort(np.abs(moves), kind="stable")[:_NEAR]

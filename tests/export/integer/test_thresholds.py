@@ -68,6 +68,9 @@ def test_a_gain_keeps_each_threshold_between_its_two_sums():
     assert change == pytest.approx((2 - 9 / 8 * 1e-3) / 2.4 - 1)
     # Where it may not change so much, the move costs a code as it did.
     assert replace(thresholds, largest_change=0.1).choice(moves, with_gain=True) == (0, 0.0)
+    # Where float32 does not tell two sums apart, no gain helps.
+    vague = replace(thresholds, clearance=2.0)
+    assert vague.choice(moves, with_gain=True) == vague.choice(moves)
     # And where a move costs nothing, no gain changes.
     free = np.array([-0.5, 0.5, 0.1])
     assert thresholds.choice(free, with_gain=True) == (2, 0.0)
