@@ -55,6 +55,11 @@ class ActivationGrid:
     step: np.float32
 
 
+def in_training(training) -> bool:
+    """Return whether a call's ``training`` says so while the graph is made."""
+    return not tf.is_tensor(training) and bool(training)
+
+
 def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
     """Return ``bits`` as an int when it is a supported width.
 

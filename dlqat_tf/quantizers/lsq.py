@@ -18,9 +18,10 @@ from dlqat_tf.quantizers.base import (
     WeightQuantizer,
     check_bits,
     check_widths,
+    in_training,
 )
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
-from dlqat_tf.quantizers.ste import features_of, values_of
+from dlqat_tf.quantizers.ste import clip_and_round, features_of, values_of
 
 
 def learned_step(
@@ -59,12 +60,20 @@ def learned_step(
             inside = tf.logical_and(scaled > lowest, scaled < highest)
             from_x = tf.where(inside, upstream, tf.zeros_like(upstream))
             slope = constant - tf.where(inside, scaled, tf.zeros_like(scaled))
-            scale = tf.math.rsqrt(tf.cast(count, tf.float32) * highest)
-            return from_x, tf.reduce_sum(upstream * slope) * scale
+            return from_x, tf.reduce_sum(upstream * slope) * _gradient_scale(count, highest)
 
         return codes * width, gradient
 
     return quantize(x, step)
+
+
+@tf.custom_gradient
+def _with_scaled_gradient(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return tf.identity(x), lambda upstream: (upstream * scale, None)
+
+
+def _gradient_scale(count: tf.Tensor, highest: int) -> tf.Tensor:
+    return tf.math.rsqrt(tf.cast(count, tf.float32) * highest)
 
 
 def _initial(values: tf.Tensor, highest: int) -> tf.Tensor:
@@ -131,6 +140,9 @@ class LSQActivations(ActivationQuantizer):
     h`; before, each batch is rounded by its own and there is no ``grid``. It and whether it has
     started are variables in the model file. 32 bits are a ReLU.
 
+    In training h steps are a range, as of :class:`~dlqat_tf.CGPACT`, whose kernels take one pass
+    over memory: outputs are those of inference up to the last place.
+
     Args:
         bits: 1 to 8, or 32.
 
@@ -157,7 +169,12 @@ class LSQActivations(ActivationQuantizer):
             return tf.nn.relu(values)
         highest = 2**self.bits - 1
         step = start_once(self.step, self.started, lambda: _initial(values, highest), training)
-        return learned_step(values, step, 0, highest, features_of(values))
+        count = features_of(values)
+        if not in_training(training):
+            return learned_step(values, step, 0, highest, count)
+        # The same, with a range of h steps, by one kernel each way.
+        step = _with_scaled_gradient(step, _gradient_scale(count, highest))
+        return clip_and_round(values, step * highest, self.bits, open_ended=True, fused=True)
 
     def grid(self) -> ActivationGrid:
         self._rounds(has_started(self.started))

@@ -13,7 +13,12 @@ import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
 
-from dlqat_tf.quantizers.base import ActivationGrid, ActivationQuantizer, check_bits
+from dlqat_tf.quantizers.base import (
+    ActivationGrid,
+    ActivationQuantizer,
+    check_bits,
+    in_training,
+)
 from dlqat_tf.quantizers.one_loop import clip_and_round_16, pays
 from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, highest_code
 
@@ -35,10 +40,6 @@ class AtLeast(tf.keras.constraints.Constraint):
 
     def get_config(self):
         return {"minimum": self.minimum}
-
-
-def _in_training(training) -> bool:
-    return not tf.is_tensor(training) and bool(training)
 
 
 @register_alias("cg_pact")
@@ -154,7 +155,7 @@ class CGPACT(ActivationQuantizer):
 
     def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)
-        if self.bits != 32 and _in_training(training) and pays(inputs):
+        if self.bits != 32 and in_training(training) and pays(inputs):
             return clip_and_round_16(
                 inputs, self._range(), self.bits, signed=self.signed, calibrated=self.calibrated
             )
@@ -169,7 +170,7 @@ class CGPACT(ActivationQuantizer):
             self.bits,
             signed=self.signed,
             calibrated=self.calibrated,
-            fused=_in_training(training),
+            fused=in_training(training),
         )
 
     def grid(self) -> ActivationGrid:

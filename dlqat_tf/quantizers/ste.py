@@ -131,6 +131,7 @@ def clip_and_round(
     *,
     signed: bool = False,
     calibrated: bool = True,
+    open_ended: bool = False,
     fused: bool = False,
 ) -> tf.Tensor:
     r"""Clip to a trainable range and round to ``bits`` bits.
@@ -157,6 +158,7 @@ def clip_and_round(
         bits: Bit width, 1 to 8 (2 to 8 when signed).
         signed: Whether negative values are represented.
         calibrated: Whether values inside the range move ``alpha``.
+        open_ended: Whether no gradient goes to values at an end of the range.
         fused: Compute the same values by one kernel in one pass over memory (a ReLU takes one too),
             instead of four elementwise operations. For training: the TFLite converter turns that
             kernel into an operation that its interpreter cannot run below 8 bits.
@@ -183,12 +185,15 @@ def clip_and_round(
             inside_low = low * _JUST_BELOW if signed else _ABOVE_ZERO
             # One after the other, so that each product overwrites an operand that is not needed
             # any more, and nothing of this waits while the layers below use the result.
-            if before is not x and before.op.type == "FusedBatchNormV3":
+            inside_end = limit * _JUST_BELOW
+            of_norm = before is not x and before.op.type == "FusedBatchNormV3"
+            if open_ended or of_norm:
                 # One mask for both: a float32 norm's values lie at an end by chance only.
-                inside = from_x = _where_between(upstream, before, low, limit)
+                ends = (inside_low, inside_end) if open_ended else (low, limit)
+                inside = from_x = _where_between(upstream, before, *ends)
                 subtracted = tf.reduce_sum(inside * inner)
             else:
-                inside = _where_between(upstream, before, inside_low, limit * _JUST_BELOW)
+                inside = _where_between(upstream, before, inside_low, inside_end)
                 subtracted = tf.reduce_sum(inside * inner)
                 with tf.control_dependencies([subtracted]):
                     from_x = _where_between(upstream, before, low, limit)

@@ -112,3 +112,31 @@ def test_32_bits():
     np.testing.assert_array_equal(LSQActivations(32)(x), [[0, x[0, 1]]])
     with pytest.raises(ValueError, match="32 bits are not rounded"):
         LSQActivations(32).grid()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_training_has_the_values_and_gradients_of_the_formula(bits):
+    """With values at both ends, between them and beyond, before a batch norm and behind one."""
+    top, step = 2**bits - 1, 0.25
+    quantizer = LSQActivations(bits)
+    x = tf.constant(np.random.default_rng(0).normal(0, step * top, (6, 5, 5, 3)), tf.float32)
+    x = tf.concat([x, tf.fill([6, 5, 5, 1], step * top), tf.zeros([6, 5, 5, 1])], axis=-1)
+    quantizer.build(x.shape)
+    quantizer.step.assign(step)
+    quantizer.started.assign(1)
+    upstream = tf.random.stateless_normal(x.shape, (0, 1))
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function()
+        return y, *tape.gradient(y, [x, quantizer.step], upstream)
+
+    expected = gradients(
+        lambda: learned_step(x, tf.convert_to_tensor(quantizer.step), 0, top, 5 * 5 * 5)
+    )
+    for function in (gradients, tf.function(gradients, autograph=False)):
+        found = function(lambda: quantizer(x, training=True))
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_allclose(found[2], expected[2], rtol=1e-4)
