@@ -6,9 +6,12 @@ networks", ICCV 2019 (arXiv 1908.05033).
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dlqat_tf.quantizers.base import (
     ActivationGrid,
@@ -16,9 +19,12 @@ from dlqat_tf.quantizers.base import (
     WeightGrid,
     WeightQuantizer,
     check_bits,
+    in_training,
 )
+from dlqat_tf.quantizers.one_loop import compiled
+from dlqat_tf.quantizers.rematerialize import rematerialize
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
-from dlqat_tf.quantizers.ste import divide_exactly
+from dlqat_tf.quantizers.ste import divide_exactly, round_to_range, values_of
 
 _START = 0.2  # of alpha
 _LEAST, _MOST = 1e-3, 0.5  # of alpha
@@ -68,6 +74,70 @@ def _hard(soft: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
         return tf.identity(tf.stop_gradient(values)), lambda upstream: upstream
 
     return replace(soft)
+
+
+def hard_with_soft_gradient(
+    x: tf.Tensor, high: tf.Tensor, alpha: tf.Tensor, bits: int, *, fused: bool = False
+) -> tf.Tensor:
+    r"""Round to the :math:`2^b` levels from 0 to u, with the gradient of :func:`soft_steps`.
+
+    With :math:`D = \partial Q_S / \partial x`, zero outside of the range, and :math:`t = \tanh(k (x
+    - m_i))` that is
+
+    .. math::
+        D &= \frac{k \Delta}{2} \frac{1 - t^2}{1 - \alpha} \qquad
+        \partial Q_S / \partial u = \frac{Q_S - x D}{u} \\
+        \partial Q_S / \partial \alpha &= \frac{\Delta}{2 (1 - \alpha)} \left(
+            \frac{t}{1 - \alpha} - \frac{2 (x - m_i) (1 - t^2)}{\Delta \alpha (2 - \alpha)} \right)
+
+    Args:
+        x: float32 tensor of any shape.
+        high: u, float32 scalar above zero.
+        alpha: float32 scalar from 0 to 1.
+        bits: 1 to 8.
+        fused: Compute the values by one kernel and the gradient by one loop, for training; see
+            :func:`~dlqat_tf.quantizers.ste.clip_and_round`.
+
+    Returns:
+        float32 tensor of the shape of ``x``.
+    """
+
+    @tf.custom_gradient
+    def quantize(x, high, alpha):
+        y = round_to_range(*values_of(x, high), bits, fused=fused)
+
+        def gradient(upstream):
+            before = rematerialize(x, upstream) if fused else x
+            in_loop = fused and not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+            backward = _looped(bits) if in_loop else functools.partial(_soft_gradient, bits)
+            from_x, of_high, of_alpha = backward(upstream, before, high, alpha)
+            from_x.set_shape(x.shape)
+            return from_x, tf.reduce_sum(of_high) / high, tf.reduce_sum(of_alpha)
+
+        return y, gradient
+
+    return quantize(x, high, alpha)
+
+
+def _soft_gradient(bits: int, upstream, x, high, alpha) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return what goes to x, and what each value adds to the gradients of u, times u, and alpha."""
+    intervals = 2**bits - 1
+    width = high / intervals
+    clipped = tf.clip_by_value(x, 0.0, high)
+    index = tf.clip_by_value(tf.floor(clipped / width), 0.0, intervals - 1.0)
+    position = clipped / width - (index + 0.5)  # from the middle, in intervals
+    sharpness, hardness = tf.math.log(2.0 / alpha - 1.0), 1.0 - alpha
+    bent = tf.tanh(sharpness * position)
+    falling = (1.0 - tf.square(bent)) / hardness
+    slope = tf.where((x >= 0.0) & (x <= high), 0.5 * sharpness * falling, tf.zeros_like(x))
+    soft = width * (index + 0.5 * (bent / hardness + 1.0))
+    of_alpha = bent / tf.square(hardness) - falling * position * (2.0 / (alpha * (2.0 - alpha)))
+    return upstream * slope, upstream * (soft - x * slope), upstream * (0.5 * width * of_alpha)
+
+
+@functools.cache
+def _looped(bits: int):
+    return compiled(tf.float32, tf.float32, tf.float32)(functools.partial(_soft_gradient, bits))
 
 
 class _Softness(tf.keras.constraints.Constraint):
@@ -181,10 +251,13 @@ class DSQActivations(ActivationQuantizer):
         if self.bits == 32:
             return tf.nn.relu(values)
         limit = start_once(self.range, self.started, lambda: _start(values, self.bits), training)
-        alpha, top = tf.convert_to_tensor(self.alpha), 2**self.bits - 1
-        soft = soft_steps(values, tf.zeros_like(limit), limit, alpha, top)
-        step = divide_exactly(limit, top)
-        return _hard(soft, tf.round(tf.clip_by_value(values / step, 0.0, float(top))) * step)
+        return hard_with_soft_gradient(
+            values,
+            limit,
+            tf.convert_to_tensor(self.alpha),
+            self.bits,
+            fused=in_training(training),
+        )
 
     def grid(self) -> ActivationGrid:
         self._rounds(has_started(self.started))

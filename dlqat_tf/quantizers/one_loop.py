@@ -68,7 +68,7 @@ def clip_and_round_16(
 
 @functools.cache
 def _forward(dtype: tf.DType, bits: int, signed: bool):
-    @_compiled(dtype)
+    @compiled(dtype)
     def forward(x, alpha):
         return tf.cast(rounded(tf.cast(x, tf.float32), alpha, bits, signed), dtype)
 
@@ -77,7 +77,7 @@ def _forward(dtype: tf.DType, bits: int, signed: bool):
 
 @functools.cache
 def _backward(dtype: tf.DType, bits: int, signed: bool, calibrated: bool):
-    @_compiled(dtype, dtype)
+    @compiled(dtype, dtype)
     def backward(upstream, x, alpha):
         """Return what goes to ``x``, and what each value adds to alpha's gradient, times alpha."""
         x, alpha = tf.stop_gradient(x), tf.stop_gradient(alpha)
@@ -92,8 +92,8 @@ def _backward(dtype: tf.DType, bits: int, signed: bool, calibrated: bool):
     return backward
 
 
-def _compiled(*dtypes: tf.DType):
-    """Return a decorator for functions of tensors, of any shape, and alpha."""
+def compiled(*dtypes: tf.DType):
+    """Return a decorator for functions of tensors of these types and any shape, and a float32."""
     # One trace for all shapes: of many, TensorFlow would warn.
     signature = [tf.TensorSpec(None, dtype) for dtype in (*dtypes, tf.float32)]
     return tf.function(input_signature=signature, jit_compile=True, autograph=False)

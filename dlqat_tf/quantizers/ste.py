@@ -109,6 +109,13 @@ def rounded(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tenso
     return tf.round(clipped * (highest / alpha)) * step
 
 
+def round_to_range(
+    x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool = False, *, fused: bool
+) -> tf.Tensor:
+    """Return the values of :func:`clip_and_round`, by one kernel where ``fused``."""
+    return (_rounded_by_one_kernel if fused else rounded)(x, alpha, bits, signed)
+
+
 def _rounded_by_one_kernel(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
     full = signed and bits == 8
     return tf.raw_ops.QuantizeAndDequantizeV2(
@@ -170,8 +177,7 @@ def clip_and_round(
     @tf.custom_gradient
     def quantize(x, alpha):
         values, limit = values_of(x, alpha)
-        round_values = _rounded_by_one_kernel if fused else rounded
-        y = round_values(values, limit, bits, signed)
+        y = round_to_range(values, limit, bits, signed, fused=fused)
 
         def gradient(upstream):
             before, after = (rematerialize(each, upstream) if fused else each for each in (x, y))

@@ -136,3 +136,32 @@ def test_widths():
     x = np.float32([[-1.0, 0.3]])
     np.testing.assert_array_equal(DSQWeights(32)(x), x)
     np.testing.assert_array_equal(DSQActivations(32)(x), np.maximum(x, 0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_activations_have_the_gradient_of_the_soft_steps(bits, training):
+    """By TensorFlow's own derivative of these, at both ends, between them and beyond."""
+    limit = 0.75
+    quantizer = started(DSQActivations(bits), limit, 0.3)
+    x = tf.constant(np.random.default_rng(0).normal(0, limit, (4, 5, 5, 3)), tf.float32)
+    x = tf.concat([x, tf.fill([4, 5, 5, 1], limit), tf.zeros([4, 5, 5, 1])], axis=-1)
+    upstream = tf.random.stateless_normal(x.shape, (0, 1))
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function()
+        return tape.gradient(y, [x, quantizer.range, quantizer.alpha], upstream)
+
+    def soft():
+        high, alpha = map(tf.convert_to_tensor, (quantizer.range, quantizer.alpha))
+        return soft_steps(x, tf.zeros_like(high), high, alpha, 2**bits - 1)
+
+    expected = gradients(soft)
+    for call in (gradients, tf.function(gradients, autograph=False)):
+        found = call(lambda: quantizer(x, training=training))
+        for each, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-5)
+    levels = quantizer(x, training=training) / quantizer.grid().step
+    np.testing.assert_allclose(levels, np.clip(np.rint(x / quantizer.grid().step), 0, 2**bits - 1))
