@@ -61,8 +61,40 @@ def plan_of(
             break
     if not plans:
         raise refusals[0]
-    planned, others = min(plans, key=lambda each: len(each[1]))
+    (planned, others), *rest = sorted(plans, key=lambda each: len(each[1]))
+    for other, also in rest if others else ():
+        planned = _with_biases(content, record, planned, other)
+        others = [name for name in others if name in also]
     return _with_scales(content, record, planned), others
+
+
+def _with_biases(
+    content, record: dict, planned: IntegerNetwork, other: IntegerNetwork
+) -> IntegerNetwork:
+    """Return a planned network with the nodes of another one whose biases a file holds.
+
+    Where biases of some layers can move in Keras and those of others cannot, as of what resizes
+    images, a snapped model has the former as trained and the latter not.
+    """
+    graph, stored = content.subgraphs[0], {each["name"]: each for each in record["layers"]}
+    biases = {
+        int(each.inputs[1]): each.inputs[2] for each in graph.operators if len(each.inputs) > 2
+    }
+
+    def holds(node: Node, network: IntegerNetwork) -> bool:
+        tensor = biases.get(stored[node.name]["tensors"][0], -1)
+        if tensor < 0:
+            return False
+        held = np.asarray(content.buffers[graph.tensors[tensor].buffer].data).view(np.int32)
+        target = target_of(node, network.consumers()).grid
+        return np.array_equal(held, integers(node, grids(network)[node.inputs[0]], target).bias)
+
+    return IntegerNetwork(
+        tuple(
+            other[node.name] if is_integer(node) and not holds(node, planned) else node
+            for node in planned
+        )
+    )
 
 
 def _with_scales(content, record: dict, planned: IntegerNetwork) -> IntegerNetwork:

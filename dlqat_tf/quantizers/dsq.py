@@ -104,7 +104,8 @@ def hard_with_soft_gradient(
 
     @tf.custom_gradient
     def quantize(x, high, alpha):
-        y = round_to_range(*values_of(x, high), bits, fused=fused)
+        values, limit = values_of(x, high)
+        y = round_to_range(values, limit, bits, fused=fused)
 
         def gradient(upstream):
             before = rematerialize(x, upstream) if fused else x

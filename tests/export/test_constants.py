@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import dlqat_tf
 from dlqat_tf.export import to_tflite
 from dlqat_tf.export.constants import plan_of
 from dlqat_tf.export.files import flatbuffer
@@ -8,7 +10,8 @@ from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.integers import integers, target_of
 from dlqat_tf.export.integer.lower import lower
-from tests.export.networks import small_network
+from dlqat_tf.export.integer.plan import plan
+from tests.export.networks import convolution, randomize, small_network
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +55,36 @@ def test_the_scale_of_another_model_is_not_taken(exported):
     numbers, scale, others = planned(exported, 1.001)
     assert numbers.scale[0] == before.scale[0] != scale[0]
     assert others == ["second/weights"]
+
+
+def test_biases_may_be_as_trained_in_one_layer_and_moved_in_another(tmp_path):
+    """A snapped model has moved biases, but for those that no Keras layer has, as of resizing."""
+    path, layers = tmp_path / "model.tflite", tf.keras.layers
+    inputs = tf.keras.Input((5, 4, 3))
+    x = dlqat_tf.CGPACT(8, 2.0)(convolution(inputs, 8, 3, weight_bits=8, name="first"))
+    x = layers.UpSampling2D(2, interpolation="bilinear", name="up")(x)
+    x = dlqat_tf.CGPACT(8, 2.0)(x)  # on the grid before: means of four codes are ties
+    x = layers.GlobalAveragePooling2D()(x)
+    model = randomize(tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(x)))
+    to_tflite(model, path, snap=True)
+    network = lower(model)
+    moved, trained = plan(network), plan(network, clear=False)
+    assert np.any(moved["up"].bias != trained["up"].bias)
+
+    def numbers(planned, name):
+        node, readers = planned[name], planned.consumers()
+        return integers(node, grids(planned)[node.inputs[0]], target_of(node, readers).grid)
+
+    content = flatbuffer.read(path)
+    tensors = {each.name: each for each in content.subgraphs[0].tensors}
+    weights, bias = tensors[b"first/weights"], tensors[b"first/bias"]
+    held = numbers(trained, "first").bias
+    assert np.any(held != numbers(moved, "first").bias)
+    content.buffers[bias.buffer].data = np.int32(held).view(np.uint8)
+    scale = numbers(trained, "first").scale
+    bias.quantization.scale = bias.quantization.scale / weights.quantization.scale * scale
+    weights.quantization.scale = scale
+    found, others = plan_of(content, read_record(content, path), network, path)
+    assert others == []
+    np.testing.assert_array_equal(numbers(found, "first").bias, held)
+    np.testing.assert_array_equal(numbers(found, "up").bias, numbers(moved, "up").bias)

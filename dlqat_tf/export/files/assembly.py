@@ -60,7 +60,7 @@ class ExportReport(Report):
         census: Content of the file, declared against stored bits among it.
         shifts: How far the biases moved.
         levels: How far weights are from what was trained, whose levels no int8 grid holds.
-        steps: How far steps moved, of quantizers whose values are concatenated.
+        steps: How far steps moved, of quantizers whose values are concatenated or added.
         calibrated: Ranges that came from images, by node: (lowest, highest) value.
         warnings: What to look at.
         placements: Which kernel runs each layer and why, where binary kernels were a choice.
@@ -89,11 +89,10 @@ class ExportReport(Report):
                 f"weights of {len(self.levels)} layers, whose levels are on no int8 grid, moved by "
                 f"at most {farthest.relative:.2%} of the largest of their channel"
             )
-        if self.steps:
-            farthest = max(abs(each.relative) for each in self.steps)
+        if large := [abs(each.relative) for each in self.steps if not each.is_small]:
             lines.append(
-                f"steps of {len(self.steps)} quantizers, whose values are concatenated, moved by "
-                f"at most {farthest:.2%}"
+                f"steps of {len(large)} quantizers, whose values are concatenated, moved by "
+                f"at most {max(large):.2%}"
             )
         if self.snapped:
             lines.append(f"Keras model with these numbers: {self.snapped}")

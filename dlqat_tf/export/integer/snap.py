@@ -19,7 +19,7 @@ from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
 from dlqat_tf.report import Report
 
-_SHOWN = 1e-5  # relative shifts of steps from which on a table has them: those of adds are smaller
+_SMALL = 1e-5  # relative shifts of steps: those that adds ask for are smaller
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class StepShift:
     layer: str
     relative: float
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is as small as what an add asks for, which nothing depends on."""
+        return abs(self.relative) < _SMALL
+
 
 @dataclass(frozen=True)
 class SnapReport(Report):
@@ -100,13 +105,12 @@ class SnapReport(Report):
             for each in self.levels:
                 levels.add_row(each.layer, f"{each.largest:.2g}", f"{each.relative:.2%}")
             tables.append(levels)
-        if any(abs(step.relative) >= _SHOWN for step in self.steps):
+        if large := [step for step in self.steps if not step.is_small]:
             steps = Table(title="Steps moved to multiples of a common one", title_justify="left")
             for column in ("quantizer", "shift"):
                 steps.add_column(column, justify="left" if column == "quantizer" else "right")
-            for step in self.steps:
-                if abs(step.relative) >= _SHOWN:
-                    steps.add_row(step.layer, f"{step.relative:+.2%}")
+            for step in large:
+                steps.add_row(step.layer, f"{step.relative:+.2%}")
             tables.append(steps)
         return tables
 

@@ -1,5 +1,7 @@
 """Steps of what is added: moved to ratios that integer adds hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,9 @@ from dlqat_tf.export.integer.integers import add_multipliers
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, Add, Input, MaxPool, Output, Subtract
 from dlqat_tf.export.integer.rounding import RUNTIMES, Merged
+from dlqat_tf.export.integer.snap import StepShift, snap
 from dlqat_tf.quantizers import ActivationGrid
+from tests.export.networks import small_network
 
 VALUES = Input(name="values", shape=(4, 4, 2), preprocessing=None)
 
@@ -92,3 +96,18 @@ def test_what_may_not_move_stays():
 def test_a_second_time_nothing_moves():
     first = added(*pair(activation("a", 0.3123), activation("b", 0.7321)))
     assert added(*pair(activation("a", first["a"]), activation("b", first["b"]))) == first
+
+
+def test_reports_leave_out_what_adds_ask_for():
+    model = small_network()
+    snapped, report = snap(model)
+    assert report.steps
+    assert all(each.is_small for each in report.steps)
+    assert [table.title for table in report.tables()] == [
+        "Biases and gains moved to those of the file"
+    ]
+    for each in report.steps:
+        before, after = (part.get_layer(each.layer).grid().step for part in (model, snapped))
+        assert after / before - 1 == pytest.approx(each.relative, abs=1e-7)
+    large = replace(report, steps=[*report.steps, StepShift("act", 0.01)])
+    assert large.tables()[-1].row_count == 1
