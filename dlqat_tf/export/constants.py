@@ -77,22 +77,22 @@ def _with_biases(
     images, a snapped model has the former as trained and the latter not.
     """
     graph, stored = content.subgraphs[0], {each["name"]: each for each in record["layers"]}
+    known, readers = grids(planned), planned.consumers()
     biases = {
-        int(each.inputs[1]): each.inputs[2] for each in graph.operators if len(each.inputs) > 2
+        int(each.inputs[1]): graph.tensors[each.inputs[2]]
+        for each in graph.operators
+        if len(each.inputs) > 2
     }
 
-    def holds(node: Node, network: IntegerNetwork) -> bool:
-        tensor = biases.get(stored[node.name]["tensors"][0], -1)
-        if tensor < 0:
-            return False
-        held = np.asarray(content.buffers[graph.tensors[tensor].buffer].data).view(np.int32)
-        target = target_of(node, network.consumers()).grid
-        return np.array_equal(held, integers(node, grids(network)[node.inputs[0]], target).bias)
+    def is_held(node: Node) -> bool:
+        (weights,) = stored[node.name]["tensors"]
+        data = content.buffers[biases[weights].buffer].data if weights in biases else None
+        numbers = integers(node, known[node.inputs[0]], target_of(node, readers).grid)
+        return data is not None and np.array_equal(data, np.int32(numbers.bias).view(np.uint8))
 
     return IntegerNetwork(
         tuple(
-            other[node.name] if is_integer(node) and not holds(node, planned) else node
-            for node in planned
+            other[node.name] if is_integer(node) and not is_held(node) else node for node in planned
         )
     )
 

@@ -63,11 +63,11 @@ def stored(
     .. math:: c = 2^{-24} (\sqrt n + 16)
         \bigl(\max_k |t_k / u - \beta| + |\beta| + \max |a| \, \lVert w \rVert_2 \bigr)
 
-    With many output codes and large sums no bias may be clear by even a quarter of that, the
-    largest error that was seen (below). There the gain moves too,
-    where a batch norm has one for this layer alone: so that an output step is an odd number of
-    steps of sums, and every threshold lies halfway between two sums; or where outputs at the end of
-    the grid would move by more than half a step, an odd number of halves, up to sixteenths.
+    A tie is a threshold that is nearer to a sum than a quarter of that, the largest error that was
+    seen (below). With many output codes and large sums every bias has many. There a gain may make
+    an output step an odd number of steps of sums, so that every threshold lies halfway between two;
+    or, where outputs at the end of the grid would move by more than half a step, an odd number of
+    halves, up to sixteenths.
 
     An addition errs by at most :math:`2^{-24}` of its result, and the partial sums of a sum that
     ends at a threshold stay near the way there, :math:`t_k / u - \beta`, give or take a random walk
