@@ -117,12 +117,7 @@ def _stored_in_integers(
     for i, thresholds in enumerate(channels):
         if abs(numbers.bias[i]) >= np.floor(limit[i]):  # saturates its channel whatever comes in
             continue
-        # The snapped model's float32 bias, beside sums of this size, has to tell fractions apart.
-        walk = max(source.highest, -source.lowest) * np.linalg.norm(codes[:, i])
-        finest = min(int(largest[i]), math.isqrt(int(2.0**21 / max(walk, 1.0))))
-        m = np.arange(finest, 0, -1)
-        if only_largest or finest**2 < 4 * largest[i]:  # about as few fractions as n / largest
-            m = largest[i : i + 1]
+        m = largest[i : i + 1] if only_largest else _stretches(largest[i], codes[:, i], source)
         _, unit = units(step[i], source, m)
         m, unit = (each[unit < HIGHEST_RATIO * float(grid.step)] for each in (m, unit))
         lead = lead_of(node, unit / float(grid.step))
@@ -141,3 +136,14 @@ def _stored_in_integers(
             held = np.rint(fraction * m[which])
         stretch[i], moved[i] = m[which], held * unit[which]
     return replace(node, step=steps, bias=moved, stretch=stretch)
+
+
+def _stretches(largest: int, codes: np.ndarray, source: ActivationGrid) -> np.ndarray:
+    """Return the stretches of a channel's codes that its bias may choose from, the largest first.
+
+    So many that the snapped model's float32 bias tells fractions apart beside sums of this size,
+    and only the largest one where that is about as many as it has places.
+    """
+    walk = max(source.highest, -source.lowest) * np.linalg.norm(codes)
+    finest = min(int(largest), math.isqrt(int(2.0**21 / max(walk, 1.0))))
+    return np.arange(finest, 0, -1) if finest**2 >= 4 * largest else np.array([largest])
