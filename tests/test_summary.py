@@ -122,7 +122,7 @@ def test_sizes_are_those_of_the_files(tmp_path):
         ("int4", to_tflite, {"weights": "int4"}),
         ("lce", to_lce, {}),
     ):
-        content = write(model, tmp_path / f"{name}.tflite", snap=False, **options).census
+        content = write(model, tmp_path / f"{name}.tflite", **options).census
         assert trained[name].file_bytes == content.file_bytes
         assert untrained[name].file_bytes == pytest.approx(content.file_bytes, rel=0.02)
         assert trained[name].weight_bytes == sum(layer.bytes for layer in content.layers)
