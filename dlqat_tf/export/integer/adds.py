@@ -30,7 +30,6 @@ def with_exact_adds(network: IntegerNetwork) -> IntegerNetwork:
         network: With kernels, whose adds these hold.
     """
     known, readers = grids(network), network.consumers()
-    by_name = {node.name: node for node in network}
     calls: dict[str, list[Node]] = {}
     for node in network:
         if isinstance(node, Activation) and node.source:
@@ -43,7 +42,7 @@ def with_exact_adds(network: IntegerNetwork) -> IntegerNetwork:
     for node in reversed(tuple(network)):
         if not isinstance(node, (Add, Subtract)) or not integer_merge(node, known, readers):
             continue
-        sources = [by_name[name] for name in node.inputs]
+        sources = [network[name] for name in node.inputs]
         if not all(isinstance(source, Activation) for source in sources):
             continue
         target = grid_of(readers[node.name][0])
