@@ -11,7 +11,6 @@ import functools
 import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
-from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dlqat_tf.quantizers.base import (
     ActivationGrid,
@@ -24,7 +23,13 @@ from dlqat_tf.quantizers.base import (
 from dlqat_tf.quantizers.one_loop import compiled
 from dlqat_tf.quantizers.rematerialize import rematerialize
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
-from dlqat_tf.quantizers.ste import divide_exactly, round_to_range, values_of
+from dlqat_tf.quantizers.ste import (
+    divide_exactly,
+    in_xla,
+    round_to_range,
+    straight_through,
+    values_of,
+)
 
 _START = 0.2  # of alpha
 _LEAST, _MOST = 1e-3, 0.5  # of alpha
@@ -66,16 +71,6 @@ def soft_steps(
     return low + width * (index + (phi + 1.0) / 2.0)
 
 
-def _hard(soft: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Return ``values``, with the gradient of ``soft``."""
-
-    @tf.custom_gradient
-    def replace(soft):
-        return tf.identity(tf.stop_gradient(values)), lambda upstream: upstream
-
-    return replace(soft)
-
-
 def hard_with_soft_gradient(
     x: tf.Tensor, high: tf.Tensor, alpha: tf.Tensor, bits: int, *, fused: bool = False
 ) -> tf.Tensor:
@@ -109,7 +104,7 @@ def hard_with_soft_gradient(
 
         def gradient(upstream):
             before = rematerialize(x, upstream) if fused else x
-            in_loop = fused and not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+            in_loop = fused and not in_xla()
             backward = _looped(bits) if in_loop else functools.partial(_soft_gradient, bits)
             from_x, of_high, of_alpha = backward(upstream, before, high, alpha)
             from_x.set_shape(x.shape)
@@ -200,7 +195,7 @@ class DSQWeights(WeightQuantizer):
         alpha, top = tf.convert_to_tensor(self.alpha), 2**self.bits - 1
         soft = soft_steps(values, -limit, limit, alpha, top)
         step = divide_exactly(limit, top)
-        return _hard(soft, _odd_codes(values, step, top) * step)
+        return straight_through(soft, _odd_codes(values, step, top) * step)
 
     def grid(self, kernel) -> WeightGrid:
         kernel = self._checked(kernel)

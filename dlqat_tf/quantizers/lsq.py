@@ -21,7 +21,7 @@ from dlqat_tf.quantizers.base import (
     in_training,
 )
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
-from dlqat_tf.quantizers.ste import clip_and_round, features_of, values_of
+from dlqat_tf.quantizers.ste import clip_and_round, features_of, straight_through, values_of
 
 
 def learned_step(
@@ -65,11 +65,6 @@ def learned_step(
         return codes * width, gradient
 
     return quantize(x, step)
-
-
-@tf.custom_gradient
-def _with_scaled_gradient(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    return tf.identity(x), lambda upstream: (upstream * scale, None)
 
 
 def _gradient_scale(count: tf.Tensor, highest: int) -> tf.Tensor:
@@ -172,8 +167,8 @@ class LSQActivations(ActivationQuantizer):
         count = features_of(values)
         if not in_training(training):
             return learned_step(values, step, 0, highest, count)
-        # The same, with a range of h steps, by one kernel each way.
-        step = _with_scaled_gradient(step, _gradient_scale(count, highest))
+        # The same, with a range of h steps, by fewer passes over memory.
+        step = straight_through(step, step, _gradient_scale(count, highest))
         return clip_and_round(values, step * highest, self.bits, open_ended=True, fused=True)
 
     def grid(self) -> ActivationGrid:

@@ -12,17 +12,16 @@ import functools
 
 import tensorflow as tf
 from tensorflow.python.eager import record
-from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from dlqat_tf.quantizers.rematerialize import rematerialize, replayed
-from dlqat_tf.quantizers.ste import lowest_of, rounded
+from dlqat_tf.quantizers.ste import in_xla, lowest_of, rounded
 
 DTYPES = (tf.bfloat16, tf.float16)
 
 
 def pays(x: tf.Tensor) -> bool:
     """Return whether :func:`clip_and_round_16` takes ``x`` and is the faster way."""
-    return x.dtype in DTYPES and not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return x.dtype in DTYPES and not in_xla()
 
 
 def clip_and_round_16(

@@ -16,6 +16,11 @@ _ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
 _JUST_BELOW = 1.0 - 2.0**-23  # times x: the next or second next float32 below x
 
 
+def in_xla() -> bool:
+    """Return whether XLA compiles what is being built, which not all kernels are known to."""
+    return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
 def values_of(*tensors: tf.Tensor) -> list[tf.Tensor]:
     """Return tensors for the forward pass of a custom gradient, of which no derivative is taken.
 
@@ -217,7 +222,7 @@ def clip_and_round(
 def _where_between(upstream, x, low, high):
     """Return ``upstream`` where ``low <= x <= high``, else 0, as a function of ``upstream``."""
     upstream, x, low, high = map(tf.stop_gradient, (upstream, x, low, high))
-    if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if in_xla():
         selected = tf.where((x >= low) & (x <= high), upstream, 0.0)
     else:
         # The same by one kernel in less than half of the time; XLA does not know it.
