@@ -62,7 +62,9 @@ def quantize(
     Int8 kernels need codes wherever they read, so outputs that no ReLU rounds (linear bottlenecks,
     residual branches, sums) get a quantizer of ``residual_bits`` where an add, a pool, a batch norm
     of its own or a weighted layer reads them; signed, unless they cannot be negative. Those that
-    a concatenation brings together share one, since it takes codes of one grid.
+    a concatenation brings together share one, since it takes codes of one grid. Functions that are
+    no ReLU (swish, tanh) get a signed one too; with ``images`` and less than 8 bits, as many codes
+    below zero as lose least on these.
 
     What comes in needs codes too. Pixels / 255 are codes, whether the model gets them so or
     rescales pixels itself. Behind any other arithmetic that prepares an image (Rescaling,

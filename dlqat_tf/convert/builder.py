@@ -21,7 +21,7 @@ from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import ActivationQuantizer, SymmetricWeights
-from dlqat_tf.quantizers.calibration import SAMPLE, set_range, subsample
+from dlqat_tf.quantizers.calibration import SAMPLE, optimal_zero_point, set_range, subsample
 
 _layers = tf.keras.layers
 
@@ -223,6 +223,8 @@ class Builder:
         measured = self._run_source(data, rounding)
         for place, made in steps("range", rounding.items()):
             values = np.concatenate(measured.samples[place])
+            if place.is_function and place.signed and place.bits < 8:
+                made.signed, made.zero_point = False, optimal_zero_point(values, place.bits)
             if made.range_of_images is not None:
                 measured.ranges[made.name] = set_range(made, values)
             else:  # what starts from the first batch of training
@@ -245,9 +247,11 @@ class Builder:
             places = [each for value in call.inputs for each in self._network.grids_of(value)]
             terms = [self.made[each] for each in places]
             terms = [each for each in terms if each.name in measured.ranges]
-            widest = max((measured.ranges[each.name] / each.highest for each in terms), default=0.0)
+            widest = max(
+                (measured.ranges[each.name] / each.codes.highest for each in terms), default=0.0
+            )
             for made in terms:
-                least = widest / _WIDEST_SUM * made.highest
+                least = widest / _WIDEST_SUM * made.codes.highest
                 if measured.ranges[made.name] < least:
                     made.range_of_images.assign(least)
                     measured.ranges[made.name] = least

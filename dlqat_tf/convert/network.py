@@ -378,6 +378,7 @@ class Network:
             max(map(self._ceiling, calls)) if is_relu else math.inf,
             any(each.trainable for each in calls),
             is_relu and not is_input,
+            is_function and not is_input,
             is_input,
         )
         if image is not None and self.taken[image].is_known:

@@ -20,6 +20,8 @@ class Place:
 
     Attributes:
         is_relu: Whether it stands for a ReLU, which is what methods round.
+        is_function: Whether it rounds what another elementwise function computes: below 8 bits,
+            how many of its codes are negative follows from images.
         is_input: Whether it rounds what the model takes.
         preprocessing: Of the pixels that an input stands for; None for other values.
         range: Where all values that there may be are known.
@@ -31,6 +33,7 @@ class Place:
     ceiling: float
     trainable: bool
     is_relu: bool = False
+    is_function: bool = False
     is_input: bool = False
     preprocessing: Preprocessing | None = None
     range: float | None = None

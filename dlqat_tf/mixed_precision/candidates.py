@@ -19,8 +19,8 @@ from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import Head
 from dlqat_tf.mixed_precision.programme import Choice, Programme, Reader
 from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
-from dlqat_tf.quantizers.calibration import optimal_range
-from dlqat_tf.quantizers.pact import highest_code
+from dlqat_tf.quantizers.calibration import optimal_range, optimal_zero_point, rounding_error
+from dlqat_tf.quantizers.ste import codes_of
 from dlqat_tf.summary import FILES, SummaryReport, predict
 
 SIZES = ("declared", *FILES)
@@ -269,8 +269,6 @@ def _kernel_error(kernel: np.ndarray, axes, method: methods.Method, bits: int) -
 def _error(values: np.ndarray, bits: int, is_signed: bool) -> float:
     """Return the mean squared error of activations in the range that loses least."""
     bits = max(bits, 2) if is_signed else bits
-    highest = highest_code(bits, is_signed)
-    lowest = -highest if is_signed else 0
-    step = optimal_range(values, lowest, highest) / highest
-    rounded = np.clip(np.rint(values / step), lowest, highest) * step
-    return float(np.square(rounded - values).mean())
+    zero_point = optimal_zero_point(values, bits) if is_signed and bits < 8 else 0
+    codes = codes_of(bits, is_signed and bits == 8, zero_point)
+    return rounding_error(values, codes, optimal_range(values, *codes) / codes.highest)

@@ -19,7 +19,7 @@ from dlqat_tf.quantizers.base import (
 from dlqat_tf.quantizers.free_levels import ActivationPlanes, least_squares, weighted_sum
 from dlqat_tf.quantizers.pact import AtLeast
 from dlqat_tf.quantizers.state import SMALLEST, positive
-from dlqat_tf.quantizers.ste import features_of, per_filter, signs, straight_through
+from dlqat_tf.quantizers.ste import Codes, features_of, per_filter, signs, straight_through
 
 _WIDTHS = (1, 2, 3, 4, 5)
 _DAMPING = 1e-6  # two bases may be equal
@@ -173,14 +173,9 @@ class ABCNetActivations(ActivationQuantizer):
         return self.alpha
 
     @property
-    def lowest(self) -> int:
-        """Lowest of the codes that it starts with."""
-        return 0
-
-    @property
-    def highest(self) -> int:
-        """Highest of the codes that it starts with."""
-        return self.bits
+    def codes(self) -> Codes:
+        """Lowest and highest of the codes that it starts with."""
+        return Codes(0, self.bits)
 
     def quantize(self, values, training=None):
         if self.bits == 32:

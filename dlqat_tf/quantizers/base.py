@@ -261,7 +261,7 @@ class ActivationQuantizer(_Quantizer):
     def range_of_images(self) -> tf.Variable:
         """The range that starts where it loses least on images; None where there is none.
 
-        One that has it also has the ``lowest`` and ``highest`` of its codes.
+        One that has it also has the ``codes`` that it starts with.
         """
         return None
 

@@ -24,6 +24,7 @@ from dlqat_tf.quantizers.one_loop import compiled
 from dlqat_tf.quantizers.rematerialize import rematerialize
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
 from dlqat_tf.quantizers.ste import (
+    codes_of,
     divide_exactly,
     in_xla,
     round_to_range,
@@ -100,7 +101,7 @@ def hard_with_soft_gradient(
     @tf.custom_gradient
     def quantize(x, high, alpha):
         values, limit = values_of(x, high)
-        y = round_to_range(values, limit, bits, fused=fused)
+        y = round_to_range(values, limit, codes_of(bits), fused=fused)
 
         def gradient(upstream):
             before = rematerialize(x, upstream) if fused else x

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dlqat_tf.preprocessing import preprocessing_of
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM, CGPACT
-from dlqat_tf.quantizers.ste import highest_code
+from dlqat_tf.quantizers.ste import codes_of
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
@@ -55,6 +55,6 @@ def range_of(values: np.ndarray) -> tuple[float, bool]:
     """
     lowest, highest = float(np.min(values)), float(np.max(values))
     signed = lowest < 0
-    # Codes from -128 to 127, the highest one at the range.
-    below = -lowest * highest_code(8, True) / 128 if signed else 0.0
+    codes = codes_of(8, signed)  # the highest one at the range
+    below = -lowest * codes.highest / -codes.lowest if signed else 0.0
     return max(highest, below, ALPHA_MINIMUM), signed

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from dlqat_tf.quantizers.rematerialize import rematerialize, replayed
-from dlqat_tf.quantizers.ste import in_xla, lowest_of, rounded
+from dlqat_tf.quantizers.ste import Codes, codes_of, in_xla, lowest_of, rounded
 
 DTYPES = (tf.bfloat16, tf.float16)
 
@@ -25,7 +25,13 @@ def pays(x: tf.Tensor) -> bool:
 
 
 def clip_and_round_16(
-    x: tf.Tensor, alpha: tf.Tensor, bits: int, *, signed: bool = False, calibrated: bool = True
+    x: tf.Tensor,
+    alpha: tf.Tensor,
+    bits: int,
+    *,
+    signed: bool = False,
+    zero_point: int = 0,
+    calibrated: bool = True,
 ) -> tf.Tensor:
     """Return :func:`~dlqat_tf.quantizers.ste.clip_and_round` of a 16-bit tensor, in its dtype.
 
@@ -36,22 +42,24 @@ def clip_and_round_16(
         x: bfloat16 or float16 tensor of any shape.
         alpha: float32 scalar above zero, the range in units of ``x``.
         bits: Bit width, 1 to 8 (2 to 8 when signed).
-        signed: Whether negative values are represented.
+        signed: Whether there are as many codes below zero as above.
+        zero_point: How many codes are below zero where it is not ``signed``, 0 to 2^bits - 2.
         calibrated: Whether values inside the range move ``alpha``.
 
     Returns:
         Tensor of the shape and dtype of ``x``.
     """
+    codes = codes_of(bits, signed, zero_point)
 
     @tf.custom_gradient
     def quantize(x, alpha):
         # A tape would have XLA keep all that the derivative of the loop needs.
         with record.stop_recording():
-            y = replayed(_forward(x.dtype, bits, signed), x, alpha)
+            y = replayed(_forward(x.dtype, codes), x, alpha)
 
         def gradient(upstream):
             before = rematerialize(x, after=upstream)
-            backward = _backward(x.dtype, bits, signed, calibrated)
+            backward = _backward(x.dtype, codes, calibrated)
             from_x, from_alpha = backward(upstream, before, alpha)
             from_x.set_shape(x.shape)
             total = tf.reduce_sum(from_alpha) / tf.stop_gradient(alpha)
@@ -66,23 +74,23 @@ def clip_and_round_16(
 
 
 @functools.cache
-def _forward(dtype: tf.DType, bits: int, signed: bool):
+def _forward(dtype: tf.DType, codes: Codes):
     @compiled(dtype)
     def forward(x, alpha):
-        return tf.cast(rounded(tf.cast(x, tf.float32), alpha, bits, signed), dtype)
+        return tf.cast(rounded(tf.cast(x, tf.float32), alpha, codes), dtype)
 
     return forward
 
 
 @functools.cache
-def _backward(dtype: tf.DType, bits: int, signed: bool, calibrated: bool):
+def _backward(dtype: tf.DType, codes: Codes, calibrated: bool):
     @compiled(dtype, dtype)
     def backward(upstream, x, alpha):
         """Return what goes to ``x``, and what each value adds to alpha's gradient, times alpha."""
         x, alpha = tf.stop_gradient(x), tf.stop_gradient(alpha)
         wide = tf.cast(x, tf.float32)
-        y, low = rounded(wide, alpha, bits, signed), lowest_of(alpha, bits, signed)
-        at_least = wide >= low if signed else wide > low
+        y, low = rounded(wide, alpha, codes), lowest_of(alpha, codes)
+        at_least = wide >= low if codes.lowest else wide > low
         from_x = tf.where(at_least & (wide <= alpha), upstream, tf.zeros_like(upstream))
         within = (wide > low) & (wide < alpha)
         moved = y - tf.where(within, wide if calibrated else y, 0.0)

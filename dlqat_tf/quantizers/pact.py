@@ -7,7 +7,7 @@ quantization with scale-adjusted training", BMVC 2020 (arXiv 1912.10207).
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,7 @@ from dlqat_tf.quantizers.base import (
     in_training,
 )
 from dlqat_tf.quantizers.one_loop import clip_and_round_16, pays
-from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, highest_code
+from dlqat_tf.quantizers.ste import Codes, clip_and_round, codes_of, divide_exactly
 
 ALPHA_MINIMUM = 1e-3  # below it, a float32 step underflows in the products of a small network
 _DIVERGED = (
@@ -58,7 +58,8 @@ class CGPACT(ActivationQuantizer):
 
     With ``signed=True`` the codes run from -(2^(b-1) - 1) to 2^(b-1) - 1, at 8 bits from -128,
     where int8 saturates, and the range is :math:`\pm \alpha`: for values that are not rectified,
-    such as the branches of a residual add.
+    such as the branches of a residual add. With a zero point z they run from -z to R - z, which is
+    :math:`\alpha`: for values that go further up than down, as those of swish.
 
     32 bits are a plain ReLU (the identity when signed) without ``alpha``.
 
@@ -77,14 +78,15 @@ class CGPACT(ActivationQuantizer):
     Args:
         bits: 1 to 8 (2 to 8 when signed), or 32.
         alpha_init: Initial range in units of the activation; SAT starts at 8.
-        signed: Whether negative values are represented.
+        signed: Whether as many codes are below zero as above.
         alpha_regularizer: Optional Keras regularizer of ``alpha``.
+        zero_point: Where not ``signed``, how many codes are below zero: 0 to 2^bits - 2.
 
     Input and output shape: any, and the same.
 
     Raises:
         ValueError: ``bits`` is anything else, ``alpha_init`` is not a finite number of at least
-            0.001, or ``signed`` is not a boolean.
+            0.001, ``signed`` is not a boolean, or there is no such ``zero_point``.
     """
 
     calibrated = True
@@ -95,6 +97,7 @@ class CGPACT(ActivationQuantizer):
         alpha_init: float = 8.0,
         signed: bool = False,
         alpha_regularizer=None,
+        zero_point: int = 0,
         **kwargs,
     ):
         if not isinstance(signed, bool):
@@ -108,24 +111,25 @@ class CGPACT(ActivationQuantizer):
         super().__init__(check_bits(bits, lowest=2 if signed else 1), **kwargs)
         self.alpha_init = float(alpha_init)
         self.signed = signed
+        most = 0 if signed or self.bits == 32 else 2**self.bits - 2
+        is_integer = isinstance(zero_point, Integral) and not isinstance(zero_point, bool)
+        if not is_integer or not 0 <= zero_point <= most:
+            raise ValueError(
+                f"Expected zero_point to be an integer from 0 to {most} with bits={self.bits} and "
+                f"signed={signed}. Received: zero_point={zero_point!r}."
+            )
+        self.zero_point = int(zero_point)
         self.alpha_regularizer = tf.keras.regularizers.get(alpha_regularizer)
         self.alpha: tf.Variable = None  # from `build` on
 
     @property
-    def highest(self) -> int:
-        """Highest integer code."""
-        return highest_code(self.bits, self.signed)
-
-    @property
-    def lowest(self) -> int:
-        """Lowest integer code."""
-        if not self.signed:
-            return 0
-        return -128 if self.bits == 8 else -self.highest
+    def codes(self) -> Codes:
+        """Lowest and highest integer code."""
+        return codes_of(self.bits, self.signed, self.zero_point)
 
     @property
     def rectifies(self) -> bool:
-        return not self.signed
+        return not self.signed and not self.zero_point
 
     @property
     def range_of_images(self):
@@ -133,7 +137,7 @@ class CGPACT(ActivationQuantizer):
 
     @property
     def scaled_step(self):
-        return None if self.alpha is None else (self.alpha, self.highest)
+        return None if self.alpha is None else (self.alpha, self.codes.highest)
 
     def build(self, input_shape):
         if self.bits != 32:
@@ -157,7 +161,12 @@ class CGPACT(ActivationQuantizer):
         inputs = tf.convert_to_tensor(inputs)
         if self.bits != 32 and in_training(training) and pays(inputs):
             return clip_and_round_16(
-                inputs, self._range(), self.bits, signed=self.signed, calibrated=self.calibrated
+                inputs,
+                self._range(),
+                self.bits,
+                signed=self.signed,
+                zero_point=self.zero_point,
+                calibrated=self.calibrated,
             )
         return super().call(inputs, training)
 
@@ -169,6 +178,7 @@ class CGPACT(ActivationQuantizer):
             self._range(),
             self.bits,
             signed=self.signed,
+            zero_point=self.zero_point,
             calibrated=self.calibrated,
             fused=in_training(training),
         )
@@ -184,8 +194,8 @@ class CGPACT(ActivationQuantizer):
                 f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
                 f"its range (alpha) is {self.alpha.numpy()}; {_DIVERGED}."
             )
-        step = divide_exactly(self._range(), self.highest).numpy()
-        return ActivationGrid(self.lowest, self.highest, np.float32(step))
+        step = divide_exactly(self._range(), self.codes.highest).numpy()
+        return ActivationGrid(*self.codes, np.float32(step))
 
     def _range(self) -> tf.Tensor:
         # Of a layer that wraps this one or holds it as its input quantizer, the scope has the name.
@@ -206,6 +216,7 @@ class CGPACT(ActivationQuantizer):
             "alpha_init": self.alpha_init,
             "signed": self.signed,
             "alpha_regularizer": tf.keras.regularizers.serialize(self.alpha_regularizer),
+            "zero_point": self.zero_point,
         }
 
 

@@ -6,6 +6,8 @@ forward pass and pretends in the backward pass that it was the identity.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
@@ -85,9 +87,25 @@ def features_of(values: tf.Tensor) -> tf.Tensor:
     return tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
 
 
-def highest_code(bits: int, signed: bool) -> int:
-    """Return the highest code of a grid of ``bits`` bits that has a zero at its end or middle."""
-    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+class Codes(NamedTuple):
+    """The integers that values are rounded to, from the lowest to the highest; zero is one."""
+
+    lowest: int
+    highest: int
+
+
+def codes_of(bits: int, signed: bool = False, zero_point: int = 0) -> Codes:
+    """Return the codes of ``bits`` bits.
+
+    Args:
+        bits: Bit width, 1 to 8 (2 to 8 when signed).
+        signed: Whether there are as many codes below zero as above, at 8 bits all of int8.
+        zero_point: Else, how many codes are below zero.
+    """
+    if signed:
+        highest = 2 ** (bits - 1) - 1
+        return Codes(-128 if bits == 8 else -highest, highest)
+    return Codes(-zero_point, 2**bits - 1 - zero_point)
 
 
 def divide_exactly(x: tf.Tensor, divisor: int) -> tf.Tensor:
@@ -99,30 +117,25 @@ def divide_exactly(x: tf.Tensor, divisor: int) -> tf.Tensor:
     return tf.cast(tf.cast(x, tf.float64) / divisor, tf.float32)
 
 
-def lowest_of(alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
-    """Return the lower end of a range, in units of ``alpha``: 0, or -alpha, or all of int8."""
-    if not signed:
-        return tf.zeros_like(alpha)
-    return -alpha * (128 / 127 if bits == 8 else 1.0)
+def lowest_of(alpha: tf.Tensor, codes: Codes) -> tf.Tensor:
+    """Return the lower end of a range whose upper one is ``alpha``."""
+    return alpha * (codes.lowest / codes.highest) if codes.lowest else tf.zeros_like(alpha)
 
 
-def rounded(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
+def rounded(x: tf.Tensor, alpha: tf.Tensor, codes: Codes) -> tf.Tensor:
     """Return the values of :func:`clip_and_round`, by elementwise operations."""
-    highest = highest_code(bits, signed)
-    step = divide_exactly(alpha, highest)
-    clipped = tf.clip_by_value(x, lowest_of(alpha, bits, signed), alpha)
-    return tf.round(clipped * (highest / alpha)) * step
+    step = divide_exactly(alpha, codes.highest)
+    clipped = tf.clip_by_value(x, lowest_of(alpha, codes), alpha)
+    return tf.round(clipped * (codes.highest / alpha)) * step
 
 
-def round_to_range(
-    x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool = False, *, fused: bool
-) -> tf.Tensor:
-    """Return the values of :func:`clip_and_round`, by one kernel where ``fused``."""
-    return (_rounded_by_one_kernel if fused else rounded)(x, alpha, bits, signed)
-
-
-def _rounded_by_one_kernel(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bool) -> tf.Tensor:
-    full = signed and bits == 8
+def round_to_range(x: tf.Tensor, alpha: tf.Tensor, codes: Codes, *, fused: bool) -> tf.Tensor:
+    """Return the values of :func:`clip_and_round`, by one kernel where ``fused`` and it has one."""
+    signed = codes.lowest < 0
+    bits = codes.highest.bit_length() + signed
+    has_kernel = codes in (codes_of(bits), codes_of(bits, signed=True))
+    if not fused or not has_kernel:
+        return rounded(x, alpha, codes)
     return tf.raw_ops.QuantizeAndDequantizeV2(
         input=x,
         # The kernel widens a range of +-alpha to -128 steps where it is not narrow.
@@ -132,7 +145,7 @@ def _rounded_by_one_kernel(x: tf.Tensor, alpha: tf.Tensor, bits: int, signed: bo
         num_bits=bits,
         range_given=True,
         round_mode="HALF_TO_EVEN",
-        narrow_range=signed and not full,
+        narrow_range=codes.lowest == -codes.highest,
     )
 
 
@@ -142,20 +155,21 @@ def clip_and_round(
     bits: int,
     *,
     signed: bool = False,
+    zero_point: int = 0,
     calibrated: bool = True,
     open_ended: bool = False,
     fused: bool = False,
 ) -> tf.Tensor:
     r"""Clip to a trainable range and round to ``bits`` bits.
 
-    With the highest code :math:`h = 2^b - 1` and the lowest 0, or :math:`h = 2^{b-1} - 1` and
-    :math:`-h` when signed, and :math:`\Delta = \alpha / h`:
+    With the codes from :math:`-z` to :math:`h = 2^b - 1 - z`, where :math:`z` is the zero point, or
+    from :math:`-h` to :math:`h = 2^{b-1} - 1` when signed, and :math:`\Delta = \alpha / h`:
 
     .. math::
         y &= \Delta \operatorname{rne}(\operatorname{clip}(x, l, \alpha) / \Delta),
-            \qquad l = 0 \text{, or } -\alpha \text{ when signed} \\
-        \partial y / \partial x &= 1 \text{ if } 0 < x \le \alpha
-            \text{ (signed: } l \le x \le \alpha \text{), else } 0 \\
+            \qquad l = -z \Delta \text{, or } -\alpha \text{ when signed} \\
+        \partial y / \partial x &= 1 \text{ if } l \le x \le \alpha
+            \text{ (} l < x \text{ where } l = 0 \text{), else } 0 \\
         \partial y / \partial \alpha &= 1 \text{ if } x \ge \alpha \text{; }
             l / \alpha \text{ if } x \le l \text{; else } (y - x) / \alpha
 
@@ -168,21 +182,24 @@ def clip_and_round(
         x: float32 tensor of any shape.
         alpha: float32 scalar above zero, the range in units of ``x``.
         bits: Bit width, 1 to 8 (2 to 8 when signed).
-        signed: Whether negative values are represented.
+        signed: Whether there are as many codes below zero as above.
+        zero_point: How many codes are below zero where it is not ``signed``, 0 to 2^bits - 2.
         calibrated: Whether values inside the range move ``alpha``.
         open_ended: Whether no gradient goes to values at an end of the range.
         fused: Compute the same values by one kernel in one pass over memory (a ReLU takes one too),
-            instead of four elementwise operations. For training: the TFLite converter turns that
-            kernel into an operation that its interpreter cannot run below 8 bits.
+            instead of four elementwise operations; with a zero point there is none. For training:
+            the TFLite converter turns that kernel into an operation that its interpreter cannot
+            run below 8 bits.
 
     Returns:
         float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
     """
+    codes = codes_of(bits, signed, zero_point)
 
     @tf.custom_gradient
     def quantize(x, alpha):
         values, limit = values_of(x, alpha)
-        y = round_to_range(values, limit, bits, signed, fused=fused)
+        y = round_to_range(values, limit, codes, fused=fused)
 
         def gradient(upstream):
             before, after = (rematerialize(each, upstream) if fused else each for each in (x, y))
@@ -190,10 +207,10 @@ def clip_and_round(
             # the upstream gradient for a variable.
             operands = before if calibrated else after, after, alpha
             inner, outer, limit = map(tf.stop_gradient, operands)
-            # Outside the range y is alpha, -alpha or 0, so the sum over the outside of
+            # Outside the range y is alpha, l or 0, so the sum over the outside of
             # upstream * (y / alpha) is the sum over everything less the sum over the inside.
-            low = lowest_of(limit, bits, signed) if signed else _ABOVE_ZERO
-            inside_low = low * _JUST_BELOW if signed else _ABOVE_ZERO
+            low = lowest_of(limit, codes) if codes.lowest else _ABOVE_ZERO
+            inside_low = low * _JUST_BELOW if codes.lowest else _ABOVE_ZERO
             # One after the other, so that each product overwrites an operand that is not needed
             # any more, and nothing of this waits while the layers below use the result.
             inside_end = limit * _JUST_BELOW

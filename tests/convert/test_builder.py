@@ -102,6 +102,25 @@ def test_ranges():
     assert 5 < ranges["a_act"] <= 6  # where ReLU6 ends
 
 
+@pytest.mark.parametrize(
+    ("function", "bits", "codes"),
+    [("swish", 4, (-1, 14)), ("tanh", 4, (-8, 7)), ("swish", 2, (0, 3)), ("swish", 8, (-128, 127))],
+)
+def test_functions_of_few_bits_have_the_codes_that_images_need(function, bits, codes):
+    source = tf.keras.Sequential(
+        [
+            layers.InputLayer((2,)),
+            layers.Dense(2, activation=function, kernel_initializer="identity", name="a"),
+            layers.Dense(2, name="b"),
+            layers.Dense(2),
+        ]
+    )
+    images = np.random.default_rng(0).normal(0, 1, (2000, 2)).astype(np.float32)
+    made = quantize(source, 4, bits, images=images)[0].get_layer(f"a_{function}_act")
+    assert made.codes == codes
+    assert quantize(source, 4, 4)[0].get_layer(f"a_{function}_act").codes == (-7, 7)
+
+
 def test_linear_head_scales_the_logits():
     source = classifier()
     model, _ = quantize(source, head="linear", **FLOAT)

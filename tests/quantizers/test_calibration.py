@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import dlqat_tf
-from dlqat_tf.quantizers.calibration import calibrate, optimal_range, set_range
+from dlqat_tf.quantizers.calibration import calibrate, optimal_range, optimal_zero_point, set_range
 
 import tensorflow as tf  # isort: skip
 
@@ -34,6 +34,20 @@ def test_negative_values_count_only_for_signed_grids():
     values = np.array([-4.0] * 10 + [1.0] * 10, np.float32)
     assert optimal_range(values, 0, 255) == pytest.approx(1.0, rel=0.02)
     assert optimal_range(values, -127, 127) == pytest.approx(4.0, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "zero_point"),
+    [(np.arange(16), 0), (np.arange(-1, 15), 1), (np.arange(-3, 13), 3), (np.arange(-8, 8), 8)],
+)
+def test_the_zero_point_of_values_on_a_grid(values, zero_point):
+    assert optimal_zero_point(np.float32(values) / 7, 4) == zero_point
+
+
+def test_two_bits_leave_what_is_little_below_zero():
+    normal = tf.constant(np.random.default_rng(0).standard_normal(10_000), tf.float32)
+    assert optimal_zero_point(tf.nn.swish(normal).numpy(), 2) == 0
+    assert optimal_zero_point(tf.nn.swish(normal).numpy(), 4) == 1
 
 
 def test_nothing_to_represent():

@@ -33,14 +33,22 @@ def test_by_hand(dtype):
 @pytest.mark.parametrize("in_a_graph", [True, False])
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize(
-    ("bits", "signed"), [(1, False), (2, False), (8, False), (2, True), (8, True)]
+    ("bits", "codes"),
+    [
+        (1, {}),
+        (2, {}),
+        (8, {}),
+        (2, dict(signed=True)),
+        (8, dict(signed=True)),
+        (3, dict(zero_point=2)),
+    ],
 )
 @pytest.mark.parametrize("dtype", SIXTEEN)
-def test_is_the_float32_quantizer_between_casts(dtype, bits, signed, calibrated, in_a_graph):
+def test_is_the_float32_quantizer_between_casts(dtype, bits, codes, calibrated, in_a_graph):
     generator = np.random.default_rng(0)
     x, upstream = (tf.constant(generator.normal(0, 2, (3, 5, 7)), dtype) for _ in range(2))
     alpha = tf.constant(1.7)
-    options = dict(signed=signed, calibrated=calibrated)
+    options = dict(codes, calibrated=calibrated)
 
     def sixteen(x, alpha):
         return clip_and_round_16(x, alpha, bits, **options)

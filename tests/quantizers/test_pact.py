@@ -64,26 +64,33 @@ def test_32_bits_have_no_alpha(signed, expected):
         quantizer.grid()
 
 
+def test_32_bits_have_no_zero_point():
+    with pytest.raises(ValueError, match=r"zero_point to be an integer from 0 to 0 with bits=32"):
+        CGPACT(32, zero_point=1)
+
+
 def test_defaults():
     quantizer = CGPACT()
     assert (quantizer.bits, quantizer.alpha_init, quantizer.signed) == (2, 8.0, False)
 
 
 @pytest.mark.parametrize(
-    ("bits", "signed", "lowest", "highest"),
+    ("bits", "signed", "zero_point", "lowest", "highest"),
     [
-        (1, False, 0, 1),
-        (2, False, 0, 3),
-        (8, False, 0, 255),
-        (2, True, -1, 1),
-        (8, True, -128, 127),
+        (1, False, 0, 0, 1),
+        (2, False, 0, 0, 3),
+        (8, False, 0, 0, 255),
+        (2, True, 0, -1, 1),
+        (8, True, 0, -128, 127),
+        (2, False, 2, -2, 1),
+        (4, False, 1, -1, 14),
     ],
 )
-def test_grid_is_what_inference_and_training_compute(bits, signed, lowest, highest):
-    quantizer = CGPACT(bits, 2.7, signed)
+def test_grid_is_what_inference_and_training_compute(bits, signed, zero_point, lowest, highest):
+    quantizer = CGPACT(bits, 2.7, signed, zero_point=zero_point)
     with pytest.raises(ValueError, match="no integer grid: call it once first"):
         quantizer.grid()
-    x = np.linspace(-4, 4, 1001, dtype=np.float32)
+    x = np.linspace(-6, 4, 1001, dtype=np.float32)
     y = quantizer(x).numpy()
     grid = quantizer.grid()
     assert (grid.lowest, grid.highest) == (lowest, highest)
@@ -215,6 +222,30 @@ def test_alpha_is_saved_with_the_model(tmp_path, trainable):
     loaded.layers[0].alpha.assign(1.0)
     loaded.load_weights(tmp_path / "model.weights.h5")
     assert loaded.layers[0].alpha.numpy() == 3.25
+
+
+def test_a_zero_point_is_in_the_config():
+    quantizer = CGPACT(4, zero_point=3)
+    assert not quantizer.rectifies
+    assert CGPACT.from_config(quantizer.get_config()).codes == (-3, 12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_dtypes_train_around_a_zero_point(dtype):
+    quantizer = CGPACT(4, 1.4, zero_point=1)
+    x = tf.constant([-1.0, 0.25, 3.0], dtype)
+    np.testing.assert_allclose(
+        tf.cast(quantizer(x, training=True), tf.float32), [-0.1, 0.2, 1.4], rtol=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "signed", "most"),
+    [(15, False, 14), (-1, False, 14), (True, False, 14), (1, True, 0)],
+)
+def test_a_zero_point_is_one_of_the_codes_but_the_highest(zero_point, signed, most):
+    with pytest.raises(ValueError, match=f"zero_point to be an integer from 0 to {most} with"):
+        CGPACT(4, signed=signed, zero_point=zero_point)
 
 
 @pytest.mark.parametrize("cls", [CGPACT, PACT])

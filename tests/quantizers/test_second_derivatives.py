@@ -8,7 +8,7 @@ import tensorflow as tf
 import dlqat_tf
 from dlqat_tf import CGPACT, PACT, SATWeights, SymmetricWeights
 from dlqat_tf.quantizers import pact, sat, symmetric
-from dlqat_tf.quantizers.ste import clip_and_round, highest_code
+from dlqat_tf.quantizers.ste import clip_and_round, codes_of
 
 
 def reverse_over_reverse(function, primals, tangents):
@@ -118,10 +118,11 @@ def straight_through(x, rounded):
     return x + tf.stop_gradient(rounded - x)
 
 
-def reference_clip(x, alpha, bits, *, signed=False, calibrated=True, fused=False):
+def reference_clip(x, alpha, bits, *, signed=False, zero_point=0, calibrated=True, fused=False):
     """Return what ``clip_and_round`` does, for TensorFlow to differentiate."""
-    low = (-128 / 127 if bits == 8 else -1.0) if signed else 0.0
-    unit, highest = tf.clip_by_value(x / alpha, low, 1.0), highest_code(bits, signed)
+    lowest, highest = codes_of(bits, signed, zero_point)
+    low = lowest / highest
+    unit = tf.clip_by_value(x / alpha, low, 1.0)
     rounded = tf.round(unit * highest) / highest
     if calibrated:
         return alpha * straight_through(unit, rounded)

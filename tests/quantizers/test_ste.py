@@ -4,9 +4,13 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlqat_tf.quantizers.ste import clip_and_round, divide_exactly, highest_code, ste_round
+from dlqat_tf.quantizers.ste import clip_and_round, codes_of, divide_exactly, ste_round
 
-WIDTHS = [(bits, False) for bits in range(1, 9)] + [(bits, True) for bits in range(2, 9)]
+WIDTHS = [
+    *((bits, dict()) for bits in range(1, 9)),
+    *((bits, dict(signed=True)) for bits in range(2, 9)),
+    *((bits, dict(zero_point=z)) for bits, z in ((2, 1), (2, 2), (3, 3), (4, 1), (4, 8), (8, 128))),
+]
 
 
 def values_and_gradients(x, alpha, upstream=None, **settings):
@@ -31,14 +35,19 @@ def test_ste_round_keeps_nan():
     assert np.isnan(ste_round(tf.constant(np.nan)))
 
 
-@pytest.mark.parametrize(("bits", "signed", "highest"), [(1, False, 1), (8, False, 255)])
-def test_highest_code_unsigned(bits, signed, highest):
-    assert highest_code(bits, signed) == highest
+@pytest.mark.parametrize(("bits", "highest"), [(1, 1), (8, 255)])
+def test_unsigned_codes(bits, highest):
+    assert codes_of(bits) == (0, highest)
 
 
-@pytest.mark.parametrize(("bits", "highest"), [(2, 1), (4, 7), (8, 127)])
-def test_highest_code_signed(bits, highest):
-    assert highest_code(bits, signed=True) == highest
+@pytest.mark.parametrize(("bits", "codes"), [(2, (-1, 1)), (4, (-7, 7)), (8, (-128, 127))])
+def test_signed_codes(bits, codes):
+    assert codes_of(bits, signed=True) == codes
+
+
+@pytest.mark.parametrize(("bits", "zero_point", "codes"), [(4, 1, (-1, 14)), (2, 2, (-2, 1))])
+def test_codes_around_a_zero_point(bits, zero_point, codes):
+    assert codes_of(bits, zero_point=zero_point) == codes
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,6 +77,17 @@ def test_signed_by_hand(fused):
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_zero_point_by_hand(fused):
+    # range 3 with 3 bits, of which two codes are below zero: step 3 / 5, the levels -1.2 to 3
+    x = [-2.0, -1.25, -1.0, -0.25, 0.0, 1.0, 3.0, 4.0]
+    y, from_x, from_alpha = values_and_gradients(x, 3.0, bits=3, zero_point=2, fused=fused)
+    np.testing.assert_allclose(y, [-1.2, -1.2, -1.2, 0, 0, 1.2, 3, 3], rtol=1e-6)
+    np.testing.assert_array_equal(from_x, [0, 0, 1, 1, 1, 1, 1, 0])
+    # -2/5 at both below the range, (y - x) / 3 within, and 1 at the two that are 3 or more
+    assert from_alpha == pytest.approx(-0.8 + (-0.2 + 0.25 + 0.2) / 3 + 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     ("x", "signed", "calibrated", "expected"),
     [
@@ -93,25 +113,22 @@ def test_gradient_of_alpha_by_hand(x, signed, calibrated, expected, fused):
     assert from_alpha == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+@pytest.mark.parametrize(("bits", "options"), WIDTHS)
 @settings(max_examples=10, deadline=None)
 @given(
     x=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=30),
     alpha=st.floats(2**-9, 16, width=32),
 )
-def test_grid_nearest_level_gradients_and_fusion(x, alpha, bits, signed):
-    alpha, highest = np.float32(alpha), highest_code(bits, signed)
-    lowest = -highest if signed else 0
-    low = -alpha if signed else np.float32(0)
-    if signed and bits == 8:  # all of int8
-        lowest, low = -128, -alpha * np.float32(128 / 127)
+def test_grid_nearest_level_gradients_and_fusion(x, alpha, bits, options):
+    alpha, (lowest, highest) = np.float32(alpha), codes_of(bits, **options)
+    low = alpha * np.float32(lowest / highest)
     # codes and ties beside random values: where float32 could go wrong
     levels = np.arange(lowest, highest + 1, dtype=np.float32) * (alpha / np.float32(highest))
     levels[-1] = alpha  # the gradient of alpha jumps here; so no value one rounding away from it
     levels[0] = low
     x = np.concatenate([x, levels, levels + alpha / highest / 2]).astype(np.float32)
     upstream = np.cos(np.arange(x.size)).astype(np.float32)
-    y, from_x, from_alpha = values_and_gradients(x, alpha, upstream, bits=bits, signed=signed)
+    y, from_x, from_alpha = values_and_gradients(x, alpha, upstream, bits=bits, **options)
 
     codes = np.rint(y / (alpha / np.float32(highest))).astype(np.float32)
     np.testing.assert_array_equal(codes * (alpha / np.float32(highest)), y)
@@ -120,17 +137,17 @@ def test_grid_nearest_level_gradients_and_fusion(x, alpha, bits, signed):
     clipped = np.clip(np.float64(x), low, alpha)
     assert np.abs(codes - clipped * highest / alpha).max() <= 0.5 + 1e-4
 
-    inside = (x >= low if signed else x > 0) & (x <= alpha)
-    inside &= np.abs(x) >= np.finfo(np.float32).tiny * (not signed)
+    inside = (x >= low if lowest else x > 0) & (x <= alpha)
+    inside &= np.abs(x) >= np.finfo(np.float32).tiny * (not lowest)
     np.testing.assert_array_equal(from_x, upstream * inside)
     error = np.clip(codes, lowest, highest) / highest - clipped / np.float64(alpha)
     per_value = np.where(x >= alpha, 1, np.where(x <= low, lowest / highest, error))
     np.testing.assert_allclose(from_alpha, upstream @ per_value, atol=1e-4)
 
-    fused = values_and_gradients(x, alpha, upstream, bits=bits, signed=signed, fused=True)
+    fused = values_and_gradients(x, alpha, upstream, bits=bits, **options, fused=True)
     for one, other in zip(fused, (y, from_x, from_alpha), strict=True):
         np.testing.assert_array_equal(one, other)
-    in_graph = tf.function(clip_and_round)(x, alpha, bits, signed=signed)
+    in_graph = tf.function(clip_and_round)(x, alpha, bits, **options)
     np.testing.assert_array_equal(in_graph, y)
 
 
