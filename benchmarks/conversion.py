@@ -1,14 +1,16 @@
 """What `dlqat_tf.quantize` keeps of a float network, before and after training, and in the file.
 
 Trains networks of keras.applications and a VGG without batch norm on scikit-learn's handwritten
-digits (enlarged to 32x32), converts each at several widths, trains on, and exports.
+digits (enlarged to 32x32) or on CIFAR-100, converts each at several widths, trains on, and exports.
 
     python benchmarks/conversion.py
+    python benchmarks/conversion.py --data cifar100 --data-dir DIR --batch-size 128 --alpha 1
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from dataclasses import dataclass
@@ -47,6 +49,14 @@ class Settings:
     """Epochs of the float network."""
     epochs: int = 5
     """Epochs after the conversion."""
+    data: Literal["digits", "cifar100"] = "digits"
+    """What is learnt; CIFAR-100 with crops and flips."""
+    data_dir: Path | None = None
+    """Folder of tensorflow-datasets."""
+    batch_size: int = 32
+    """Images per step."""
+    alpha: float = 0.35
+    """Width of MobileNetV2, of its paper's."""
     images: int = 512
     """Training images that the conversion sees."""
     output: Path | None = None
@@ -80,27 +90,50 @@ class Row:
     keras_file: float
 
 
-def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return training images, labels, test images and labels; images float, three channels."""
-    loaded = data.load("digits")
-    parts = []
-    for batches in (loaded.train_batches(64, seed=0, augment=()).take(22), loaded.test_batches(64)):
-        images, labels = zip(
-            *((image.numpy(), label.numpy()) for image, label in batches), strict=True
+class Examples:
+    """Training and test images of 32x32 pixels and three channels, from 0 to ``top``.
+
+    Attributes:
+        classes: How many there are.
+        steps: Batches of an epoch.
+        first: Training images and labels for the conversion.
+        test: Test images and labels.
+    """
+
+    def __init__(self, settings: Settings, top: int):
+        self._top = top
+        loaded = data.load(settings.data, data_dir=settings.data_dir)
+        self.classes, self.steps = loaded.num_classes, loaded.steps_per_epoch(settings.batch_size)
+        self._batches = functools.partial(loaded.train_batches, settings.batch_size, seed=0)
+        self._augment = () if settings.data == "digits" else ("crop", "flip")
+        seen = -(-settings.images // settings.batch_size)
+        self.first = self._arrays(self._batches(augment=()).take(seen), settings.images)
+        self.test = self._arrays(loaded.test_batches(settings.batch_size))
+
+    def train(self) -> tf.data.Dataset:
+        """Return endless batches."""
+        return self._batches(augment=self._augment).map(
+            lambda images, labels: (self._prepared(images), labels)
         )
-        enlarged = tf.image.resize(np.concatenate(images), (_SIZE, _SIZE)).numpy()
-        pixels = np.rint(np.repeat(enlarged, 3, axis=-1) * 255)  # what files read
-        parts += [np.float32(pixels / 255), np.concatenate(labels)]
-    return tuple(parts)
+
+    def _prepared(self, images: tf.Tensor) -> tf.Tensor:
+        if images.shape[-1] == 1:
+            images = tf.repeat(tf.image.resize(images, (_SIZE, _SIZE)), 3, axis=-1)
+        return tf.round(images * 255) / (255 / self._top)  # files read pixels
+
+    def _arrays(self, batches, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        parts = [(self._prepared(images), labels) for images, labels in batches]
+        images, labels = (np.concatenate(each)[:count] for each in zip(*parts, strict=True))
+        return images, labels
 
 
-def build(name: str) -> tf.keras.Model:
-    """Return an untrained float network."""
+def build(name: str, classes: int, alpha: float) -> tf.keras.Model:
+    """Return an untrained float network; ``alpha`` is the width of MobileNetV2."""
     shape = (_SIZE, _SIZE, 3)
     if name != "VGG":
-        options = dict(alpha=0.35) if name == "MobileNetV2" else {}
+        options = dict(alpha=alpha) if name == "MobileNetV2" else {}
         make = getattr(tf.keras.applications, name)
-        model = make(input_shape=shape, weights=None, classes=10, **options)
+        model = make(input_shape=shape, weights=None, classes=classes, **options)
         for layer in model.layers:
             if isinstance(layer, _layers.BatchNormalization):
                 layer.momentum = 0.9  # 0.999 and 0.99 would need more steps than are made here
@@ -112,7 +145,7 @@ def build(name: str) -> tf.keras.Model:
     for layer in (
         _layers.Flatten(),
         _layers.Dense(64, activation="relu"),
-        _layers.Dense(10, activation="softmax"),
+        _layers.Dense(classes, activation="softmax"),
     ):
         model.add(layer)
     return model
@@ -124,6 +157,13 @@ def _loss(head: str) -> tf.keras.losses.Loss:
     return dlqat_tf.GMLoss(alpha=0.1)
 
 
+def train(model: tf.keras.Model, examples: Examples, loss, rate: float, epochs: int) -> None:
+    """Train with Adam, whose rate falls to zero by a cosine."""
+    schedule = tf.keras.optimizers.schedules.CosineDecay(rate, epochs * examples.steps)
+    model.compile(tf.keras.optimizers.Adam(schedule), loss)
+    model.fit(examples.train(), steps_per_epoch=examples.steps, epochs=epochs, verbose=2)
+
+
 def accuracy(model: tf.keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
     """Return top-1 in percent."""
     return 100 * float(np.mean(model.predict(images, verbose=0).argmax(-1) == labels))
@@ -132,16 +172,11 @@ def accuracy(model: tf.keras.Model, images: np.ndarray, labels: np.ndarray) -> f
 def convert(name: str, settings: Settings, folder: Path) -> list[Row]:
     """Train one network and convert it at every width."""
     tf.keras.utils.set_random_seed(0)
-    train, train_labels, test, labels = digits()
-    source = build(name)
-    if any(isinstance(layer, _layers.Rescaling) for layer in source.layers):
-        train, test = 255 * train, 255 * test  # the network divides itself
-    steps = settings.float_epochs * (len(train) // 32)
-    source.compile(
-        tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(2e-3, steps)),
-        "sparse_categorical_crossentropy",
-    )
-    source.fit(train, train_labels, 32, settings.float_epochs, verbose=2)
+    # EfficientNet divides pixels itself.
+    examples = Examples(settings, top=255 if name == "EfficientNetB0" else 1)
+    test, labels = examples.test
+    source = build(name, examples.classes, settings.alpha)
+    train(source, examples, "sparse_categorical_crossentropy", 2e-3, settings.float_epochs)
     predicted = source.predict(test, verbose=0).argmax(-1)
     rows = []
     for weight_bits, activation_bits in settings.widths:
@@ -150,16 +185,11 @@ def convert(name: str, settings: Settings, folder: Path) -> list[Row]:
             weight_bits,
             activation_bits,
             settings.head,
-            images=train[: settings.images],
-            labels=train_labels[: settings.images],
+            images=examples.first[0],
+            labels=examples.first[1],
         )
         at_once = model.predict(test, verbose=0).argmax(-1)
-        steps = settings.epochs * (len(train) // 32)
-        model.compile(
-            tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.CosineDecay(1e-3, steps)),
-            _loss(settings.head),
-        )
-        model.fit(train, train_labels, 32, settings.epochs, verbose=2)
+        train(model, examples, _loss(settings.head), 1e-3, settings.epochs)
         path = folder / "converted.tflite"
         exported = dlqat_tf.export.to_tflite(model, path, force=True)
         snapped = tf.keras.models.load_model(exported.snapped, compile=False)
@@ -188,8 +218,8 @@ def main() -> None:
         for name in settings.networks:
             rows += convert(name, settings, Path(folder))
     table = Table(
-        title=f"Converted on {settings.images} digits, then {settings.epochs} epochs with head "
-        f"{settings.head!r}; percent of the test images"
+        title=f"Converted on {settings.images} images of {settings.data}, then {settings.epochs} "
+        f"epochs with head {settings.head!r}; percent of the test images"
     )
     for heading in ("network", "widths"):
         table.add_column(heading)
