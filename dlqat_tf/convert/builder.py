@@ -8,20 +8,21 @@ import tensorflow as tf
 from dlqat_tf import methods
 from dlqat_tf._progress import steps
 from dlqat_tf.canonical import AUGMENTATIONS
-from dlqat_tf.convert.calls import Call, Value
+from dlqat_tf.convert.calls import Call, take
 from dlqat_tf.convert.head_start import fill_cosine, fill_linear, fill_mixture
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.kinds import QUANTIZED
 from dlqat_tf.convert.measured import Measured
-from dlqat_tf.convert.moments import Moments, distance, is_settled, settled
+from dlqat_tf.convert.moments import Moments
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
+from dlqat_tf.convert.source import Source
 from dlqat_tf.convert.weights import projection, set_norm, started
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import ActivationQuantizer, SymmetricWeights
-from dlqat_tf.quantizers.calibration import SAMPLE, optimal_zero_point, set_range, subsample
+from dlqat_tf.quantizers.calibration import optimal_zero_point, set_range
 
 _layers = tf.keras.layers
 
@@ -40,7 +41,7 @@ class Builder:
         self._method = method
         self._factors: dict[tf.keras.layers.Layer, tuple[np.ndarray, np.ndarray]] = {}
         self._network = network
-        self._settled: dict[tf.keras.layers.Layer, tf.keras.layers.Layer] = {}
+        self._source = Source(network)
         self.made: dict[object, tf.keras.layers.Layer] = {}
         self._taken = {call.name for call in network.calls}
         self._taken |= {place.name for place in network.places.values()}
@@ -78,7 +79,7 @@ class Builder:
             steps.append(self._once(call.layer, lambda: self._head(call)))
         elif call.role == "weighted":
             steps.append(self._once(call.layer, lambda: self._weighted(call)))
-            if not network.keeps_scale(call) and not network.norms[call.layer]:
+            if network.inserts_norm(call):
                 steps.append(self._once((call.layer, "norm"), lambda: self._norm(call)))
         elif call.role not in ("input", "relu") and call not in network.dropped:
             steps.append(self._once(call.layer, lambda: self._copy(call)))
@@ -183,7 +184,7 @@ class Builder:
             if call.affine is not None:
                 continue
             if call.role != "weighted" or self._network.keeps_scale(call):
-                made.set_weights(self._settled.get(layer, layer).get_weights())
+                made.set_weights(self._source.current(layer).get_weights())
                 continue
             variable, quantizer = _weight_names(layer)
             kernel = np.asarray(getattr(layer, variable), np.float64)
@@ -196,7 +197,7 @@ class Builder:
             bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
             for norm in self._network.norms[layer]:
-                set_norm(self.made[norm], self._settled.get(norm, norm), scale, bias)
+                set_norm(self.made[norm], self._source.current(norm), scale, bias)
             if not self._network.norms[layer]:
                 # Whatever the statistics, this norm computes scale * x + bias.
                 norm = self.made[layer, "norm"]
@@ -214,13 +215,15 @@ class Builder:
         in their place, since training goes on with those of its batches: what fits averages that
         have just begun to follow fits nothing.
         """
-        note = self._settle(data)
+        note = self._source.settle(data)
+        if note:
+            self.carry_weights()  # those of norms have changed
         rounding = {
             place: made
             for place, made in self.made.items()
             if isinstance(made, ActivationQuantizer) and made.bits != 32 and place.range is None
         }
-        measured = self._run_source(data, rounding)
+        measured = self._source.run(data, rounding)
         for place, made in steps("range", rounding.items()):
             values = np.concatenate(measured.samples[place])
             if place.is_function and place.signed and place.bits < 8:
@@ -256,104 +259,6 @@ class Builder:
                     made.range_of_images.assign(least)
                     measured.ranges[made.name] = least
 
-    def _settle(self, data: Data) -> str:
-        """Give the source's norms the statistics of the images where theirs are far from them.
-
-        Returns:
-            What was changed and why, or nothing.
-        """
-        copies = self._with_statistics(data)
-        distances = {norm: distance(norm, copy) for norm, copy in copies.items()}
-        furthest = max(distances, key=distances.get, default=None)
-        if furthest is None or is_settled(distances[furthest], len(data)):
-            return ""
-        before = self._run_source(data, {}).predictions
-        self._settled = copies
-        self.carry_weights()
-        after = self._run_source(data, {}).predictions
-        predictions = ""
-        labels = {call: data.labels[end.output] for call, end in self._network.heads.items()}
-        labels = {call: each for call, each in labels.items() if each is not None}
-        if labels:
-            rates = [
-                np.mean([np.equal(each[call], right) for call, right in labels.items()])
-                for each in (before, after)
-            ]
-            predictions = f"It is right on {rates[0]:.1%} of the images, there on {rates[1]:.1%}. "
-        elif after:
-            share = np.mean([np.equal(before[call], after[call]) for call in after])
-            predictions = f"Its classes are those of training mode for {share:.1%} of the images. "
-        name = self._network.of[furthest][0].name
-        return (
-            f"In inference mode the source computes other values than in training mode: on these "
-            f"images the averages of {name!r} are off by {distances[furthest]:.2g} standard "
-            f"deviations. {predictions}They have not settled, or the images are not like those "
-            "that it was trained on. The result starts from the statistics of these images, as "
-            "training does."
-        )
-
-    def _with_statistics(self, data: Data) -> dict:
-        """Return copies of the source's norms that have the statistics of the images.
-
-        Norms that are frozen keep theirs in training too, and are left out.
-        """
-        network, copies = self._network, {}
-        batches = zip(*data, strict=True)  # by input of the model
-        values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
-        for call in steps("statistics of the model, layer", network.calls):
-            if call.role == "input":
-                continue
-            batches = list(zip(*_take(values, call), strict=True))
-            is_frozen = not call.trainable or call.training is False
-            if call.role == "norm" and not is_frozen and call.layer not in copies:
-                copies[call.layer] = settled(call.layer, [each for (each,) in batches])
-            layer = copies.get(call.layer, call.layer)
-            outputs = zip(*(call.apply(layer, list(each)) for each in batches), strict=True)
-            values |= {(call, i): list(each) for i, each in enumerate(outputs)}
-        return copies
-
-    def _run_source(self, data: Data, rounding) -> Measured:
-        """Run the source on the images, batch by batch."""
-        network = self._network
-        measured = Measured({place: [] for place in rounding})
-        generator = np.random.default_rng(0)
-        for batch in data:
-            share = -(-SAMPLE * len(batch[0]) // len(data))
-            values = dict(zip(((call, 0) for call in network.inputs), batch, strict=True))
-            for call in steps("the model on images, layer", network.calls):
-                if call.role == "input":
-                    inputs, outputs = [], [values[call, 0]]
-                else:
-                    inputs = _take(values, call)
-                    outputs = call.apply(self._settled.get(call.layer, call.layer), inputs)
-                values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
-                place = network.places.get(call)
-                if place in rounding:
-                    measured.samples[place] += [
-                        subsample(x.numpy(), share, generator) for x in outputs
-                    ]
-                if call in network.heads:
-                    measured.predictions[call] += list(np.argmax(outputs[0], axis=-1))
-                if call is not network.of[call.layer][0]:
-                    continue
-                if call.role == "norm":
-                    measured.moments[call.layer].add(inputs[0])
-                elif (call.layer, "norm") in self.made:
-                    measured.moments[call.layer].add(self._linear_output(call, inputs))
-        return measured
-
-    def _linear_output(self, call: Call, inputs: list) -> tf.Tensor:
-        """Return what a weighted layer of the source computes before its activation."""
-        layer = call.layer
-
-        def make():
-            linear = type(layer).from_config({**layer.get_config(), "activation": None})
-            linear.build(inputs[0].shape)
-            linear.set_weights(layer.get_weights())
-            return linear
-
-        return self._once((layer, "linear"), make)(inputs[0])
-
     def _run_result(self, data: Data, moments: dict) -> dict[Call, np.ndarray]:
         """Run the new model layer by layer, correct its batch norms, and return heads' features."""
         network, features = self._network, {}
@@ -362,7 +267,7 @@ class Builder:
         for call in steps("the result on images, layer", network.calls):
             if call in network.dropped:  # after heads, which have no weights yet
                 continue
-            inputs = [values[call, 0]] if call.role == "input" else _take(values, call)
+            inputs = [values[call, 0]] if call.role == "input" else take(values, call)
             if call in network.heads:
                 features[call] = np.concatenate(inputs[0])
                 continue
@@ -424,12 +329,3 @@ def _weight_names(layer) -> tuple[str, str]:
     """Return the names of a layer's kernel and of its quantizer."""
     part = "depthwise" if isinstance(layer, _layers.DepthwiseConv2D) else "kernel"
     return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
-
-
-def _take(values: dict[Value, object], call: Call) -> list:
-    """Return the inputs of a call, and forget those that no later one reads."""
-    inputs = [values[value] for value in call.inputs]
-    for source, i in call.inputs:
-        if source.readers[-1] is call:
-            values.pop((source, i), None)
-    return inputs

@@ -166,3 +166,12 @@ class Calls:
             used = {source for call in self.every for source, _ in call.inputs}
             used |= {source for source, _ in self.outputs}
             self.every = [each for each in self.every if each in used or not detour(each.layer)]
+
+
+def take(values: dict[Value, object], call: Call) -> list:
+    """Return the inputs of a call, and forget those that no later one reads."""
+    inputs = [values[value] for value in call.inputs]
+    for source, i in call.inputs:
+        if source.readers[-1] is call:
+            values.pop((source, i), None)
+    return inputs

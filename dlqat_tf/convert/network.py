@@ -137,6 +137,11 @@ class Network:
         """Return whether no batch norm may follow: what the model returns keeps its scale."""
         return call.layer in self.ends and not self.norms[call.layer]
 
+    def inserts_norm(self, call: Call) -> bool:
+        """Return whether a batch norm is to follow that the source has not."""
+        is_hidden = call.role == "weighted" and call not in self.heads
+        return is_hidden and not self.keeps_scale(call) and not self.norms[call.layer]
+
     def fused(self, call: Call) -> float | None:
         """Return the ceiling of the ReLU inside a hidden weighted layer, None without one."""
         if call.role != "weighted" or call.layer in self.ends:

@@ -76,7 +76,7 @@ def optimal_zero_point(values: np.ndarray, bits: int) -> int:
         codes = codes_of(bits, zero_point=zero_point)
         step = optimal_range(values, *codes) / codes.highest
         errors[zero_point] = rounding_error(values, codes, step)
-    return min(errors, key=errors.get)
+    return min(errors, key=errors.__getitem__)
 
 
 @progress("calibrate")
