@@ -90,8 +90,8 @@ def test_a_branch_far_smaller_than_what_it_is_added_to(tmp_path, name):
         variable.assign(1e-6 * variable)
     result, _ = quantize(model, 8, 8, "linear", images=images)
     left, right = (result.get_layer(name) for name in ("left_relu", f"{rounded}_residual"))
-    step = float(left.alpha) / left.highest / 64
-    assert float(right.alpha) / right.highest == pytest.approx(step)
+    step = float(left.alpha) / left.codes.highest / 64
+    assert float(right.alpha) / right.codes.highest == pytest.approx(step)
     report = to_tflite(result, tmp_path / "model.tflite")
     snapped = tf.keras.models.load_model(report.snapped, compile=False)
     assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0

@@ -32,6 +32,8 @@ def has_integer_form(
 ) -> bool:
     """Return whether an int8 operation gives the codes of the float ones, for each of 256.
 
+    Where the grid does not begin with the lowest int8, that is after both have been clipped there.
+
     Args:
         island: The function.
         source: Grid of its input.
@@ -48,8 +50,9 @@ def has_integer_form(
     many = np.resize(values, (-(-len(values) // size), *island.part.shapes[0]))
     (outputs,) = run_part(island.part, [many])
     rounded = np.rint(outputs.ravel()[: len(values)] * (np.float32(1) / target.step))
-    clipped = np.clip(rounded + zero_point(target), -128, 127)
-    return np.array_equal(clipped, np.ravel(integers))
+    ends = zero_point(target) + target.lowest, 127
+    rounded = np.clip(rounded + zero_point(target), *ends)
+    return np.array_equal(rounded, np.clip(np.ravel(integers), *ends))
 
 
 def _file(operator: str, source: ActivationGrid, target: ActivationGrid) -> bytes:

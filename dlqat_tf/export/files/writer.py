@@ -155,8 +155,7 @@ class Writer:
         if len(node.inputs) != 1 or len(reading) != 1 or not isinstance(reading[0], Activation):
             return False
         source, target = self.grids[node.inputs[0]], reading[0].grid
-        fills = zero_point(target) + target.lowest == -128 or target.lowest < 0
-        return bool(source and fills) and has_integer_form(
+        return source is not None and has_integer_form(
             node, source, target, self.run_part, self.run_file
         )
 
@@ -277,9 +276,11 @@ class Writer:
         source = self.network[node.inputs[0]]
         lowest = zero_point(node.grid) + node.grid.lowest
         clips = lowest > -128  # int8 does not saturate there
-        # A ReLU clips at code 0; grids that go below it need an operation of their own.
-        is_transposed = isinstance(source, TransposedConvolution)  # which fuses no ReLU
-        explicit = clips and (node.grid.lowest != 0 or is_transposed)
+        # A fused ReLU clips at code 0; grids that go below it need an operation of their own, and
+        # so does what fuses none.
+        is_function = isinstance(source, FromIsland) and source.inputs[0] in self._functions
+        fuses_none = is_function or isinstance(source, TransposedConvolution)
+        explicit = clips and (node.grid.lowest != 0 or fuses_none)
         name = f"{node.name}/unclipped" if explicit else node.name
         output = self.coded(name, node.grid, self.network.shapes[node.name])
         fused = _RELU if clips and not explicit else _NONE
@@ -292,7 +293,7 @@ class Writer:
             slopes = self.file.constant(f"{source.name}/slopes", source.codes, scale=source.step)
             inputs = [self.tensors[source.inputs[0]], slopes]
             self.file.operator("PRELU", inputs, output)
-        elif isinstance(source, FromIsland) and source.inputs[0] in self._functions:
+        elif is_function:
             island = self.network[source.inputs[0]]
             inputs = [self.tensors[name] for name in island.inputs]
             self.file.operator(island.operator, inputs, output, options_of(island.operator))

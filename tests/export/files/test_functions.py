@@ -22,6 +22,9 @@ def island(operator, function):
     ("operator", "function", "target", "expected"),
     [
         ("GELU", tf.nn.gelu, ActivationGrid(-128, 127, np.float32(0.03)), True),
+        # What is below the lowest code is clipped, in float and in the file.
+        ("GELU", tf.nn.gelu, ActivationGrid(0, 7, np.float32(0.03)), True),
+        ("GELU", tf.nn.gelu, ActivationGrid(-3, 12, np.float32(0.03)), True),
         ("ELU", tf.nn.elu, ActivationGrid(-128, 127, np.float32(0.03)), True),
         ("LOGISTIC", tf.sigmoid, ActivationGrid(0, 255, np.float32(1 / 256)), True),
         ("TANH", tf.tanh, ActivationGrid(-128, 127, np.float32(1 / 128)), True),
