@@ -14,7 +14,7 @@ from dlqat_tf.convert.measured import Measured
 from dlqat_tf.convert.moments import distance, is_settled, settled
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.place import Place
-from dlqat_tf.quantizers.calibration import SAMPLE, subsample
+from dlqat_tf.quantizers.calibration import SAMPLE, subsample, typical
 
 
 class Source:
@@ -102,7 +102,7 @@ class Source:
                 place = network.places.get(call)
                 if place in measured.samples:
                     measured.samples[place] += [
-                        subsample(x.numpy(), share, generator) for x in outputs
+                        subsample(typical(x.numpy()), share, generator) for x in outputs
                     ]
                 if call in network.heads:
                     measured.predictions[call] += list(np.argmax(outputs[0], axis=-1))

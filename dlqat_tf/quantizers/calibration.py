@@ -138,7 +138,7 @@ def calibrate(
     activations = tf.keras.Model(reference.input, rounded)(images, training=not trained)
     generator = np.random.default_rng(0)
     return {
-        layer.name: set_range(quantizer, subsample(values.numpy(), SAMPLE, generator))
+        layer.name: set_range(quantizer, subsample(typical(values.numpy()), SAMPLE, generator))
         for (layer, quantizer), values in steps(
             "range", zip(quantizers.items(), tf.nest.flatten(activations), strict=True)
         )
@@ -149,6 +149,18 @@ def _calls(model: tf.keras.Model) -> dict:
     """Return the first call of each layer in a model; elsewhere it may be called too."""
     depths = sorted(model._nodes_by_depth)  # from the outputs to the inputs
     return {call.layer: call for depth in depths for call in model._nodes_by_depth[depth]}
+
+
+def typical(values: np.ndarray) -> np.ndarray:
+    """Return the activations of images, the first axis, without those of quite another size.
+
+    In inference a float network may answer a single image, a blank one say, with activations a
+    hundred times as large as those of all others. Such an image has more squared error to lose than
+    the rest together, and a range of few bits that suits it rounds everything else to zero. Left
+    out are images whose mean square is more than 16 times that which 95 % of them stay below.
+    """
+    squares = np.square(np.reshape(values, (len(values), -1)), dtype=np.float64).mean(axis=1)
+    return values[squares <= 16 * np.quantile(squares, 0.95)]
 
 
 def subsample(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 import dlqat_tf
-from dlqat_tf.quantizers.calibration import calibrate, optimal_range, optimal_zero_point, set_range
+from dlqat_tf.quantizers.calibration import (
+    calibrate,
+    optimal_range,
+    optimal_zero_point,
+    set_range,
+    typical,
+)
 
 import tensorflow as tf  # isort: skip
 
@@ -52,6 +58,32 @@ def test_two_bits_leave_what_is_little_below_zero():
 
 def test_nothing_to_represent():
     assert optimal_range(-np.ones(5, np.float32), 0, 3) == 1.0
+
+
+def test_an_image_of_another_size_is_left_out():
+    values = np.random.default_rng(0).standard_normal((100, 3, 5)).astype(np.float32)
+    np.testing.assert_array_equal(typical(values), values)
+    values[7] *= 100
+    np.testing.assert_array_equal(typical(values), np.delete(values, 7, axis=0))
+    values[:10] *= 100  # a tenth of the images is none of chance
+    assert len(typical(values[:, 0])) == 100 - 1
+
+
+def test_few_images_and_zeros_stay():
+    np.testing.assert_array_equal(typical(np.float32([[1.0], [100.0]])), [[1], [100]])
+    assert len(typical(np.zeros((50, 2), np.float32))) == 50
+
+
+def test_one_image_of_another_size_does_not_decide_a_range():
+    """As in a network whose ranges all began at what a blank image made of it, and that died."""
+    inputs = tf.keras.Input((4, 4, 1))
+    x = tf.keras.layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones")(inputs)
+    reference = tf.keras.Model(inputs, tf.keras.layers.ReLU(name="act")(x))
+    model = tf.keras.Model(inputs, dlqat_tf.CGPACT(2, name="act")(x))
+    images = np.random.default_rng(0).standard_normal((200, 4, 4, 1)).astype(np.float32)
+    alone = calibrate(model, reference, images)["act"]
+    images[0] *= 1000
+    assert calibrate(model, reference, images)["act"] == pytest.approx(alone, rel=0.05)
 
 
 def test_a_range_is_no_smaller_than_alpha_may_be():
