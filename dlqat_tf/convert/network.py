@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -37,7 +36,6 @@ from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.preprocessing import is_unit
 
 _layers = tf.keras.layers
-_ENDS = (6.0, math.inf)  # of ReLUs that files have in front of a quantizer
 
 
 class Network:
@@ -305,6 +303,7 @@ class Network:
                 )
 
     def width_given(self, call: Call, width: str, default: int | None) -> int | None:
+        """Return the width that an override gives a call, or else the default."""
         rule = self.overrides.of(call.name)
         return default if rule == "float" else rule.get(width, default)
 

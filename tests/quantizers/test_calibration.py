@@ -72,6 +72,7 @@ def test_an_image_of_another_size_is_left_out():
 def test_few_images_and_zeros_stay():
     np.testing.assert_array_equal(typical(np.float32([[1.0], [100.0]])), [[1], [100]])
     assert len(typical(np.zeros((50, 2), np.float32))) == 50
+    assert len(typical(np.full((50, 2), np.nan, np.float32))) == 50
 
 
 def test_one_image_of_another_size_does_not_decide_a_range():
