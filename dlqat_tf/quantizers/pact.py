@@ -160,27 +160,22 @@ class CGPACT(ActivationQuantizer):
     def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)
         if self.bits != 32 and in_training(training) and pays(inputs):
-            return clip_and_round_16(
-                inputs,
-                self._range(),
-                self.bits,
-                signed=self.signed,
-                zero_point=self.zero_point,
-                calibrated=self.calibrated,
-            )
+            return clip_and_round_16(inputs, self._range(), **self._rounding())
         return super().call(inputs, training)
 
     def quantize(self, values, training=None):
         if self.bits == 32:
             return values if self.signed else tf.nn.relu(values)
-        return clip_and_round(
-            values,
-            self._range(),
-            self.bits,
+        fused = in_training(training)
+        return clip_and_round(values, self._range(), **self._rounding(), fused=fused)
+
+    def _rounding(self) -> dict:
+        """Return what both ways of rounding are told."""
+        return dict(
+            bits=self.bits,
             signed=self.signed,
             zero_point=self.zero_point,
             calibrated=self.calibrated,
-            fused=in_training(training),
         )
 
     def grid(self) -> ActivationGrid:
