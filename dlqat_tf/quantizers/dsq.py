@@ -134,7 +134,7 @@ def _soft_gradient(bits: int, upstream, x, high, alpha) -> tuple[tf.Tensor, tf.T
 
 @functools.cache
 def _looped(bits: int):
-    return compiled(tf.float32, tf.float32, tf.float32)(functools.partial(_soft_gradient, bits))
+    return compiled(tf.float32, tf.float32, numbers=2)(functools.partial(_soft_gradient, bits))
 
 
 class _Softness(tf.keras.constraints.Constraint):
