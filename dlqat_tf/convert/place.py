@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import tensorflow as tf
 
@@ -29,6 +29,7 @@ class Place:
 
     name: str
     bits: int
+    _: KW_ONLY
     signed: bool
     ceiling: float
     trainable: bool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -21,33 +20,31 @@ from dlqat_tf.convert.kinds import (
     takes_integers,
 )
 from dlqat_tf.convert.place import Place
+from dlqat_tf.convert.source_graph import SourceGraph
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import edge_bits
 from dlqat_tf.quantizers.input import range_of
-
-if TYPE_CHECKING:
-    from dlqat_tf.convert.network import Network
 
 _layers = tf.keras.layers
 _ENDS = (6.0, math.inf)  # of ReLUs that files have in front of a quantizer
 
 
 class Placing:
-    """The quantizers of a network whose calls have their roles.
+    """The quantizers of a source whose calls have their roles.
 
     Attributes:
         places: The quantizer after each call that has one.
     """
 
-    def __init__(self, network: Network):
-        self._network = network
+    def __init__(self, graph: SourceGraph):
+        self._graph = graph
         self.places: dict[Call, Place] = {}
         self._find_places()
 
     def _find_places(self) -> None:
         groups = self._grouped()
         self._join(groups)
-        names = set(self._network.names.values())
+        names = set(self._graph.names.values())
         for (width, *_), calls in groups.items():
             bits = self._bits(width, calls)
             if bits is not None:
@@ -58,29 +55,29 @@ class Placing:
     def _grouped(self) -> dict[tuple, list[Call]]:
         """Return the calls that a quantizer belongs behind, by its width and what shares it."""
         groups: dict[tuple, list[Call]] = defaultdict(list)
-        for call in self._network.calls:
-            if call in self._network.heads or call in self._network.dropped:
+        for call in self._graph.calls:
+            if call in self._graph.heads or call in self._graph.dropped:
                 continue
-            if call.role == "relu" or self._network.fused(call) is not None:
+            if call.role == "relu" or self._graph.fused(call) is not None:
                 groups[("activation_bits", *self._sharing(call))].append(call)
             elif call.role == "function" and self._wanted(call):
-                groups[self._network.width_of(call), self._meeting(call.layer)].append(call)
+                groups[self._graph.width_of(call), self._meeting(call.layer)].append(call)
             elif call.role in ("weighted", "norm", "merge", "pool", "kept") and self._wanted(call):
                 groups["residual_bits", self._meeting(call.layer)].append(call)
-            elif self._network.is_rounded(call) and self._wanted(call):
-                is_known = self._network.taken[self._network.image_of(call)].is_known
+            elif self._graph.is_rounded(call) and self._wanted(call):
+                is_known = self._graph.taken[self._graph.image_of(call)].is_known
                 meeting = call if is_known else self._meeting(call.layer)
                 groups["residual_bits", meeting].append(call)
         return groups
 
     def _bits(self, width: str, calls: list[Call]) -> int | None:
         """Return the width of the quantizer that calls share, None where they stay float."""
-        default = self._network.widths[width]
-        if any(map(self._network.at_end, calls)):
+        default = self._graph.widths[width]
+        if any(map(self._graph.at_end, calls)):
             default = edge_bits(default)
-        if any(map(self._network.image_of, calls)):
+        if any(map(self._graph.image_of, calls)):
             default = edge_bits(default) or edge_bits(8)
-        return self._network.width_given(calls[0], width, default)
+        return self._graph.width_given(calls[0], width, default)
 
     def _place(self, width: str, calls: list[Call], bits: int, names: set[str]) -> Place:
         """Return the quantizer that calls share.
@@ -92,7 +89,7 @@ class Placing:
             names: Those that layers and other quantizers have.
         """
         call = calls[0]
-        image = next(filter(None, map(self._network.image_of, calls)), None)
+        image = next(filter(None, map(self._graph.image_of, calls)), None)
         is_function = call.role == "function"
         is_relu = width == "activation_bits" and not is_function
         signed = not is_relu and not all(map(self._never_negative, calls))
@@ -100,15 +97,15 @@ class Placing:
         place = Place(
             self._place_name(width, call, image, names),
             max(bits, 2) if is_function and signed else bits,  # no signed codes have one bit
-            signed,
-            max(map(self._ceiling, calls)) if is_relu else math.inf,
-            any(each.trainable for each in calls),
-            is_relu and not is_input,
-            is_function and not is_input,
-            is_input,
+            signed=signed,
+            ceiling=max(map(self._ceiling, calls)) if is_relu else math.inf,
+            trainable=any(each.trainable for each in calls),
+            is_relu=is_relu and not is_input,
+            is_function=is_function and not is_input,
+            is_input=is_input,
         )
-        if image is not None and self._network.taken[image].is_known:
-            taken = self._network.taken[image]
+        if image is not None and self._graph.taken[image].is_known:
+            taken = self._graph.taken[image]
             place.preprocessing = taken.preprocessing
             place.range, _ = range_of(taking.prepared(call, taken.examples))
         functions = {function_of(each.layer) for each in calls if each.role == "function"}
@@ -139,7 +136,7 @@ class Placing:
                 others
                 and all(call.role == "relu" and ceiling_of(call.layer) in _ENDS for call in calls)
                 and not any(
-                    self._network.image_of(call) or self._network.overrides.of(call.name)
+                    self._graph.image_of(call) or self._graph.overrides.of(call.name)
                     for call in every
                 )
                 and self._default(others[0], "residual_bits") == 8
@@ -150,20 +147,20 @@ class Placing:
 
     def _default(self, call: Call, width: str) -> int | None:
         """Return the width of a quantizer behind a call, where no override says another."""
-        bits = self._network.widths[width]
-        return edge_bits(bits) if self._network.at_end(call) else bits
+        bits = self._graph.widths[width]
+        return edge_bits(bits) if self._graph.at_end(call) else bits
 
     def _sharing(self, call: Call) -> tuple[tf.keras.layers.Layer, ...]:
         """Return what the calls have in common that share the quantizer of this ReLU."""
         meeting = self._meeting(call.layer)
-        bits = self._network.width_given(
+        bits = self._graph.width_given(
             call, "activation_bits", self._default(call, "activation_bits")
         )
         # Of fewer bits each has a range, which export brings together; float needs no one grid.
         if (
             meeting is not call.layer
             and bits == 8
-            and self._rounds_after(self._network.of[meeting][0])
+            and self._rounds_after(self._graph.of[meeting][0])
         ):
             return (meeting,)
         if call.role == "relu":
@@ -173,16 +170,16 @@ class Placing:
 
     def _ceiling(self, call: Call) -> float:
         """Return where the ReLU of a call ends."""
-        return ceiling_of(call.layer) if call.role == "relu" else self._network.fused(call)
+        return ceiling_of(call.layer) if call.role == "relu" else self._graph.fused(call)
 
     def _meeting(self, layer) -> tf.keras.layers.Layer:
         """Return the last Concatenate or such that a layer's outputs come to, or the layer itself.
 
         What comes together goes on one grid: files would round it once more to bring it there.
         """
-        readers = self._network.reached(self._network.of[layer][0], ("moving",))
+        readers = self._graph.reached(self._graph.of[layer][0], ("moving",))
         meetings = [reader for reader in readers if type(reader.layer) in MEETINGS]
-        return max(meetings, key=self._network.calls.index).layer if meetings else layer
+        return max(meetings, key=self._graph.calls.index).layer if meetings else layer
 
     def _wanted(self, call: Call, origin: Call | None = None) -> bool:
         """Return whether anything reads the output of ``origin``, through ``call``, as codes."""
@@ -194,12 +191,12 @@ class Placing:
             return self._wanted(reader, origin)
         if reader.role == "weighted":
             # What follows the last quantizer runs in float.
-            return not (origin.role == "pool" and reader.layer in self._network.ends)
+            return not (origin.role == "pool" and reader.layer in self._graph.ends)
         if reader.role == "relu":
             # An operation of the file ends on one grid, and each of several ReLUs has its own.
             return len({each.layer for each in call.readers if each.role == "relu"}) > 1
-        image = self._network.image_of(origin)
-        if reader.role == "norm" and image and not self._network.taken[image].is_known:
+        image = self._graph.image_of(origin)
+        if reader.role == "norm" and image and not self._graph.taken[image].is_known:
             return False  # measurements are brought to one scale before they are rounded
         if reader.role == "function" and self._wanted(reader):
             return True  # a table of codes, between two grids
@@ -207,7 +204,7 @@ class Placing:
             # It takes float values; kernels on integers end on a grid wherever one follows, and
             # pixels that are prepared are looked up. Numbers of words are none of 256 codes.
             is_kernel = origin.role in ("weighted", "norm") and self._rounded_after(reader)
-            is_image = self._network.image_of(origin) is not None
+            is_image = self._graph.image_of(origin) is not None
             return is_kernel or (is_image and not takes_integers(reader))
         if reader.role == "norm":
             folds = is_weighted(call.layer) or call.role == "norm"
@@ -217,15 +214,15 @@ class Placing:
     def _rounded_after(self, call: Call) -> bool:
         """Return whether a quantizer may come after a call."""
         rounding = ("weighted", "relu", "function", "merge", "pool", "norm")
-        return any(after.role in rounding for after in self._network.reached(call))
+        return any(after.role in rounding for after in self._graph.reached(call))
 
     def _rounds_after(self, call: Call) -> bool:
         """Return whether a quantizer does come after a call; else what follows it is float."""
         return any(
             after.role in ("relu", "function")
-            or (after.role == "weighted" and after.layer not in self._network.ends)
+            or (after.role == "weighted" and after.layer not in self._graph.ends)
             or (after.role in ("weighted", "norm", "merge", "pool", "kept") and self._wanted(after))
-            for after in self._network.reached(call)
+            for after in self._graph.reached(call)
         )
 
     def _measurement(self, call: Call) -> bool:
@@ -235,15 +232,15 @@ class Placing:
         (source, _) = call.inputs[0]
         while source.role == "moving" and len(source.inputs) == 1:
             (source, _) = source.inputs[0]
-        image = self._network.image_of(source)
-        return image is not None and not self._network.taken[image].is_known
+        image = self._graph.image_of(source)
+        return image is not None and not self._graph.taken[image].is_known
 
     def _never_negative(self, call: Call) -> bool:
         if call.role in ("moving", "pool", "merge") and type(call.layer) is not _layers.Subtract:
             return all(self._never_negative(source) for source, _ in call.inputs)
-        image = self._network.image_of(call)
+        image = self._graph.image_of(call)
         if image is not None:
-            examples = self._network.taken[image].examples
+            examples = self._graph.taken[image].examples
             return examples is not None and not taking.prepared(call, examples).min() < 0
         # As the source computes it, also where it stays float and at the end of the model.
         role, layer = role_of(call.layer), call.layer
