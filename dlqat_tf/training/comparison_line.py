@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from dlqat_command.comparison import LossOptions, MethodOptions, Options
+from dlqat_command.comparison_options import LossOptions, MethodOptions, Options
 from dlqat_tf import methods
 from dlqat_tf._script import ending
 from dlqat_tf.training.command_line import MENDABLE, print_shortening
