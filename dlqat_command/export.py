@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,8 +81,8 @@ def tflite(
     """
     from dlqat_tf.export import to_tflite
 
-    how = dict(weights=weights, kernels=kernels, activations=activations, c_array=c_array)
-    _export(to_tflite, model, output, common, **how)
+    how = dict(weights=weights, kernels=kernels, activations=activations)
+    _export(to_tflite, model, output, common, c_array=c_array, **how)
 
 
 def lce(
@@ -112,8 +113,76 @@ def lce(
 
 
 def _export(
-    write: Callable[..., Any], model: Path, output: Path, options: Options, **others: Any
+    write: Callable[..., Any],
+    model: Path,
+    output: Path,
+    options: Options,
+    *,
+    c_array: bool = False,
+    **others: Any,
 ) -> None:
-    from dlqat_tf.export import command
+    """Export a stored model by ``to_tflite`` or ``to_lce``, print the report, end the process.
 
-    command.export(write, model, output, options, **others)
+    Args:
+        write: The one or the other.
+        model: The stored model.
+        output: The file to write.
+        options: What every export takes.
+        c_array: Write the file as a C++ array too.
+        others: Keyword arguments that ``write`` alone takes.
+    """
+    from dlqat_tf._host import check_name, write_whole
+    from dlqat_tf.export import ExportError, command, parity
+    from dlqat_tf.export.files.c_array import targets, to_c_array
+    from dlqat_tf.export.integer.adapted import adapted
+    from dlqat_tf.loading import load_model
+    from dlqat_tf.report import check_target
+
+    def work() -> int:
+        if options.json:
+            check_target(options.json, force=options.force)
+        check_name(output)
+        if c_array:
+            targets(output, force=options.force)
+            if options.batch_size is None:
+                raise ExportError(
+                    "Expected files for microcontrollers (--c-array) to take a fixed number of "
+                    "images at once. Received: --batch-size None."
+                )
+        loaded = load_model(model, trust=options.trust)
+        loaded = adapted(loaded, preprocessing=options.preprocessing, size=options.size)
+        calibration, shown = (
+            command.test_images(name, options.data_dir, command.image_shape(loaded), count)
+            if name
+            else None
+            for name, count in (
+                (options.calibration, options.calibration_images),
+                (options.data, options.images),
+            )
+        )
+        report = write(
+            loaded,
+            output,
+            input_type=options.input_type,
+            batch_size=options.batch_size,
+            calibration=calibration and calibration[0],
+            outputs=options.outputs,
+            snap=options.snap,
+            force=options.force,
+            **others,
+        )
+        if c_array:
+            report = replace(report, c_array=to_c_array(output, force=options.force))
+        if shown:
+            snapped = load_model(Path(report.snapped)) if report.snapped else loaded
+            trained = loaded if report.snapped else None
+            report = replace(report, proof=parity(snapped, output, *shown, trained=trained))
+        report.print()
+        if options.json:
+            write_whole(options.json, report.to_json() + "\n")
+        failures = report.proof.failures() if report.proof else []
+        for failure in failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if failures else 0
+
+    command.run(work)

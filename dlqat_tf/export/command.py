@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from dlqat_command.export import Options
-from dlqat_tf._host import check_name, write_whole
 from dlqat_tf._script import ending
-from dlqat_tf.export.files.assembly import ExportReport
-from dlqat_tf.export.files.c_array import targets, to_c_array
-from dlqat_tf.export.integer.adapted import adapted
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.lower import lower
-from dlqat_tf.export.parity import parity
-from dlqat_tf.loading import ModelFileError, load_model
-from dlqat_tf.report import check_target
+from dlqat_tf.loading import ModelFileError
 from dlqat_tf.training import data
 
 
@@ -31,74 +23,6 @@ def run(
     """Run a script's work and end the process as :func:`dlqat_tf._script.ending` does."""
     with ending(*mendable):
         sys.exit(command() or 0)
-
-
-def export(
-    write: Callable[..., ExportReport],
-    model: Path,
-    output: Path,
-    options: Options,
-    *,
-    c_array: bool = False,
-    **others,
-) -> None:
-    """Export a stored model, print the report, and end the process as :func:`run` does.
-
-    Args:
-        write: ``to_tflite`` or ``to_lce``.
-        model: A ``.keras`` file; with ``options.trust`` also an HDF5 file or a SavedModel folder.
-        output: The file to write.
-        options: What every export takes.
-        c_array: Write the file as a C++ array too.
-        others: Keyword arguments that ``write`` alone takes.
-    """
-
-    def work():
-        if options.json:
-            check_target(options.json, force=options.force)
-        check_name(output)
-        if c_array:
-            targets(output, force=options.force)
-            if options.batch_size is None:
-                raise ExportError(
-                    "Expected files for microcontrollers (--c-array) to take a fixed number of "
-                    "images at once. Received: --batch-size None."
-                )
-        loaded = load_model(model, trust=options.trust)
-        loaded = adapted(loaded, preprocessing=options.preprocessing, size=options.size)
-        calibration, shown = (
-            test_images(name, options.data_dir, image_shape(loaded), count) if name else None
-            for name, count in (
-                (options.calibration, options.calibration_images),
-                (options.data, options.images),
-            )
-        )
-        report = write(
-            loaded,
-            output,
-            input_type=options.input_type,
-            batch_size=options.batch_size,
-            calibration=calibration and calibration[0],
-            outputs=options.outputs,
-            snap=options.snap,
-            force=options.force,
-            **others,
-        )
-        if c_array:
-            report = replace(report, c_array=to_c_array(output, force=options.force))
-        if shown:
-            snapped = load_model(Path(report.snapped)) if report.snapped else loaded
-            trained = loaded if report.snapped else None
-            report = replace(report, proof=parity(snapped, output, *shown, trained=trained))
-        report.print()
-        if options.json:
-            write_whole(options.json, report.to_json() + "\n")
-        failures = report.proof.failures() if report.proof else []
-        for failure in failures:
-            print(f"failed: {failure}", file=sys.stderr)
-        return 1 if failures else 0
-
-    run(work)
 
 
 def snapped_and_trained(model: Path, file: Path, trained: Path | None) -> tuple[Path, Path | None]:

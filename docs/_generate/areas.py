@@ -86,7 +86,7 @@ AREAS = (
         "fit the file; the message quotes what the device said.",
     ),
     (
-        ("dlqat_tf.export",),
+        ("dlqat_tf.export", "dlqat_command.export", "dlqat_command.parity"),
         "Export, parity and census",
         "Export refuses to write a file that would not compute what was trained, and names the "
         "layer. Where the range of an output is unknown, train with `residual_bits=8` or give "
