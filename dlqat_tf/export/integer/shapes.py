@@ -44,6 +44,14 @@ def same_padding(size: int, window: int, stride: int, dilation: int) -> tuple[in
     return total // 2, total - total // 2
 
 
+def paddings(node: Convolution, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the rows, and the columns, that "same" puts before and after an image of ``shape``."""
+    return [
+        same_padding(*each)
+        for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)
+    ]
+
+
 def output_shape(node: Node, inputs: list[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape of a node's output without the batch, given those of its inputs."""
     match node:

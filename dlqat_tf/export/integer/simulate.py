@@ -7,14 +7,13 @@ is an approximation.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
-import tensorflow as tf
 
 from dlqat_tf._progress import steps
+from dlqat_tf.export.integer.arithmetic import exact_product, moved, on_floats, padded, product
 from dlqat_tf.export.integer.binary import BinaryPart, binary_parts
 from dlqat_tf.export.integer.binary_forms import pads_zeros_apart
 from dlqat_tf.export.integer.grids import code_of, free_levels, grids, integer_merge
@@ -22,45 +21,25 @@ from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import (
     Activation,
-    Add,
-    Affine,
     AveragePool,
-    Concatenate,
     Convolution,
-    Crop,
-    Dense,
     FromIsland,
     GlobalAveragePool,
     Input,
     Island,
     Levels,
     Lookup,
-    Maximum,
-    MaxPool,
     Merge,
-    Minimum,
-    Multiply,
     Node,
     Output,
-    Pad,
-    Pool,
     PReLU,
-    ReLU,
-    Reshape,
-    Sign,
-    Subtract,
-    Transpose,
-    TransposedConvolution,
-    Upsample,
     Weighted,
 )
 from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
-from dlqat_tf.export.integer.shapes import output_shape, same_padding
 from dlqat_tf.float_part import FloatPart
-from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
+from dlqat_tf.quantizers import ActivationPlanes
 
 FLOAT_TOLERANCE = 1e-5  # of the largest value of a float layer, for sums in another order
-_EXACT = 2**24  # float32 holds every integer up to here, so sums below it are exact
 
 
 class Simulation:
@@ -154,13 +133,13 @@ class Simulation:
             case Convolution() if node.kernel == "planes":
                 return self._planes(node, inputs[0])
             case Weighted() if node.kernel == "sums":
-                x = _padded(node, inputs[0], node.pad_value)
-                sums = np.rint(_product(node, x, np.float32(node.weights))).astype(np.float32)
+                x = padded(node, inputs[0], node.pad_value)
+                sums = np.rint(product(node, x, np.float32(node.weights))).astype(np.float32)
                 return sums * node.step + node.bias.astype(np.float32)
             case Weighted():
                 x = self._float(node.inputs[0], inputs[0])
-                product = _product(node, _padded(node, x, node.pad_value), node.values)
-                return (product + node.bias.astype(np.float32)).astype(np.float32)
+                sums = product(node, padded(node, x, node.pad_value), node.values)
+                return (sums + node.bias.astype(np.float32)).astype(np.float32)
             case Levels():
                 return _on_levels(node, self._float(node.inputs[0], inputs[0]))
             case Merge() if integer_merge(node, self.grids, self._readers):
@@ -176,10 +155,10 @@ class Simulation:
             case Output():
                 return self._float(node.inputs[0], inputs[0])
             case _ if self.grids[node.name]:
-                return _moved(node, inputs, self.grids[node.name])
+                return moved(node, inputs, self.grids[node.name])
             case _:
                 floats = [self._float(*each) for each in zip(node.inputs, inputs, strict=True)]
-                return _on_floats(node, floats)
+                return on_floats(node, floats)
 
     def _adds_floats(self, node: Node) -> bool:
         if isinstance(node, Weighted):
@@ -198,8 +177,8 @@ class Simulation:
 
     def _integer(self, node: Weighted, codes: np.ndarray) -> Accumulator:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
-        x = _padded(node, codes, code_of(node.pad_value, source))
-        sums = _exact_product(node, x, numbers.codes, source)
+        x = padded(node, codes, code_of(node.pad_value, source))
+        sums = exact_product(node, x, numbers.codes, source)
         return Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
 
     def _round(self, node: Activation, value) -> np.ndarray:
@@ -234,8 +213,8 @@ class Simulation:
                 signs = 1 - 2 * _bits_of_levels(source, value, part.activation_bit)
             else:
                 signs = 1 - 2 * ((value >> part.activation_bit) & 1)
-            padded = _padded(node, signs.astype(np.float32), 1)
-            sums = _product(node, padded, part.signs.astype(np.float32))
+            around = padded(node, signs.astype(np.float32), 1)
+            sums = product(node, around, part.signs.astype(np.float32))
             doubled = (size - sums).astype(np.float32)  # twice the number of differing bits
             if node.clipped is not None:
                 doubled = np.minimum(doubled, size)  # sums below zero
@@ -275,142 +254,12 @@ def correction(node: Convolution, source, shape: tuple[int, ...]) -> np.ndarray 
 
 def _of_zeros(node: Convolution, parts: list[BinaryPart], shape: tuple[int, ...]) -> np.ndarray:
     """Return what zeros around an image of signs add to what ones around it give."""
-    outside = _padded(node, np.zeros((1, *shape), np.float32), 1)
+    outside = padded(node, np.zeros((1, *shape), np.float32), 1)
     added = sum(
-        _product(node, outside, part.signs.astype(np.float32)) * part.multiplier.astype(np.float64)
+        product(node, outside, part.signs.astype(np.float32)) * part.multiplier.astype(np.float64)
         for part in parts
     )
     return (-added).astype(np.float32)
-
-
-def _padded(node: Node, x: np.ndarray, value: float) -> np.ndarray:
-    """Return ``x`` with what a "same" convolution puts around it."""
-    if not isinstance(node, Convolution) or node.padding == "valid":
-        return x
-    amounts = [
-        same_padding(*each)
-        for each in zip(x.shape[1:3], node.weights.shape, node.strides, node.dilation, strict=False)
-    ]
-    return np.pad(x, ((0, 0), *amounts, (0, 0)), constant_values=value)
-
-
-def _exact_product(node: Weighted, x: np.ndarray, weights: np.ndarray, grid) -> np.ndarray:
-    """Return int64 sums of integer products, by float32 kernels that stay below 2^24."""
-    flat = np.abs(weights.astype(np.int64))
-    reach = int(flat.sum(axis=(0, 1) if node.depthwise else tuple(range(flat.ndim - 1))).max())
-    bits = max((_EXACT // max(reach, 1)).bit_length() - 1, 1)
-    weights = weights.astype(np.float32)
-    rest, total, factor = x.astype(np.int64), 0, 1
-    span = max(grid.highest, -grid.lowest)
-    while True:
-        if span < 2**bits:
-            part = _product(node, rest.astype(np.float32), weights)
-            return total + factor * np.rint(part).astype(np.int64)
-        digit = rest & (2**bits - 1)
-        part = _product(node, digit.astype(np.float32), weights)
-        total = total + factor * np.rint(part).astype(np.int64)
-        rest, span, factor = rest >> bits, (span >> bits) + 1, factor << bits
-
-
-def _product(node: Weighted, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the convolution (valid padding) or matrix product, without bias."""
-    if isinstance(node, Dense):
-        return x.astype(np.float64) @ weights.astype(np.float64)
-    if isinstance(node, TransposedConvolution):
-        kernel = weights.transpose(0, 1, 3, 2)
-        shape = (len(x), *output_shape(node, [x.shape[1:]]))
-        return tf.nn.conv2d_transpose(x, kernel, shape, node.strides, node.padding.upper()).numpy()
-    if node.depthwise:
-        strides = (1, *node.strides, 1)
-        # TensorFlow wants square strides here; the rest of a larger stride is dropped afterwards.
-        if node.strides[0] != node.strides[1]:
-            y = tf.nn.depthwise_conv2d(x, weights, (1, 1, 1, 1), "VALID", dilations=node.dilation)
-            return y.numpy()[:, :: node.strides[0], :: node.strides[1]]
-        return tf.nn.depthwise_conv2d(x, weights, strides, "VALID", dilations=node.dilation).numpy()
-    parts = zip(np.split(x, node.groups, -1), np.split(weights, node.groups, -1), strict=True)
-    outputs = [
-        tf.nn.conv2d(part, kernel, node.strides, "VALID", dilations=node.dilation).numpy()
-        for part, kernel in parts
-    ]
-    return np.concatenate(outputs, -1) if len(outputs) > 1 else outputs[0]
-
-
-def _moved(node: Node, inputs: list[np.ndarray], grid: ActivationGrid) -> np.ndarray:
-    """Return the output of an operation that moves codes and changes none."""
-    if isinstance(node, MaxPool):
-        return _pooled(node, inputs[0].astype(np.float32), "MAX").astype(np.int32)
-    if isinstance(node, Merge):
-        return _merged(node, inputs)
-    is_set = isinstance(node, Pad) and not node.mirrored
-    value = code_of(node.value, grid) if is_set else 0
-    return _rearranged(node, inputs, value)
-
-
-def _rearranged(node: Node, inputs: list[np.ndarray], value: float) -> np.ndarray:
-    """Return the inputs in another order; ``value`` is what a Pad puts around."""
-    x = inputs[0]
-    match node:
-        case Reshape():
-            return x.reshape(len(x), *node.shape)
-        case Concatenate():
-            return np.concatenate(inputs, -1)
-        case Pad() if node.mirrored:
-            return np.pad(x, ((0, 0), *node.amounts, (0, 0)), "symmetric")
-        case Pad():
-            return np.pad(x, ((0, 0), *node.amounts, (0, 0)), constant_values=value)
-        case Crop():
-            rows, columns = (
-                slice(low, n - high)
-                for n, (low, high) in zip(x.shape[1:3], node.amounts, strict=True)
-            )
-            return x[:, rows, columns]
-        case Upsample():
-            return x.repeat(node.size[0], 1).repeat(node.size[1], 2)
-        case Transpose():
-            return x.transpose(0, *(axis + 1 for axis in node.order))
-    raise TypeError(node)
-
-
-def _pooled(node: Pool, x: np.ndarray, kind: str) -> np.ndarray:
-    pool = tf.nn.max_pool2d if kind == "MAX" else tf.nn.avg_pool2d
-    return pool(x, node.size, node.strides, node.padding.upper()).numpy()
-
-
-# What each operation computes of two inputs.
-_FUNCTIONS = {
-    Add: np.add,
-    Subtract: np.subtract,
-    Multiply: np.multiply,
-    Maximum: np.maximum,
-    Minimum: np.minimum,
-}
-
-
-def _merged(node: Merge, inputs: list[np.ndarray]) -> np.ndarray:
-    return functools.reduce(_FUNCTIONS[type(node)], inputs)
-
-
-def _on_floats(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
-    match node:
-        case Merge():
-            return _merged(node, inputs)
-        case Affine():
-            return inputs[0] * node.gain + node.offset
-        case Sign():
-            return np.where(inputs[0] >= 0, np.float32(1), np.float32(-1))
-        case ReLU():
-            return np.clip(inputs[0], np.float32(0), np.float32(node.highest))
-        case MaxPool():
-            return _pooled(node, inputs[0], "MAX")
-        case AveragePool():
-            return _pooled(node, inputs[0], "AVG")
-        case GlobalAveragePool():
-            return (
-                inputs[0]
-                .mean(axis=(1, 2), keepdims=node.keepdims, dtype=np.float64)
-                .astype(np.float32)
-            )
-    return _rearranged(node, inputs, getattr(node, "value", 0.0))
 
 
 def by_input(images) -> list[np.ndarray]:
