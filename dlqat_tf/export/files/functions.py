@@ -8,7 +8,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf.export.files.flatbuffer import FileBuilder
+from dlqat_tf.export.files.file_builder import FileBuilder
 from dlqat_tf.export.files.inputs import zero_point
 from dlqat_tf.export.integer.nodes import Island
 from dlqat_tf.quantizers import ActivationGrid

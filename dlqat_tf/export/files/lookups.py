@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.files.flatbuffer import TYPES, FileBuilder
+from dlqat_tf.export.files.file_builder import FileBuilder
+from dlqat_tf.export.files.flatbuffer import TYPES
 from dlqat_tf.export.files.inputs import zero_point
 from dlqat_tf.export.integer.nodes import Lookup
 

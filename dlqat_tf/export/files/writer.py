@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf.export.files.flatbuffer import FileBuilder, parsed
+from dlqat_tf.export.files.file_builder import FileBuilder
+from dlqat_tf.export.files.flatbuffer import parsed
 from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
 from dlqat_tf.export.files.inputs import codes_of, way_to_codes, zero_point
 from dlqat_tf.export.files.lookups import add_lookup
 from dlqat_tf.export.files.moving import add_merge, add_moving, add_reshape
 from dlqat_tf.export.files.record import METADATA, encode_record
+from dlqat_tf.export.files.weighted import add_weighted, file_layout, padding_of
 from dlqat_tf.export.integer.binary_forms import scales_channels
 from dlqat_tf.export.integer.grids import code_of, grids, integer_merge
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
@@ -22,7 +24,6 @@ from dlqat_tf.export.integer.nodes import (
     Activation,
     Affine,
     Convolution,
-    Dense,
     FromIsland,
     GlobalAveragePool,
     Input,
@@ -39,7 +40,7 @@ from dlqat_tf.export.integer.nodes import (
     TransposedConvolution,
     Weighted,
 )
-from dlqat_tf.export.integer.shapes import missing_rows, same_padding
+from dlqat_tf.export.integer.shapes import paddings
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -329,7 +330,7 @@ class Writer:
         """Add a convolution or dense layer between codes, with or without a ReLU."""
         source = self.grids[node.inputs[0]]
         numbers = integers(node, source, target_of(node, self.readers).grid)
-        codes, axis = _file_layout(node, numbers.codes)
+        codes, axis = file_layout(node, numbers.codes)
         weights = self.file.constant(
             f"{node.name}/weights",
             codes,
@@ -353,10 +354,10 @@ class Writer:
     def _float_weighted(self, node: Weighted, output: int | None = None) -> int:
         # TFLite Micro would dequantize them at every run, into RAM, and by one scale for all.
         if node.step is None or self.kernels == "builtin":
-            codes, _ = _file_layout(node, node.values)
+            codes, _ = file_layout(node, node.values)
             stored = weights = self.file.constant(f"{node.name}/weights", codes)
         else:
-            codes, axis = _file_layout(node, node.weights.astype(np.int8))
+            codes, axis = file_layout(node, node.weights.astype(np.int8))
             stored = self.file.constant(
                 f"{node.name}/weights",
                 codes,
@@ -409,56 +410,24 @@ class Writer:
         return output
 
     def _weighted(self, node: Weighted, inputs, output: int, fused: int, version=None):
-        if isinstance(node, Dense):
-            options = schema.FullyConnectedOptionsT()
-            code = "FULLY_CONNECTED"
-        elif isinstance(node, TransposedConvolution):
-            options = schema.TransposeConvOptionsT()
-            # Where no window reaches beyond the output, XNNPACK wants the one name for it.
-            reaches = any(k > s for k, s in zip(node.weights.shape, node.strides, strict=False))
-            same = node.padding == "same" and reaches
-            options.padding = schema.Padding.SAME if same else schema.Padding.VALID
-            options.strideH, options.strideW = node.strides
-            shape = np.array([self.batch_size, *self.network.shapes[node.name]], np.int32)
-            value, weights, bias = inputs
-            inputs = [self.file.constant(f"{node.name}/shape", shape), weights, value, bias]
-            self.file.operator("TRANSPOSE_CONV", inputs, output, options)
-            return options
-        else:
-            if node.depthwise:
-                code, options = "DEPTHWISE_CONV_2D", schema.DepthwiseConv2DOptionsT()
-                options.depthMultiplier = node.weights.shape[3]
-            else:
-                code, options = "CONV_2D", schema.Conv2DOptionsT()
-            same = self._padding(node) == "same"
-            options.padding = schema.Padding.SAME if same else schema.Padding.VALID
-            options.strideH, options.strideW = node.strides
-            options.dilationHFactor, options.dilationWFactor = node.dilation
-        options.fusedActivationFunction = fused
-        self.file.operator(code, inputs, output, options, version=version)
-        return options
+        """Add the operation of a layer with weights and return its options."""
+        return add_weighted(
+            self.file,
+            node,
+            inputs,
+            output,
+            fused,
+            padding=self._padding(node),
+            shape=(self.batch_size, *self.network.shapes[node.name]),
+            version=version,
+        )
 
     def _padding(self, node: Weighted) -> str:
-        """Return how the file pads: "valid", "same", or "explicit" by an operation before."""
-        if not isinstance(node, Convolution) or node.padding == "valid":
-            return "valid"
-        shape = self.network.shapes[node.inputs[0]]
-        amounts = [
-            missing_rows(*each)
-            for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)
-        ]
-        if max(amounts) <= 0:
-            return "valid"
-        # XNNPACK computes wrong outputs for "same" where windows leave rows or columns over in one
-        # direction (a stride beyond the window) and are padded in the other.
-        return "explicit" if node.pad_value or min(amounts) < 0 else "same"
+        return padding_of(node, self.network.shapes[node.inputs[0]])
 
     def _explicit_padding(self, node: Convolution, value: int, pad, grid) -> int:
         shape = self.network.shapes[node.inputs[0]]
-        amounts = tuple(
-            same_padding(*each)
-            for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)
-        )
+        amounts = paddings(node, shape)
         name = f"{node.name}/padded"
         rows, columns = (n + sum(each) for n, each in zip(shape, amounts, strict=False))
         return self._pad(name, value, amounts, pad, grid, (rows, columns, shape[2]))
@@ -521,12 +490,3 @@ class Writer:
         self.file.operator("ADD", [scaled, offset], output, options)
         self._fusible[output] = options
         return output
-
-
-def _file_layout(node: Weighted, weights: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return weights in TFLite's order and the axis of their output channels."""
-    if isinstance(node, Dense):
-        return np.ascontiguousarray(weights.T), 0
-    if node.depthwise:
-        return weights.reshape(1, *weights.shape[:2], -1), 3
-    return np.ascontiguousarray(weights.transpose(3, 0, 1, 2)), 0

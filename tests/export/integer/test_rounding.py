@@ -3,7 +3,7 @@ import pytest
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.flatbuffer import FileBuilder
+from dlqat_tf.export.files.file_builder import FileBuilder
 from dlqat_tf.export.files.micro import is_installed
 from dlqat_tf.export.files.moving import add_merge
 from dlqat_tf.export.integer.nodes import Add, Multiply, Subtract
