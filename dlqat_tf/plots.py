@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dlqat_tf.export.files.assembly import ExportReport
-from dlqat_tf.export.files.census import Census
-from dlqat_tf.export.parity import ParityReport
+from dlqat_tf.export.files.census_report import Census
+from dlqat_tf.export.parity_report import ParityReport
 from dlqat_tf.levels import rounded_kernels, weight_codes
 from dlqat_tf.quantizers import ActivationQuantizer, WeightQuantizer
 from dlqat_tf.summary import SummaryReport

@@ -8,8 +8,8 @@ import dlqat_tf
 from dlqat_tf import plots
 from dlqat_tf.costs import LayerSummary, Macs
 from dlqat_tf.export.files.assembly import ExportReport
-from dlqat_tf.export.files.census import Census, LayerStorage
-from dlqat_tf.export.parity import LayerParity, ParityReport
+from dlqat_tf.export.files.census_report import Census, LayerStorage
+from dlqat_tf.export.parity_report import LayerParity, ParityReport
 from dlqat_tf.summary import StorageSummary, SummaryReport
 
 import tensorflow as tf  # isort: skip

@@ -16,7 +16,8 @@ from rich.table import Table
 from dlqat_tf._progress import say
 from dlqat_tf.datasets import first_images
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.census import Census, count, with_arena
+from dlqat_tf.export.files.census import count, with_arena
+from dlqat_tf.export.files.census_report import Census
 from dlqat_tf.export.files.inputs import (
     Images,
     InputTypes,

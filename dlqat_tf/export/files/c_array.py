@@ -11,7 +11,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf import __version__
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.census import Census, FileInput, census, described
+from dlqat_tf.export.files.census import census, described
+from dlqat_tf.export.files.census_report import Census, FileInput
 from dlqat_tf.export.files.micro import is_installed, suitable
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.files.verify import OPERATORS, elements

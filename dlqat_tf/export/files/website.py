@@ -14,7 +14,8 @@ from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf.export.files import flatbuffer
-from dlqat_tf.export.files.census import Census, count
+from dlqat_tf.export.files.census import count
+from dlqat_tf.export.files.census_report import Census
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.preprocessing import UNIT
