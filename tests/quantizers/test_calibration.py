@@ -65,8 +65,18 @@ def test_an_image_of_another_size_is_left_out():
     np.testing.assert_array_equal(typical(values), values)
     values[7] *= 100
     np.testing.assert_array_equal(typical(values), np.delete(values, 7, axis=0))
-    values[:10] *= 100  # a tenth of the images is none of chance
-    assert len(typical(values[:, 0])) == 100 - 1
+
+
+def test_an_image_of_another_size_is_one_beyond_16_times_what_95_percent_stay_below():
+    values = np.ones((100, 2), np.float32)
+    values[7] = 3.9  # a mean square of 15.2, where the others have 1
+    assert len(typical(values)) == 100
+    values[7] = 4.1  # 16.8
+    np.testing.assert_array_equal(typical(values), np.ones((99, 2)))
+    values[:10] = 100.0  # a tenth of the images is none of chance: 95 % stay below 10,000
+    assert len(typical(values)) == 100
+    values[7] = 401.0  # 160,801
+    np.testing.assert_array_equal(typical(values), np.delete(values, 7, axis=0))
 
 
 def test_few_images_and_zeros_stay():
