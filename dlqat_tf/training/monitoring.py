@@ -135,7 +135,7 @@ class MixtureMonitor(_Monitor):
         super().__init__(log_dir, network)
         self.images, self.labels, self._loss = images, np.asarray(labels), loss
 
-    def on_train_begin(self, logs=None):
+    def _head_and_loss(self) -> tuple[GaussianMixtureHead, GMLoss]:
         head = self.network.layers[-1]
         loss = self.model.loss if self._loss is None else self._loss
         if not isinstance(head, GaussianMixtureHead) or not isinstance(loss, GMLoss):
@@ -143,16 +143,18 @@ class MixtureMonitor(_Monitor):
                 "MixtureMonitor expected a network that ends with a GaussianMixtureHead and is "
                 f"trained by GMLoss. Received: {type(head).__name__} and loss={loss!r}."
             )
-        self._loss = loss
+        return head, loss
+
+    def on_train_begin(self, logs=None):
+        self._head_and_loss()  # raises before the first epoch
         super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        assert self._loss is not None
         features = analysis.features(self.network, self.images)
         if not np.all(np.isfinite(features)):
             return  # training has diverged, and its next step says so
-        head = self.network.layers[-1]
-        found = analysis.mixture_statistics(features, self.labels, head.means, self._loss)
+        head, loss = self._head_and_loss()
+        found = analysis.mixture_statistics(features, self.labels, head.means, loss)
         self.write({f"mixture/{name}": value for name, value in vars(found).items()}, epoch)
 
 
