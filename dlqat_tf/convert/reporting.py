@@ -98,21 +98,8 @@ def _conversion(
     places = list(dict.fromkeys(network.places[c] for c in calls if c in network.places))
     made = made_of.get(layer)
     notes = []
-    weight_bits = None
     if call.role == "weighted":
-        weight_bits = network.weight_bits(call)
-        if network.first(call):
-            notes.append("reads an input")
-        if layer in network.ends:
-            notes.append("last layer")
-        if call in network.heads:
-            if is_softmax(layer.activation):
-                notes.append("its softmax is dropped: losses take logits")
-        elif (layer, "norm") in made_of:
-            notes.append(f"{made_of[layer, 'norm'].name} inserted for its scale and bias")
-        elif not network.keeps_scale(call):
-            names = ", ".join(made_of[norm].name for norm in network.norms[layer])
-            notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
+        notes += _of_weights(network, made_of, call)
     elif call.role == "kept":
         problem = network.in_float.get(call)
         is_override = network.overrides.of(call.name) == "float"
@@ -135,7 +122,25 @@ def _conversion(
         layer=call.name,
         was=type(layer).__name__,
         became="dropped" if call in network.dropped else type(made or layer).__name__,
-        weight_bits=weight_bits,
+        weight_bits=network.weight_bits(call) if call.role == "weighted" else None,
         activation_bits=places[0].bits if places else None,
         note="; ".join(notes),
     )
+
+
+def _of_weights(network: Network, made_of: dict, call: Call) -> list[str]:
+    """Return what the user should know of a weighted layer's place, scale and bias."""
+    layer, notes = call.layer, []
+    if network.first(call):
+        notes.append("reads an input")
+    if layer in network.ends:
+        notes.append("last layer")
+    if call in network.heads:
+        if is_softmax(layer.activation):
+            notes.append("its softmax is dropped: losses take logits")
+    elif (layer, "norm") in made_of:
+        notes.append(f"{made_of[layer, 'norm'].name} inserted for its scale and bias")
+    elif not network.keeps_scale(call):
+        names = ", ".join(made_of[norm].name for norm in network.norms[layer])
+        notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
+    return notes

@@ -90,7 +90,7 @@ def to_c_array(file: str | Path, source: str | Path | None = None, *, force=Fals
         operations=[_method(name, file) for name in facts.operators],
         warnings=list(_warnings(facts, read_record(model, file))),
     )
-    lines = "\n".join(_header(model, facts, file, report))
+    lines = "\n".join(_header(model, file, report))
     array = "\n".join(_array(data, header, report.name))
     flatbuffer.write(lines.encode(), header)
     flatbuffer.write(array.encode(), source)
@@ -149,7 +149,7 @@ def _array(data: bytes, header: Path, name: str) -> Iterator[str]:
     yield ""
 
 
-def _header(model: schema.ModelT, facts: Census, file: Path, report: CArrayReport) -> Iterator[str]:
+def _header(model: schema.ModelT, file: Path, report: CArrayReport) -> Iterator[str]:
     name, guard = report.name, f"{report.name.upper()}_H_"
     yield f"// {file.name}, written by dlqat_tf {__version__}."
     yield f"#ifndef {guard}"

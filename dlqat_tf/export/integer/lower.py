@@ -346,33 +346,38 @@ class _Lowering:
             bias=bias.astype(np.float64),
             bias_sources=(name,) if layer.use_bias else (),
         )
+        return self.activated(layer, name, self.product(layer, shared))
+
+    def product(self, layer, shared: dict) -> str:
+        """Add the nodes of a layer's product with its weights and return the name of the last."""
         if isinstance(layer, _layers.Dense):
-            if len(self.shapes[shared["inputs"][0]]) == 1:
-                output = self.add(Dense(**shared))
-            else:
-                convolution = Convolution(**shared | dict(weights=weights[None, None]))
-                shape = self.shapes[shared["inputs"][0]]
-                for node in on_images(convolution, shape):
-                    output = self.add(node)
-        elif is_transposed:
-            output = self.add(
+            shape = self.shapes[shared["inputs"][0]]
+            if len(shape) == 1:
+                return self.add(Dense(**shared))
+            convolution = Convolution(**shared | dict(weights=shared["weights"][None, None]))
+            return [self.add(node) for node in on_images(convolution, shape)][-1]
+        if isinstance(layer, _layers.Conv2DTranspose):
+            return self.add(
                 TransposedConvolution(
                     **shared, strides=tuple(layer.strides), padding=layer.padding.lower()
                 )
             )
-        else:
-            padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
-            output = self.add(
-                Convolution(
-                    **shared,
-                    strides=tuple(layer.strides),
-                    dilation=tuple(layer.dilation_rate),
-                    padding=padding,
-                    pad_value=pad_value if padding == "same" else 0.0,
-                    groups=1 if depthwise else layer.groups,
-                    is_depthwise=depthwise,
-                )
+        depthwise = isinstance(layer, _layers.DepthwiseConv2D)
+        padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
+        return self.add(
+            Convolution(
+                **shared,
+                strides=tuple(layer.strides),
+                dilation=tuple(layer.dilation_rate),
+                padding=padding,
+                pad_value=pad_value if padding == "same" else 0.0,
+                groups=1 if depthwise else layer.groups,
+                is_depthwise=depthwise,
             )
+        )
+
+    def activated(self, layer, name: str, output: str) -> str:
+        """Add the nodes of a layer's activation and return the name of the last."""
         activation = layer.activation
         around = dict(name=f"{name}_activation", inputs=(output,))
         if activation in (None, tf.keras.activations.linear):

@@ -143,10 +143,20 @@ def snap(
     lowered = lower(model)
     network = plan(lowered) if network is None else network
     copy = copy_in_float32(model)
+    layers = _layers(copy)
+    shifts = _snap_biases(network, lowered, layers)
+    levels = level_shifts(network)
+    _snap_levels(levels, _slopes(network), layers)
+    return copy, SnapReport(shifts, levels, _snap_steps(network, lowered, layers))
+
+
+def _snap_biases(
+    network: IntegerNetwork, lowered: IntegerNetwork, layers: dict[str, tf.keras.layers.Layer]
+) -> list[Shift]:
+    """Move biases and gains in the layers that hold them."""
     readers = network.consumers()
     shifts = []
     moves: dict[str, list] = {}  # what each call moves its layer by
-    layers = _layers(copy)
     for node in network:
         sources = getattr(node, "bias_sources", ())
         target = rounding_of(node, readers)
@@ -176,29 +186,41 @@ def snap(
             )
         if np.any(each[0]):
             _move(unwrapped(layers[path]).layer, each[0])
-    moved = level_shifts(network)
-    slopes: dict[str, np.ndarray] = {}
+    return shifts
+
+
+def _slopes(network: IntegerNetwork) -> dict[str, np.ndarray]:
+    """Return the slopes that the file holds, by the Keras layer of several ones."""
+    found: dict[str, np.ndarray] = {}
     for node in network:
         if isinstance(node, PReLU) and node.layer:
-            held = slopes.setdefault(node.layer, node.codes * node.step)
+            held = found.setdefault(node.layer, node.codes * node.step)
             if not np.array_equal(held, node.codes * node.step):
                 raise ExportError(
                     f"Layer {node.layer!r} is called more than once, and its slopes cannot be "
                     "moved to what suits the grids of all calls: share the activation quantizers "
                     "before and after it too, or export with snap=False."
                 )
-    for level in moved:
+    return found
+
+
+def _snap_levels(levels: list[LevelShift], slopes: dict[str, np.ndarray], layers: dict) -> None:
+    """Put the codes of the file in the place of weights and slopes that are on no int8 grid."""
+    for level in levels:
         if level.layer in slopes:
             layers[level.layer].alpha.assign(slopes[level.layer])
         else:
             _hold_codes(layers[level.layer], level.layer)
+
+
+def _snap_steps(network: IntegerNetwork, lowered: IntegerNetwork, layers: dict) -> list[StepShift]:
+    """Move the ranges of quantizers to the steps of the file."""
     before, after = _steps(lowered), _steps(network)
     steps = {path: step for path, step in after.items() if step != before[path]}
     for path, step in steps.items():
         variable, codes = layers[path].scaled_step
         variable.assign(step * np.float32(codes))
-    relative = [StepShift(path, float(step / before[path]) - 1) for path, step in steps.items()]
-    return copy, SnapReport(shifts, moved, relative)
+    return [StepShift(path, float(step / before[path]) - 1) for path, step in steps.items()]
 
 
 def level_shifts(network: IntegerNetwork) -> list[LevelShift]:
