@@ -22,7 +22,6 @@ from dlqat_tf.export.integer.nodes import (
     Add,
     AveragePool,
     Concatenate,
-    Convolution,
     Dense,
     GlobalAveragePool,
     Input,
@@ -36,31 +35,14 @@ from dlqat_tf.export.integer.nodes import (
     Reshape,
     Sign,
     Subtract,
-    TransposedConvolution,
 )
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.rounding import XNNPACK, Accumulator, Merged
-from dlqat_tf.export.integer.simulate import (
-    Simulation,
-    _exact_product,
-    _product,
-    measured_ranges,
-)
+from dlqat_tf.export.integer.simulate import Simulation, measured_ranges
 from dlqat_tf.export.runtimes.host import runner
 from dlqat_tf.quantizers import ActivationGrid
+from tests.export.integer.nodes import convolution, dense, transposed
 from tests.export.networks import images_for, small_network
-
-
-def dense(weights, step, bias):
-    weights = np.asarray(weights, np.int16)
-    return Dense(
-        name="dense",
-        weights=weights,
-        step=np.float32(step),
-        bias=np.float64(bias),
-        bits=8,
-        kernel="int8",
-    )
 
 
 def test_codes_are_stretched_and_the_step_shrinks():
@@ -84,37 +66,6 @@ def test_a_gain_that_decayed_to_nothing_leaves_the_bias():
     np.testing.assert_allclose(numbers.bias * numbers.scale, [2.0])
 
 
-@given(st.integers(0, 10_000), st.integers(1, 3000))
-@settings(max_examples=20)
-def test_products_are_exact_beyond_float32(seed, features):
-    rng = np.random.default_rng(seed)
-    weights = rng.integers(-127, 128, (features, 3))
-    x = rng.integers(0, 256, (2, features))
-    node = dense(weights, [1, 1, 1], [0, 0, 0])
-    product = _exact_product(node, x, weights.astype(np.int8), ActivationGrid(0, 255, 1.0))
-    np.testing.assert_array_equal(product, x @ weights)
-    node = convolution(weights[np.newaxis, np.newaxis])
-    for lowest in (0, -128):
-        x = rng.integers(lowest, lowest + 256, (2, 1, 1, features))
-        grid = ActivationGrid(lowest, lowest + 255, 1.0)
-        product = _exact_product(node, x, weights[np.newaxis, np.newaxis].astype(np.int8), grid)
-        np.testing.assert_array_equal(product, x @ weights)
-
-
-def convolution(weights, **options):
-    weights = np.asarray(weights, np.int16)
-    channels = (
-        weights.shape[2] * weights.shape[3] if "is_depthwise" in options else weights.shape[3]
-    )
-    values = dict(step=np.ones(channels, np.float32), bias=np.zeros(channels), bits=8)
-    options = dict(name="conv", inputs=("images",), kernel="int8") | values | options
-    return Convolution(weights=weights, **options)
-
-
-def image(rows):
-    return np.array(rows, np.float32)[np.newaxis, :, :, np.newaxis]
-
-
 def codes_of(node, images, step=1 / 255, highest=10**6):
     """Run one integer node on images, rounded to a grid whose codes are the pixels' by default."""
     images = np.asarray(images, np.uint8)
@@ -126,47 +77,6 @@ def codes_of(node, images, step=1 / 255, highest=10**6):
     )
     network = IntegerNetwork((Input(name="images", shape=images.shape[1:]), node, act))
     return Simulation(network).run(images)["act"]
-
-
-def test_sums_beyond_float32_are_exact():
-    # 3000 products of 127 * 255, but one of 127 * 254; near it float32 has multiples of 8.
-    node = convolution(np.full((1, 1, 3000, 1), 127))
-    x = np.full((1, 1, 1, 3000), 255)
-    x[..., 7] = 254
-    product = _exact_product(node, x, node.weights.astype(np.int8), ActivationGrid(0, 255, 1.0))
-    assert product.item() == 97_154_873
-
-
-def test_windows_of_depthwise_convolutions():
-    """The window's four weights are the four digits of each result."""
-    x = image([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    weights = np.array([1000, 100, 10, 1], np.float32).reshape(2, 2, 1, 1)
-    near = convolution(weights, is_depthwise=True)
-    assert _product(near, x, weights)[0, :, :, 0].tolist() == [[1245, 2356], [4578, 5689]]
-    dilated = convolution(weights, is_depthwise=True, dilation=(2, 2))
-    assert _product(dilated, x, weights).ravel().tolist() == [1379]
-    wide = image([[1, 2, 3, 4], [5, 6, 7, 8]])
-    for strides, expected in (((1, 2), [1256, 3478]), ((1, 3), [1256]), ((2, 2), [1256, 3478])):
-        strided = convolution(weights, is_depthwise=True, strides=strides)
-        assert _product(strided, wide, weights).ravel().tolist() == expected
-    tall = image([[1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 2, 3]])
-    both = convolution(weights, is_depthwise=True, strides=(1, 2), dilation=(2, 2))
-    assert _product(both, tall, weights).ravel().tolist() == [1392]
-
-
-def test_windows_of_convolutions_and_their_groups():
-    x = image([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    weights = np.array([1000, 100, 10, 1], np.float32).reshape(2, 2, 1, 1)
-    assert _product(convolution(weights), x, weights)[0, 0].ravel().tolist() == [1245, 2356]
-    dilated = convolution(weights, dilation=(2, 2))
-    assert _product(dilated, x, weights).ravel().tolist() == [1379]
-    strided = convolution(weights, strides=(1, 2))
-    assert _product(strided, x, weights)[0, :, :, 0].tolist() == [[1245], [4578]]
-    # Two groups of two channels: (1, 2) . (10, 1) and (3, 4) . (100, 1).
-    pixel = np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 1, 4)
-    weights = np.array([[10, 100], [1, 1]], np.float32).reshape(1, 1, 2, 2)
-    grouped = convolution(weights, groups=2)
-    assert _product(grouped, pixel, weights).ravel().tolist() == [12, 304]
 
 
 def test_same_windows_are_padded_by_the_code_of_the_value():
@@ -265,32 +175,6 @@ def test_what_multiplications_hold_is_checked():
     for grids, target in (((one, one), tiny), ((one, tiny), one)):
         with pytest.raises(ExportError, match=r"'product' multiplies .* collapsed or exploded"):
             product_ratio("product", grids, target)
-
-
-def transposed(weights, strides, padding="valid", **options):
-    weights = np.asarray(weights, np.int16)
-    channels = weights.shape[-1]
-    around = dict(step=np.full(channels, 0.01, np.float32), bias=np.zeros(channels), bits=8)
-    return TransposedConvolution(
-        name="grow",
-        inputs=("images",),
-        weights=weights,
-        strides=strides,
-        padding=padding,
-        **{**around, **options},
-    )
-
-
-def test_windows_of_a_transposed_convolution_add_up():
-    x = np.float32([1, 2]).reshape(1, 1, 2, 1)
-    apart = transposed(np.reshape([1, 10], (1, 2, 1, 1)), (1, 2))
-    assert _product(apart, x, np.float32(apart.weights)).ravel().tolist() == [1, 10, 2, 20]
-    over = transposed(np.reshape([1, 10, 100], (1, 3, 1, 1)), (1, 2))
-    assert _product(over, x, np.float32(over.weights)).ravel().tolist() == [1, 10, 102, 20, 200]
-    # Two channels in, one out.
-    x = np.float32([3, 4]).reshape(1, 1, 1, 2)
-    both = transposed(np.reshape([1, 10], (1, 1, 2, 1)), (1, 1))
-    assert _product(both, x, np.float32(both.weights)).ravel().tolist() == [43]
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
