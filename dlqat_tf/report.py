@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from dlqat_tf._host import check_name
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Report:
     """Base of the reports, which are frozen dataclasses with :meth:`tables`."""
 
@@ -29,7 +29,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as a JSON object."""
-        return json.dumps(asdict(self), indent=2, default=str)
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
 def check_target(path: str | Path, *, force: bool) -> None:

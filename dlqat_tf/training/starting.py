@@ -82,7 +82,12 @@ def build_model(recipe: Recipe, images: ImageData, stage: Stage) -> tf.keras.Mod
 
 
 def start_from(trained: tf.keras.Model, model: tf.keras.Model) -> None:
-    """Copy the float stage's weights; of another network's, nothing but the start would tell."""
+    """Copy the float stage's weights.
+
+    Raises:
+        ValueError: They are of another network; training would go on from what fits, and nothing
+            but its start would tell.
+    """
     expected = "Expected float_stage to be of the same head, stem, width and classes"
     try:
         kept = load_weights(model, trained, quiet=True).kept
