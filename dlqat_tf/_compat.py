@@ -16,10 +16,10 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -122,14 +122,27 @@ def with_lambdas():
     return SafeModeScope(False)
 
 
-@contextlib.contextmanager
-def without_notes() -> Iterator[None]:
+def without_notes() -> contextlib.AbstractContextManager[None]:
     """Leave out what TensorFlow writes about its own start.
 
     Its log level does not reach what its libraries say while they are loaded, nor can it tell that
     a missing GPU is no error. Whatever else is written to the standard error is passed on, and with
     ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it.
     """
+    return _diverted(tempfile.TemporaryFile)
+
+
+def silenced() -> contextlib.AbstractContextManager[None]:
+    """Leave out what is written to the standard error: TensorFlow's converter writes at length.
+
+    With ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it is passed on.
+    """
+    return _diverted(lambda: open(os.devnull, "r+b", buffering=0))
+
+
+@contextlib.contextmanager
+def _diverted(opened: Callable[[], IO[bytes]]) -> Iterator[None]:
+    """Write the standard error into a file; pass on what it holds in the end, without notes."""
     try:
         shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)
     except OSError:  # closed
@@ -137,7 +150,7 @@ def without_notes() -> Iterator[None]:
     if shown is None:
         yield
         return
-    with tempfile.TemporaryFile() as held:
+    with opened() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -148,28 +161,6 @@ def without_notes() -> Iterator[None]:
             for line in held:
                 if not _NOTES.match(line):
                     os.write(2, line)
-
-
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Leave out what is written to the standard error: TensorFlow's converter writes at length.
-
-    With ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it is passed on.
-    """
-    try:
-        shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)
-    except OSError:  # closed
-        shown = None
-    if shown is None:
-        yield
-        return
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(shown, 2)
-            os.close(shown)
 
 
 def tflite_interpreter(

@@ -209,3 +209,12 @@ def test_only_notes_are_left_out(capfd, monkeypatch):
     with _compat.without_notes():
         os.write(2, note + error)
     assert capfd.readouterr().err == (note + error).decode()
+
+
+def test_what_is_silenced_is_written_at_level_0_only(capfd, monkeypatch):
+    for level, expected in (("1", "after\n"), ("0", "inside\nafter\n")):
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+        with _compat.silenced():
+            os.write(2, b"inside\n")
+        os.write(2, b"after\n")
+        assert capfd.readouterr().err == expected
