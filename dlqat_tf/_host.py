@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import tempfile
@@ -55,6 +56,27 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
     content = data.encode() if isinstance(data, str) else data
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def read_object(path: str | Path, advice: str, *keys: str) -> dict:
+    """Return the JSON object in a file that was written before.
+
+    Args:
+        path: The file.
+        advice: What to do where it is damaged, after "is damaged: ".
+        keys: What it has to hold.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no such object.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except ValueError:  # of the text or of its encoding
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= {*keys}:
+        raise ValueError(f"{path} is damaged: {advice}.")
+    return content
 
 
 def check_name(path: str | Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from dlqat_tf._host import replacing, write_whole
 from dlqat_tf.analysis import delta_p
 from dlqat_tf.training.comparison import FLOAT, PAPER_RATE, TUNED_RATE, Key, Swept, label
-from dlqat_tf.training.grid import DIVERGED, RESULT
+from dlqat_tf.training.grid import DIVERGED, RESULT, read_result
 
 PaperFigures = dict[tuple[str, tuple[int, int], str], float]
 """Top-1 in percent by dataset, widths and loss."""
@@ -350,7 +349,7 @@ def read_results(folders: Iterable[Path]) -> dict[str, dict]:
     for folder in folders:
         for file in (RESULT, DIVERGED):
             for path in sorted(Path(folder).glob(f"*/{file}")):
-                found.setdefault(path.parent.name, json.loads(path.read_text()))
+                found.setdefault(path.parent.name, read_result(path))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,15 +16,21 @@ _FREE = (
     *("output", "restart", "resume", "data_dir", "cache", "budget", "checkpoint_every"),
     "monitor",
 )
+_PLACES = ("float_stage", "teacher")
 
 
 def check_output(recipe: Recipe) -> None:
     """Refuse an output folder that holds something else than this recipe's run.
 
     Raises:
-        ValueError: It has a run of other settings or other files.
+        ValueError: It has a run of other settings or other files, or is a file.
     """
     file = recipe.output / FILE
+    taken = [each for each in (recipe.output, *recipe.output.parents) if each.is_file()]
+    if taken:
+        raise ValueError(
+            f"Expected a folder for the run, found the file {taken[0]}: choose another --output."
+        )
     if not file.is_file():
         if _others(recipe.output):
             raise ValueError(
@@ -36,18 +43,41 @@ def check_output(recipe: Recipe) -> None:
             "--resume auto to continue it, or --restart to delete it."
         )
     elif not recipe.restart:
-        # A setting that came after the run stood at what is its default now.
-        theirs = Recipe().plain() | read_values(file)
-        different = [
-            f"{name} (there {theirs[name]!r}, here {value!r})"
-            for name, value in recipe.plain().items()
-            if name not in _FREE and theirs[name] != value
-        ]
+        different = different_settings(recipe, read_values(file))
         if different:
             raise ValueError(
                 f"{recipe.output} holds a run with other settings: {', '.join(different)}. "
                 "Choose another --output, or --restart to delete it."
             )
+
+
+def different_settings(recipe: Recipe, theirs: dict) -> list[str]:
+    """Return which settings of a run decide what it computes and are others than a recipe's.
+
+    Args:
+        recipe: The recipe.
+        theirs: Settings of the run, as :meth:`Recipe.plain` gives them.
+    """
+    here = recipe.plain()
+    there = Recipe().plain() | theirs  # a setting that came later stood at what is its default now
+    return [
+        f"{name} (there {there[name]!r}, here {value!r})"
+        for name, value in here.items()
+        if name not in _FREE
+        and there[name] != value
+        and not (name in _PLACES and _is_same_place(name, here, there))
+    ]
+
+
+def _is_same_place(name: str, here: dict, there: dict) -> bool:
+    """Return whether two paths are one that is seen from elsewhere."""
+    if not {here[name], there[name]}.isdisjoint((None, "float")):
+        return False
+    if Path(here[name]).resolve() == Path(there[name]).resolve():
+        return True
+    # The working directory of then is not known, but the output folder was seen from it too.
+    beside = (os.path.relpath(each[name], each["output"]) for each in (here, there))
+    return next(beside) == next(beside)
 
 
 def claim_output(recipe: Recipe) -> None:

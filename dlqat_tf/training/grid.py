@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import read_object, write_whole
 from dlqat_tf.training.callbacks import TrainingDiverged
+from dlqat_tf.training.folder import different_settings
 from dlqat_tf.training.lock import FolderInUse
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.results import environment
@@ -28,7 +28,8 @@ from dlqat_tf.training.stages import run
 _console = Console()
 _POLL_SECONDS = 20.0
 RESULT, DIVERGED = "result.json", "diverged.json"  # what a cell ends with, in its folder
-_KEPT = (RESULT, DIVERGED, "float/history.csv", "quantized/history.csv")
+# The result last: a cell whose result is in the archive is finished.
+_KEPT = ("float/history.csv", "quantized/history.csv", RESULT, DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,22 @@ class Outcome:
 
     @property
     def seconds_per_epoch(self) -> dict[str, float]:
-        """Seconds of an epoch, by stage."""
+        """Seconds of an epoch, by stage, of those whose history is whole."""
         return {
             stage["name"]: stage["seconds"] / stage["epochs"]
             for stage in self.result.get("stages", [])
+            if stage["seconds"] is not None
         }
+
+
+def read_result(file: Path) -> dict:
+    """Return what a cell ended with, from its folder or an archive.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    advice = "put the right one back, or delete it, and training writes it again"
+    return read_object(file, advice, "accuracy", "recipe", "environment")
 
 
 class Grid:
@@ -109,8 +121,8 @@ class Grid:
         for folder in filter(None, (self.folder, self.archive)):
             for file in (folder / name / RESULT, folder / name / DIVERGED):
                 if file.is_file():
-                    result = json.loads(file.read_text())
-                    return Outcome(self.cells[name], result.get("accuracy"), result)
+                    result = read_result(file)
+                    return Outcome(self.cells[name], result["accuracy"], result)
         return None
 
     def outcomes(self) -> dict[str, Outcome]:
@@ -122,8 +134,12 @@ class Grid:
         """Train every cell that nobody has trained, and return all outcomes.
 
         Raises:
-            ValueError: A cell cannot be trained; the others stay as they are.
+            ValueError: A cell cannot be trained, or its result is damaged; the others stay as they
+                are.
         """
+        for name, outcome in self.outcomes().items():
+            self._keep(name)  # a kill may have come before that
+            self._compare(outcome)
         held: set[str] = set()
         while waiting := [name for name in self.cells if self._is_needed(name)]:
             ready = [name for name in waiting if self._can_start(name)]
@@ -217,9 +233,21 @@ class Grid:
             return
         for file in _KEPT:
             source, target = self.folder / name / file, self.archive / name / file
-            if source.is_file():
+            if source.is_file() and not target.is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                write_whole(target, source.read_bytes())
+
+    @staticmethod
+    def _compare(outcome: Outcome) -> None:
+        """Say where a cell is finished under other settings than those asked for."""
+        # The grid decides where a float stage lies.
+        recipe = dataclasses.replace(outcome.cell.recipe, float_stage=None)
+        different = different_settings(recipe, {**outcome.result["recipe"], "float_stage": None})
+        if different:
+            _console.print(
+                f"[yellow]{outcome.cell.name} was trained with other settings and is not trained "
+                f"again: {', '.join(different)}.[/yellow]"
+            )
 
     def _print_progress(self, name: str, held: int) -> None:
         elsewhere = f", {held} in other processes" if held else ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 from dlqat_tf import methods
-from dlqat_tf._host import replacing
+from dlqat_tf._host import read_object, replacing
 from dlqat_tf.training.comparison import FLOAT, label
 from dlqat_tf.training.comparison_report import (
     TableReport,
@@ -49,7 +48,7 @@ class MethodsReport(TableReport):
         if not self.results:
             raise no_cells(folders)
         self.sizes = {key: _sizes(folders, key) for key in self.results}
-        self.step_times = {} if step_times is None else json.loads(step_times.read_text())
+        self.step_times = {} if step_times is None else _step_times(step_times)
 
     @property
     def rows(self) -> list[_Row]:
@@ -98,8 +97,7 @@ class MethodsReport(TableReport):
 
     def step_time(self, method: str, widths: tuple[int, int]) -> float | None:
         """Return the median time of a training step over that of plain Keras."""
-        found = self.step_times.get(f"{method}:{label(widths)}")
-        return None if found is None else found["time_ratio"][1]
+        return self.step_times.get(f"{method}:{label(widths)}")
 
     def diverged(self) -> list[str]:
         """Return the names of the cells whose training diverged."""
@@ -234,9 +232,19 @@ def _kilobytes(size: int | str | None) -> str:
     return f"{size / 1000:.0f}" if isinstance(size, int) else ("-" if size else "")
 
 
+def _step_times(file: Path) -> dict[str, float]:
+    """Return the median time of a training step over that of plain Keras, by method and widths."""
+    advice = "expected what benchmarks/step_time.py --output wrote"
+    times = read_object(file, advice)
+    try:
+        return {name: float(each["time_ratio"][1]) for name, each in times.items()}
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ValueError(f"{file} is damaged: {advice}.") from None
+
+
 def _sizes(folders: list[Path], key: Key) -> dict[str, int | str]:
     for folder in folders:
         file = folder / key.name / SIZES
         if file.is_file():
-            return json.loads(file.read_text())
+            return read_object(file, "delete it, and training measures the files again")
     return {}

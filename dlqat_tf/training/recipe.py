@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from dlqat_command.recipe import Recipe
-from dlqat_tf._host import check_name
+from dlqat_tf._host import check_name, read_object
 from dlqat_tf.distillation import check_numbers
 from dlqat_tf.losses import AMSLoss, GMLoss
 from dlqat_tf.models.resnet import check_settings
@@ -192,12 +191,4 @@ def read_values(file: Path) -> dict:
     Raises:
         ValueError: The file is damaged.
     """
-    try:
-        values = json.loads(file.read_bytes())
-    except ValueError:  # of the text or of its encoding
-        values = None
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{file} is damaged: put the right one back, or delete the run with --restart."
-        )
-    return values
+    return read_object(file, "put the right one back, or delete the run with --restart")

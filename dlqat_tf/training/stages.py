@@ -13,7 +13,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from dlqat_tf import methods
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import read_object, write_whole
 from dlqat_tf.distillation import distill
 from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
@@ -144,7 +144,12 @@ def _run_stages(
         rows = _history(recipe, images, stage, model, folder, epochs)
         if recipe.reestimation_images and stage is stages[-1]:
             moving = {"moving_averages_accuracy": rows[-1]["val_accuracy"]}
-            rows[-1] |= moving | json.loads((folder / REESTIMATED).read_text())
+            rows[-1] |= moving | read_object(
+                folder / REESTIMATED,
+                f"put the right one back, or delete {finished} too, to measure anew",
+                "val_loss",
+                "val_accuracy",
+            )
         histories[stage.name] = rows
     save(model, recipe.output / "model.keras")
     if not current().is_chief:

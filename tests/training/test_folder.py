@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,37 @@ def test_a_run_is_continued_only_where_that_is_wanted(recipe):
     check_output(recipe)
     check_output(dataclasses.replace(never, restart=True))
     check_output(dataclasses.replace(recipe, checkpoint_every=7))  # decides nothing of the result
+
+
+@pytest.mark.parametrize("setting", ["float_stage", "teacher"])
+def test_a_run_goes_on_from_another_directory(tmp_path, monkeypatch, setting):
+    def recipe(output, file):
+        return dataclasses.replace(Recipe(output=output), **{setting: file})
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    claim(recipe(Path("runs/a"), Path("runs/f/float")))
+    monkeypatch.chdir("here")
+    check_output(recipe(Path("../runs/a"), Path("../runs/f/float")))
+    check_output(recipe(tmp_path / "runs" / "a", tmp_path / "runs" / "f" / "float"))
+    (tmp_path / "runs").rename(tmp_path / "moved")  # as another machine may see it
+    check_output(recipe(Path("../moved/a"), Path("../moved/f/float")))
+    for other in (Path("../moved/g/float"), None):
+        with pytest.raises(ValueError, match=rf"{setting} \(there 'runs/f/float', here"):
+            check_output(recipe(Path("../moved/a"), other))
+
+
+def test_the_same_place_by_another_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim(Recipe(output=Path("runs/a"), float_stage=Path("f/float")))
+    check_output(Recipe(output=tmp_path / "runs" / "a", float_stage=Path("f/../f/float")))
+
+
+@pytest.mark.parametrize("output", ["file", "file/run"])
+def test_a_file_where_the_folder_should_be(tmp_path, output):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=rf"found the file {tmp_path / 'file'}: choose another"):
+        check_output(Recipe(output=tmp_path / output, restart=True))
 
 
 def test_restart_follows_no_links(recipe, tmp_path):

@@ -49,7 +49,12 @@ def runs(monkeypatch):
             (recipe.output / "float" / "history.csv").write_text("epoch\n0\n")
             stage = "quantized" if recipe.is_quantized else "float"
             stages = [{"name": stage, "epochs": 1, "seconds": 90.0}]
-            content = {"accuracy": 0.5, "stages": stages, "recipe": recipe.plain()}
+            content = {
+                "accuracy": 0.5,
+                "stages": stages,
+                "recipe": recipe.plain(),
+                "environment": {"commit": None, "device": "none"},
+            }
             (recipe.output / "result.json").write_text(json.dumps(content))
 
     monkeypatch.setattr(grid, "run", fake_run)
@@ -123,6 +128,58 @@ def test_an_archive_stands_for_runs_that_are_lost(tmp_path, runs):
     assert [name for name, _ in runs] == ["float", "float", "quantized"]  # its checkpoint is needed
 
 
+def test_the_archive_gets_what_a_kill_kept_from_it(tmp_path, runs):
+    def train():
+        return Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+
+    train()
+    names = ["float/float/history.csv", "float/result.json"]
+    assert files_in(tmp_path / "kept") == names
+    (tmp_path / "kept" / "float" / "result.json").unlink()
+    train()
+    assert files_in(tmp_path / "kept") == names
+    assert len(runs) == 1
+
+
+def test_a_cell_is_archived_when_its_other_files_are(tmp_path, runs, monkeypatch):
+    written = []
+    monkeypatch.setattr(grid, "write_whole", lambda path, data: written.append(path.name))
+    Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+    assert written == ["history.csv", "result.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"accura', b"[]", b"{}", b"\xff", b'{"accuracy": 0.5}'])
+@pytest.mark.parametrize("where", ["runs", "kept"])
+def test_a_damaged_result_is_named(tmp_path, runs, where, content):
+    file = tmp_path / where / "float" / "result.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file} is damaged: put the right one back, or delete"):
+        Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+    assert not runs
+    file.unlink()
+    Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+    assert len(runs) == 1
+
+
+def test_cells_of_other_settings_are_named(tmp_path, runs, capsys):
+    Grid(cells(), tmp_path).run()
+    capsys.readouterr()
+    Grid(cells(), tmp_path).run()
+    assert "other settings" not in capsys.readouterr().out  # though a float stage was chosen
+    longer = [
+        dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, epochs=7))
+        for cell in cells()
+    ]
+    Grid(longer, tmp_path).run()
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "quantized was trained with other settings and is not trained again: epochs (there 1, "
+        "here 7)."
+    ) in said
+    assert len(runs) == 2
+
+
 def test_progress_tells_what_is_left(tmp_path, runs):
     grid_of_three = Grid([*cells(), Cell("two", dataclasses.replace(TINY, epochs=40))], tmp_path)
     assert grid_of_three.progress() == "0 of 3 cells done, 3 to train"
@@ -136,6 +193,8 @@ def test_progress_tells_what_is_left(tmp_path, runs):
 def test_pace_of_an_outcome():
     stages = [{"name": "float", "epochs": 4, "seconds": 10.0}]
     outcome = Outcome(Cell("float", FLOAT), 0.5, {"stages": stages})
+    assert outcome.seconds_per_epoch == {"float": 2.5}
+    stages.append({"name": "quantized", "epochs": 4, "seconds": None})  # its history lost an epoch
     assert outcome.seconds_per_epoch == {"float": 2.5}
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from dlqat_tf.training import methods_report
 from dlqat_tf.training.methods_comparison import Key, MethodComparison
 from dlqat_tf.training.methods_report import MethodsReport
 from dlqat_tf.training.recipe import Recipe
@@ -145,6 +146,14 @@ def test_csv_and_picture(report, tmp_path):
     assert lines["bwn", "1", "1"]["top1"] == "diverged"
     assert lines["lsq", "32", "0"]["drop"] == ""
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"sat:W1A2": 1.08}', '{"a": {"time_ratio": [1]}}'])
+def test_step_times_that_are_none(tmp_path, content):
+    file = tmp_path / "step_times.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"{file} is damaged: expected what benchmarks/step_time"):
+        methods_report._step_times(file)
 
 
 def test_a_cell_is_trained_measured_and_reported(run_recipe, tmp_path, capsys):

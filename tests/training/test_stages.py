@@ -366,6 +366,12 @@ def test_batch_norms_are_measured_anew_at_the_end(alone, quantized_from):
     model.compile(metrics=["accuracy"], loss=dlqat_tf.GMLoss())
     _, accuracy = model.evaluate(digits.test_batches(64), verbose=0)
     assert accuracy == pytest.approx(result.accuracy)
+    file = recipe.output / "quantized" / "reestimated.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=rf"{file} is damaged: put the right one back, or delete"):
+        run(recipe)
+    file.write_bytes(whole)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
