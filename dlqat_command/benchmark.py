@@ -50,7 +50,7 @@ def host(
 
     with ending(ValueError, interrupted=_INTERRUPTED):
         if json is not None:
-            check_target(json, force=force)
+            check_target(json, force=force, beside=files)
         report = benchmark(files, runs=runs, warmup=warmup, threads=threads, xnnpack=xnnpack)
         if json is not None:
             write_whole(json, report.to_json() + "\n")
@@ -116,7 +116,7 @@ def android(
                 print(f"{device.serial}  {device.state}  {device.model or ''}".rstrip())
             return
         if json is not None:
-            check_target(json, force=force)
+            check_target(json, force=force, beside=files)
         report = benchmark_android(
             files,
             serial=serial,

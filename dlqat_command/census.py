@@ -28,7 +28,7 @@ def census(
 
     def work() -> None:
         if json:
-            check_target(json, force=force)
+            check_target(json, force=force, beside=[file])
         report = census(file)
         report.print()
         if json:

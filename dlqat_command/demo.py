@@ -30,11 +30,17 @@ DEMO = Recipe(
 
 def demo(recipe: Recipe, changes: dict[str, Any]) -> None:
     """Train the network, export it twice and compare it with both files."""
+    from dlqat_tf._script import ending
+
+    with ending(ValueError):
+        if recipe.weight_bits in (None, 32):
+            raise ValueError(
+                "Expected weights that the demo can export, of 1 to 8 bits. Received: "
+                f"weight_bits={recipe.weight_bits}."
+            )
     result = training.train(recipe, changes)
     if result is None:  # the first worker of the job has it
         return
-    from dlqat_tf._script import ending
-
     with ending(ValueError):
         failed = _deploy(result.recipe, result.float_accuracy or result.accuracy)
     sys.exit("\n".join(failed) if failed else 0)

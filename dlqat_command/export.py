@@ -133,22 +133,24 @@ def _export(
     """
     from dlqat_tf._host import check_name, write_whole
     from dlqat_tf.export import ExportError, command, parity
+    from dlqat_tf.export.files.assembly import targets_of
     from dlqat_tf.export.files.c_array import targets, to_c_array
     from dlqat_tf.export.integer.adapted import adapted
     from dlqat_tf.loading import load_model
     from dlqat_tf.report import check_target
 
     def work() -> int:
-        if options.json:
-            check_target(options.json, force=options.force)
         check_name(output)
+        written = targets_of(output, options.snap, options.force)
         if c_array:
-            targets(output, force=options.force)
+            written += targets(output, force=options.force)
             if options.batch_size is None:
                 raise ExportError(
                     "Expected files for microcontrollers (--c-array) to take a fixed number of "
                     "images at once. Received: --batch-size None."
                 )
+        if options.json:
+            check_target(options.json, force=options.force, beside=[model, *written])
         loaded = load_model(model, trust=options.trust)
         loaded = adapted(loaded, preprocessing=options.preprocessing, size=options.size)
         calibration, shown = (

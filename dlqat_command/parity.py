@@ -71,9 +71,9 @@ def compare(
         for name, bound in bounds.items():
             if not 0 <= bound <= 100:
                 raise ExportError(f"Expected {name} from 0 to 100. Received: {bound}.")
-        if json:
-            check_target(json, force=force)
         snapped, source = command.snapped_and_trained(model, file, trained)
+        if json:
+            check_target(json, force=force, beside=[file, snapped, source])
         loaded = as_exported(load_model(snapped, trust=trust), file)
         check_runtime(file, runtime)
         shape = command.image_shape(loaded)

@@ -32,7 +32,7 @@ def summary(
 
     def work() -> None:
         if json:
-            check_target(json, force=force)
+            check_target(json, force=force, beside=[model])
         report = dlqat_tf.summary(load_model(model, trust=trust))
         if json:
             write_whole(json, report.to_json() + "\n")

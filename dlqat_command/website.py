@@ -41,11 +41,19 @@ def web(
 
     def work() -> None:
         if json:
-            check_target(json, force=force)
-        names = labels.read_text().splitlines() if labels else None
+            check_target(json, force=force, beside=[file, labels])
+        names = _lines(labels) if labels else None
         report = to_web(file, folder, title=title, labels=names, litert_js=litert_js, force=force)
         report.print()
         if json:
             write_whole(json, report.to_json() + "\n")
 
     command.run(work)
+
+
+def _lines(labels: Path) -> list[str]:
+    """Return the lines of a text file."""
+    try:
+        return labels.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise OSError(f"Expected a text file in UTF-8, received {labels}: correct it.") from None

@@ -18,14 +18,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``, and put what was written there in its place.
 
     A reader, or a kill, meets the old content or the new one. No two processes get the same name.
+    Of a symbolic link, what it points to is replaced.
 
     Args:
         path: The file, in a folder that exists.
 
     Raises:
-        OSError: The folder does not exist or cannot be written to. ``path`` is as it was.
+        OSError: The folder does not exist or cannot be written to, or ``path`` is there and no
+            regular file. ``path`` is as it was.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    check_regular(path)
     handle, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.{PARTIAL}", suffix=path.suffix
     )
@@ -91,6 +94,23 @@ def check_name(path: str | Path) -> None:
         raise OSError(
             f"Expected a file name in UTF-8. Received: {os.fsencode(path)!r}: rename it."
         ) from None
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to write where a folder, a device or a pipe is, which renaming a file would replace.
+
+    Raises:
+        OSError: There is one.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"Expected the name of a file, received {path}, which is a folder: choose another name."
+        )
+    if path.exists() and not path.is_file():
+        raise OSError(
+            f"Expected the name of a regular file, received {path}, which is a device or a pipe: "
+            "choose another name."
+        )
 
 
 def cpu_name() -> str:

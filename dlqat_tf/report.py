@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from dlqat_tf._host import check_name
+from dlqat_tf._host import check_name, check_regular
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -32,17 +33,31 @@ class Report:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
-def check_target(path: str | Path, *, force: bool) -> None:
+def check_target(
+    path: str | Path, *, force: bool, beside: Iterable[str | Path | None] = ()
+) -> None:
     """Say before the long work starts that a report cannot be written.
 
+    Args:
+        path: The report.
+        force: Overwrite a file that is there.
+        beside: Files that the same work reads or writes; None stands for none.
+
     Raises:
-        FileExistsError: There is a file already, and ``force`` is off.
+        FileExistsError: There is a file already, and ``force`` is off, or it is one of ``beside``.
+        IsADirectoryError: There is a folder.
         FileNotFoundError: The folder does not exist.
         PermissionError: The folder cannot be written to.
-        OSError: The name is not UTF-8.
+        OSError: The name is not UTF-8, or that of no regular file.
     """
     path = Path(path)
     check_name(path)
+    if any(each is not None and path.resolve() == Path(each).resolve() for each in beside):
+        raise FileExistsError(
+            f"Expected a file of its own for the report, received {path}, which the same command "
+            "reads or writes: choose another name."
+        )
+    check_regular(path)
     if path.exists() and not force:
         raise FileExistsError(f"Expected a new file, found {path}: give --force to overwrite it.")
     if not path.parent.is_dir():

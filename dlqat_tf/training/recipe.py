@@ -116,6 +116,11 @@ def _check_folders(recipe: Recipe) -> None:
             f"labels. Received: teacher={recipe.teacher}, weight_bits={recipe.weight_bits}, "
             f"activation_bits={recipe.activation_bits}."
         )
+    if isinstance(recipe.teacher, Path) and not recipe.teacher.exists():
+        raise ValueError(
+            f"Expected teacher to be float or the file of a model, found nothing at "
+            f"{recipe.teacher}."
+        )
     if recipe.teacher == "float" and recipe.stages == 1:
         raise ValueError(
             "Expected a float stage to learn from. Received: teacher=float with stages=1: give "

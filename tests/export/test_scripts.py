@@ -14,6 +14,8 @@ from tests.export.networks import convolution, randomize, siamese_network
 
 SCRIPTS = Path(__file__).parents[2] / "export"
 layers = tf.keras.layers
+_EXPORTED = ("missing.keras", "out.tflite", "out.snapped.keras", "out.cc", "./out.h")
+_COMPARED = ("missing.keras", "o.tflite")
 
 
 def run(monkeypatch, script, *arguments) -> int:
@@ -128,6 +130,20 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
             "keras_agreement from 0 to 100. Received: nan",
         ),
         ("to_tflite.py", ["model.keras", "out.bin"], "ends in .tflite"),
+        ("to_tflite.py", ["missing.keras", "folder.tflite", "--force"], "which is a folder"),
+        ("to_tflite.py", ["missing.keras", "other.tflite", "--force"], "which is a folder"),
+        ("to_lce.py", ["missing.keras", "text.keras/x.tflite"], "Expected a folder that can be"),
+        ("to_web.py", ["model.tflite", "page", "--labels", "binary"], "text file in UTF-8"),
+        *(
+            (script, [*arguments, "--force", "--json", json], "a file of its own for the report")
+            for script, arguments, names in (
+                ("to_tflite.py", ["missing.keras", "out.tflite", "--c-array"], _EXPORTED),
+                ("parity.py", ["missing.keras", "o.tflite", "--data", "digits"], _COMPARED),
+                ("to_web.py", ["o.tflite", "page", "--labels", "binary"], ("o.tflite", "binary")),
+                ("benchmark.py", ["o.tflite", "p.tflite"], ("o.tflite", "p.tflite")),
+            )
+            for json in names
+        ),
         ("parity.py", ["model.keras", "text.keras", "--data", "digits"], "something else"),
         ("parity.py", ["model.keras", "out.tflite", "--data", "nothing"], "Expected a .tflite"),
         (
@@ -145,6 +161,9 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
 )
 def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arguments, message):
     (tmp_path / "text.keras").write_text("text")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    (tmp_path / "folder.tflite").mkdir()
+    (tmp_path / "other.snapped.keras").mkdir()
     (tmp_path / "model.keras").write_bytes((saved / "model.keras").read_bytes())
     (tmp_path / "saved_model").symlink_to(saved / "saved_model")
     monkeypatch.chdir(tmp_path)
@@ -152,6 +171,19 @@ def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arg
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_links_to_files_stay_links(monkeypatch, saved, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("m.tflite", "m.snapped.keras"):
+        (tmp_path / "disk" / name).touch()
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    arguments = (saved / "model.keras", tmp_path / "m.tflite", "--force")
+    assert run(monkeypatch, "to_tflite.py", *arguments) == 0
+    for name in ("m.tflite", "m.snapped.keras"):
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "disk" / name).stat().st_size > 1000
+    assert len(list((tmp_path / "disk").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"resume": "always"}, "Expected resume to be one of auto, never"),
         ({"teacher": "floats"}, "Expected teacher to be one of float or a Path or None"),
         ({"teacher": "float", "stages": 1}, "a float stage to learn from"),
+        ({"teacher": Path("absent.keras")}, "found nothing at absent.keras"),
         (
             {"teacher": "float", "weight_bits": 32, "activation_bits": 32},
             "only where a network is quantized",

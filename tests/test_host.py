@@ -1,0 +1,34 @@
+import os
+import stat
+
+import pytest
+
+from dlqat_tf._host import read_object, write_whole
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "file").write_text("one")
+    (tmp_path / "link").symlink_to("big/file")
+    write_whole(tmp_path / "link", "two")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "big" / "file").read_text() == "two"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_replaced(tmp_path, make):
+    make(tmp_path / "x")
+    before = stat.S_IFMT((tmp_path / "x").stat().st_mode)
+    with pytest.raises(OSError, match=r"Expected the name of a .*file, received .*x, which is a"):
+        write_whole(tmp_path / "x", "text")
+    assert stat.S_IFMT((tmp_path / "x").stat().st_mode) == before
+    assert [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b"\xff", b'{"b": 1}', b"NaN"])
+def test_an_object_that_is_none(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json is damaged: delete it\.$"):
+        read_object(tmp_path / "x.json", "delete it", "a")
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert read_object(tmp_path / "x.json", "delete it", "a") == {"a": 1}
