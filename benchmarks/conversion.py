@@ -23,6 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import dlqat_tf
+from dlqat_tf._host import write_whole
+from dlqat_tf._script import ending
+from dlqat_tf.report import check_target
 from dlqat_tf.training import data
 
 import tensorflow as tf  # isort: skip
@@ -213,6 +216,9 @@ def convert(name: str, settings: Settings, folder: Path) -> list[Row]:
 def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.output:
+        with ending():
+            check_target(settings.output, force=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in settings.networks:
@@ -233,7 +239,7 @@ def main() -> None:
     Console().print(table)
     if settings.output:
         figures = [dataclasses.asdict(row) for row in rows]
-        settings.output.write_text(json.dumps(figures, indent=2) + "\n")
+        write_whole(settings.output, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

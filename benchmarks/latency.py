@@ -17,7 +17,10 @@ import tyro
 from rich.console import Console
 
 import dlqat_tf
+from dlqat_tf._host import write_whole
+from dlqat_tf._script import ending
 from dlqat_tf.export.runtimes.benchmark import benchmark
+from dlqat_tf.report import check_target
 
 import tensorflow as tf  # isort: skip
 import tensorflow_model_optimization as tfmot  # isort: skip
@@ -61,6 +64,9 @@ def tfmot_file(model: tf.keras.Model) -> bytes:
 def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.output:
+        with ending():
+            check_target(settings.output, force=True)
     size = settings.image_size
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs, floats = (Path(folder) / f"{n}.tflite" for n in ("int8", "tfmot", "float"))
@@ -74,7 +80,7 @@ def main() -> None:
         report = benchmark([theirs, ours, floats], runs=settings.runs, threads=settings.threads)
     Console().print(report)
     if settings.output:
-        settings.output.write_text(report.to_json() + "\n")
+        write_whole(settings.output, report.to_json() + "\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from networks import NETWORKS, Network
 
 import dlqat_tf
 from dlqat_tf._host import write_whole
+from dlqat_tf._script import ending
+from dlqat_tf.report import check_target
 from dlqat_tf.training.results import environment
 
 import tensorflow as tf  # isort: skip
@@ -207,7 +209,10 @@ def _measure(taken: _Steps, network: Network, widths, steps: int, images: int, p
 
 def run(settings: Settings) -> list[Row]:
     """Measure the rows that are missing; return those that were asked for."""
-    settings.rows.mkdir(parents=True, exist_ok=True)
+    with ending():
+        if settings.output:
+            check_target(settings.output, force=True)
+        settings.rows.mkdir(parents=True, exist_ok=True)
     commit = environment()["commit"] or "unknown"
     found = []
     for widths in settings.widths:

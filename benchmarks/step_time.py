@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,10 @@ def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.output and not settings.output.absolute().parent.is_dir():
+        # Without the package: what it imports has to start on the one core.
+        print(f"error: Expected a folder for {settings.output}, found none.", file=sys.stderr)
+        sys.exit(2)
     if settings.method is not None:
         settings = dataclasses.replace(settings, configurations=of_methods(settings.method))
     peaks = {name: [] for name in settings.configurations}

@@ -28,6 +28,8 @@ from networks import CLASSES, Network
 
 import dlqat_tf
 from dlqat_tf._host import write_whole
+from dlqat_tf._script import ending
+from dlqat_tf.report import check_target
 from dlqat_tf.training.results import environment
 
 import tensorflow as tf  # isort: skip
@@ -148,7 +150,10 @@ def _exported(row: Row, kind: str, model, images, labels, path: Path) -> None:
 
 def rows_of(settings: Settings) -> list[Row]:
     """Measure the rows that are missing; return all."""
-    settings.rows.mkdir(parents=True, exist_ok=True)
+    with ending():
+        if settings.output:
+            check_target(settings.output, force=True)
+        settings.rows.mkdir(parents=True, exist_ok=True)
     started, found = multiprocessing.get_context("spawn"), []
     for name in settings.networks:
         target = settings.rows / f"{name}.json"

@@ -91,8 +91,8 @@ class Grid:
             histories), to be kept where checkpoints are not. A cell that is in it is finished.
 
     Raises:
-        ValueError: Two cells have one name, a cell starts from one that there is not, or needs
-            several processes at once.
+        ValueError: There is a file where a folder should be, two cells have one name, a cell starts
+            from one that there is not, or needs several processes at once.
     """
 
     def __init__(self, cells: Sequence[Cell], folder: Path, archive: Path | None = None):
@@ -102,6 +102,12 @@ class Grid:
             names = [cell.name for cell in cells]
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"Expected cells of different names. Received twice: {twice}.")
+        for kept in filter(None, (self.folder, self.archive)):
+            taken = next((each for each in (kept, *kept.parents) if each.is_file()), None)
+            if taken:
+                raise ValueError(
+                    f"Expected folders for runs and archive, found the file {taken}: choose others."
+                )
         for cell in cells:
             if cell.starts_from is not None and cell.starts_from not in self.cells:
                 raise ValueError(

@@ -212,6 +212,13 @@ def test_grids_that_cannot_be(tmp_path, wrong, message):
         Grid(wrong, tmp_path)
 
 
+@pytest.mark.parametrize("folders", [("file", None), ("runs", "file"), ("runs", "file/kept")])
+def test_files_where_folders_should_be(tmp_path, folders):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=rf"found the file {tmp_path / 'file'}: choose others"):
+        Grid([Cell("a", TINY)], *(each and tmp_path / each for each in folders))
+
+
 def test_cells_that_wait_for_each_other_are_refused(tmp_path):
     circle = [Cell("a", TINY, "b"), Cell("b", TINY, "a")]
     with pytest.raises(ValueError, match="wait for each other"):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +26,7 @@ LOSSES = {
 }
 FLOAT = (32, 32)
 METHODS = "methods.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def named(**settings):
@@ -154,6 +158,20 @@ def test_step_times_that_are_none(tmp_path, content):
     file.write_text(content)
     with pytest.raises(ValueError, match=rf"{file} is damaged: expected what benchmarks/step_time"):
         methods_report._step_times(file)
+
+
+@pytest.mark.parametrize(
+    "script", ["conversion.py", "latency.py", "models.py", "step_time.py", "zoo_of_larq.py"]
+)
+def test_benchmarks_refuse_an_output_without_a_folder(tmp_path, monkeypatch, capsys, script):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    arguments = [script, "--output", str(tmp_path / "absent" / "x.json")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: Expected a")
+    assert not (tmp_path / "absent").exists()
 
 
 def test_a_cell_is_trained_measured_and_reported(run_recipe, tmp_path, capsys):

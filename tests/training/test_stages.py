@@ -130,6 +130,16 @@ def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
         run(dataclasses.replace(recipe, **values))
 
 
+def test_a_quantized_stage_is_no_float_stage(finished, tmp_path):
+    recipe, _ = finished
+    other = dataclasses.replace(
+        recipe, float_stage=recipe.output / "quantized", output=tmp_path / "run"
+    )
+    with pytest.raises(ValueError, match=r"hold a float network.*quantized, whose layer '\w+' ro"):
+        run(other)
+    assert not other.output.exists()
+
+
 def test_parity_sweep(finished, tmp_path, monkeypatch, capsys):
     recipe, result = finished
     assert read_recipe(recipe.output) == recipe
