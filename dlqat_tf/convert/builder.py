@@ -17,12 +17,19 @@ from dlqat_tf.convert.moments import Moments
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.convert.source import Source
-from dlqat_tf.convert.weights import projection, set_norm, started
+from dlqat_tf.convert.weights import (
+    constraint_of,
+    kernel_of,
+    on_kernel_of,
+    projection,
+    set_norm,
+    started,
+)
 from dlqat_tf.graph import unique
 from dlqat_tf.models.resnet import HEADS
 from dlqat_tf.preprocessing import ChannelAffine
 from dlqat_tf.quantizers import ActivationQuantizer, SymmetricWeights
-from dlqat_tf.quantizers.calibration import optimal_zero_point, set_range
+from dlqat_tf.quantizers.calibration import set_range
 
 _layers = tf.keras.layers
 
@@ -135,32 +142,25 @@ class Builder:
         else:
             quantizer = self._quantizer(call, bits)
             config |= {"activation": None, "use_bias": False}
-            config |= self._constraint(call, bits)
+            constraint = self._constraint(call, bits)
+            config |= {} if constraint is None else {"kernel_constraint": constraint}
         return QUANTIZED[type(call.layer)].from_config(
-            {**config, _weight_names(call.layer)[1]: quantizer}
+            {**config, _quantizer_name(call.layer): quantizer}
         )
 
     def _quantizer(self, call: Call, bits: int):
         """Return what rounds a kernel that a batch norm follows."""
         make = self._method.end_weights if self._is_end(call) else self._method.weights
         try:
-            return make(bits)
+            return on_kernel_of(call.layer, make(bits))
         except ValueError as error:
             raise ConversionError(
                 f"Layer {call.name!r} cannot have weight_bits={bits} with "
                 f"method={self._method.name!r}: {error}"
             ) from None
 
-    def _constraint(self, call: Call, bits: int) -> dict:
-        """Return the argument of the layer that is the method's constraint, if there is one.
-
-        A depthwise kernel has one input channel at a time, and the constraints mean several.
-        """
-        is_depthwise = isinstance(call.layer, _layers.DepthwiseConv2D)
-        make = self._method.kernel_constraint
-        if make is None or bits == 32 or is_depthwise or self._is_end(call):
-            return {}
-        return {"kernel_constraint": make()}
+    def _constraint(self, call: Call, bits: int):
+        return None if self._is_end(call) else constraint_of(call.layer, self._method, bits)
 
     def _is_end(self, call: Call) -> bool:
         return self._network.first(call) or call.layer in self._network.ends
@@ -186,13 +186,12 @@ class Builder:
             if call.role != "weighted" or self._network.keeps_scale(call):
                 made.set_weights(self._source.current(layer).get_weights())
                 continue
-            variable, quantizer = _weight_names(layer)
-            kernel = np.asarray(getattr(layer, variable), np.float64)
-            axes = _input_axes(layer, kernel.ndim)
-            rounding = getattr(made, quantizer)
-            constraint = self._constraint(call, rounding.bits).get("kernel_constraint")
+            variable, axes = kernel_of(layer)
+            kernel = np.asarray(variable, np.float64)
+            rounding = getattr(made, _quantizer_name(layer))
+            constraint = self._constraint(call, rounding.bits)
             start, quantized = started(kernel, axes, rounding, constraint)
-            getattr(made, variable).assign(start)
+            kernel_of(made)[0].assign(start)
             scale = np.ravel(projection(kernel, quantized, axes))
             bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
@@ -226,8 +225,8 @@ class Builder:
         measured = self._source.run(data, rounding)
         for place, made in steps("range", rounding.items()):
             values = np.concatenate(measured.samples[place])
-            if place.is_function and place.signed and place.bits < 8:
-                made.signed, made.zero_point = False, optimal_zero_point(values, place.bits)
+            if place.has_zero_point:
+                made.signed, made.zero_point = False, -place.codes(values).lowest
             if made.range_of_images is not None:
                 measured.ranges[made.name] = set_range(made, values)
             else:  # what starts from the first batch of training
@@ -318,14 +317,7 @@ class Builder:
             measured.notes.append(note)
 
 
-def _input_axes(layer, rank: int) -> tuple[int, ...]:
-    """Return the axes of a kernel but for its output channels, of which a depthwise one has two."""
-    if isinstance(layer, _layers.Conv2DTranspose):
-        return (0, 1, 3)
-    return tuple(range(rank - (2 if isinstance(layer, _layers.DepthwiseConv2D) else 1)))
-
-
-def _weight_names(layer) -> tuple[str, str]:
-    """Return the names of a layer's kernel and of its quantizer."""
-    part = "depthwise" if isinstance(layer, _layers.DepthwiseConv2D) else "kernel"
-    return ("depthwise_kernel" if part == "depthwise" else "kernel", f"{part}_quantizer")
+def _quantizer_name(layer) -> str:
+    """Return the argument of Larq's layer that rounds the kernel."""
+    is_depthwise = isinstance(layer, _layers.DepthwiseConv2D)
+    return "depthwise_quantizer" if is_depthwise else "kernel_quantizer"

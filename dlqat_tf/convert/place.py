@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 
+import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.methods import Method
 from dlqat_tf.preprocessing import Preprocessing
 from dlqat_tf.quantizers import CGPACT, InputQuantizer
+from dlqat_tf.quantizers.calibration import optimal_zero_point
+from dlqat_tf.quantizers.ste import Codes, codes_of
 
 _layers = tf.keras.layers
 
@@ -38,6 +41,17 @@ class Place:
     is_input: bool = False
     preprocessing: Preprocessing | None = None
     range: float | None = None
+
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether images say how many of its codes are below zero."""
+        return self.is_function and self.signed and self.bits < 8
+
+    def codes(self, values: np.ndarray) -> Codes:
+        """Return the codes that it starts with, given what it is to round on images."""
+        if not self.has_zero_point:
+            return codes_of(self.bits, self.signed)
+        return codes_of(self.bits, zero_point=optimal_zero_point(values, self.bits))
 
     def make(self, method: Method | None = None):
         """Make the quantizer; that of a ReLU is the method's, CG-PACT where there is none."""

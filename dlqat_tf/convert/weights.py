@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
 
-from dlqat_tf.methods import clamps
-from dlqat_tf.quantizers import WeightQuantizer
+from dlqat_tf.methods import Method, clamps
+from dlqat_tf.quantizers import TransposedWeights, WeightQuantizer
 
+_layers = tf.keras.layers
 _REACH = 1.0  # largest latent weight: beyond it the slope of tanh is less than 0.42
 
 
@@ -20,6 +22,53 @@ def latents(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     largest = np.abs(kernel).max(axis=axes, keepdims=True)
     reach = np.tanh(min(largest.max(), _REACH))
     return np.arctanh(kernel / np.where(largest > 0, largest, 1.0) * reach).astype(np.float32)
+
+
+def kernel_of(layer: tf.keras.layers.Layer) -> tuple[tf.Variable, tuple[int, ...]]:
+    """Return a layer's kernel and the axes of one output channel, of which depthwise ones have two.
+
+    Args:
+        layer: A convolution or dense layer, of Keras or of Larq.
+    """
+    if isinstance(layer, _layers.DepthwiseConv2D):
+        return layer.depthwise_kernel, (0, 1)
+    if isinstance(layer, _layers.Conv2DTranspose):
+        return layer.kernel, (0, 1, 3)
+    return layer.kernel, tuple(range(layer.kernel.shape.rank - 1))
+
+
+def on_kernel_of(layer: tf.keras.layers.Layer, quantizer: WeightQuantizer) -> WeightQuantizer:
+    """Return what rounds a layer's kernel so that a method finds output channels where they are.
+
+    What has one scale for all channels, as SAT's clamp has, stays itself.
+
+    Args:
+        layer: A convolution or dense layer, of Keras or of Larq.
+        quantizer: The method's.
+    """
+    has_channels = not clamps(quantizer) or getattr(quantizer, "keep_scale", False)
+    if isinstance(layer, _layers.Conv2DTranspose) and has_channels:
+        return TransposedWeights(quantizer)
+    return quantizer
+
+
+def constraint_of(
+    layer: tf.keras.layers.Layer, method: Method, bits: int
+) -> tf.keras.constraints.Constraint | None:
+    """Return a method's constraint of a hidden layer's latents, or None.
+
+    Constraints are of several input channels, by the axis before the last. A depthwise kernel has
+    one, and a transposed one has the output channels there.
+
+    Args:
+        layer: A convolution or dense layer, of Keras or of Larq.
+        method: What rounds the kernel.
+        bits: Its width.
+    """
+    has_others = isinstance(layer, (_layers.DepthwiseConv2D, _layers.Conv2DTranspose))
+    if method.kernel_constraint is None or bits == 32 or has_others:
+        return None
+    return method.kernel_constraint()
 
 
 def started(

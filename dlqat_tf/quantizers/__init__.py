@@ -26,6 +26,7 @@ from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.snapped import SnappedWeights, nearest_codes
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
 from dlqat_tf.quantizers.syq import SYQWeights
+from dlqat_tf.quantizers.transposed import TransposedWeights
 from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "SYQWeights",
     "SnappedWeights",
     "SymmetricWeights",
+    "TransposedWeights",
     "Unwrapped",
     "WeightGrid",
     "WeightQuantizer",

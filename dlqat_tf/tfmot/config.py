@@ -9,6 +9,7 @@ import tensorflow_model_optimization as tfmot
 from dlqat_tf import methods
 from dlqat_tf.canonical import function_of, is_bilinear
 from dlqat_tf.convert.kinds import POOLS
+from dlqat_tf.convert.weights import on_kernel_of
 from dlqat_tf.quantizers import CGPACT, SATWeights
 from dlqat_tf.tfmot.quantizer import LarqQuantizer
 
@@ -76,7 +77,7 @@ class QuantizeConfig(_api.QuantizeConfig):
             activation_bits, alpha_init=alpha_init, regularizer=None, name="output"
         )
         CGPACT(alpha_init=alpha_init)  # refuses what is out of range, also for methods without
-        self._weights = LarqQuantizer(weights)
+        self._weights = weights
         self._rectified = LarqQuantizer(rectified)
         self._signed = None
         if residual_bits is not None:
@@ -96,7 +97,9 @@ class QuantizeConfig(_api.QuantizeConfig):
     def get_weights_and_quantizers(self, layer):
         check_quantizable(layer, signed=self._signed is not None)
         name = KERNELS.get(type(layer))
-        return [(getattr(layer, name), self._weights)] if name else []
+        if name is None:
+            return []
+        return [(getattr(layer, name), LarqQuantizer(on_kernel_of(layer, self._weights)))]
 
     def set_quantize_weights(self, layer, quantize_weights):
         for weights in quantize_weights:

@@ -39,7 +39,8 @@ class LarqQuantizer(_api.quantizers.Quantizer):
     def _built(self, shape, add_weight) -> lq.quantizers.Quantizer:
         """Return the quantizer, which asks ``add_weight`` for its variables."""
         quantizer = tf.keras.layers.deserialize(self._config)
-        quantizer.add_weight = add_weight
+        for each in (quantizer, *quantizer.submodules):  # one may hold another
+            each.add_weight = add_weight
         quantizer.build(shape)
         return quantizer
 

@@ -16,6 +16,7 @@ from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.problems import Problem, unstored
 from dlqat_tf.convert.standard import in_standard_layers
+from dlqat_tf.convert.weights import constraint_of
 from dlqat_tf.graph import apply, follow, refresh
 from dlqat_tf.heads import Head
 from dlqat_tf.preprocessing import ChannelAffine
@@ -159,16 +160,13 @@ class _Assignment(_api.QuantizeLayoutTransform, _api.QuantizeRegistry):
 
     def _constraints(self, network: Network) -> dict:
         """Return the method's constraint of each hidden kernel that it has one for."""
-        make = methods.get(self._settings["method"]).kernel_constraint
-        return {
-            layer: make()
-            for layer in network.of
-            if make is not None
-            and type(layer) in (_layers.Conv2D, _layers.Dense)
-            and layer.name in self._configs
-            and not self._configs[layer.name].get_config()["at_end"]
-            and self._configs[layer.name].get_config()["weight_bits"] != 32
-        }
+        method, found = methods.get(self._settings["method"]), {}
+        for layer in network.of:
+            if type(layer) in KERNELS and layer.name in self._configs:
+                config = self._configs[layer.name].get_config()
+                bits = 32 if config["at_end"] else config["weight_bits"]
+                found[layer] = constraint_of(layer, method, bits)
+        return {layer: each for layer, each in found.items() if each is not None}
 
     def supports(self, layer) -> bool:
         return layer.name in self._configs

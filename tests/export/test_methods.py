@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import methods
+from dlqat_tf import methods, quantize
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
 from dlqat_tf.export.files.lce import PLANE_LIMIT
 from dlqat_tf.quantizers import NoGrid
@@ -170,3 +170,22 @@ def test_float_activations_store_codes(tmp_path):
     assert sizes == {"int8": 9 * 8 * 8, "int4": 9 * 8 * 4}
     with pytest.raises(ExportError, match="activations to be one of int8, float32"):
         to_tflite(model, path, activations="int4", force=True)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("bwn", 1), ("hawq", 3), ("lqnet", 2), ("syq", 1)])
+def test_transposed_kernels_have_steps_of_output_channels(name, bits, tmp_path):
+    """As quantize makes them; two of them on no grid, so that they are snapped."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = tf.keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = tf.keras.layers.Conv2DTranspose(6, 2, 2, activation="relu", name="grow")(x)
+    x = tf.keras.layers.GlobalAveragePooling2D()(x)
+    source = tf.keras.Model(inputs, tf.keras.layers.Dense(5)(x))
+    model, _ = quantize(source, bits, 2, method=name, images=images(16))
+    kernel = np.swapaxes(source.get_layer("grow").kernel, 2, 3)  # of the output channels last
+    expected = methods.get(name).weights(bits)(kernel).numpy()
+    quantizer = model.get_layer("grow").kernel_quantizer
+    latent = model.get_layer("grow").kernel.latent_variable
+    np.testing.assert_allclose(np.swapaxes(quantizer(latent), 2, 3), expected, 1e-5, 1e-6)
+    model(images(16), training=True)
+    check(model, to_lce(model, tmp_path / "lce.tflite"))

@@ -11,6 +11,7 @@ import tensorflow_model_optimization as tfmot
 import dlqat_tf
 from dlqat_tf import methods
 from dlqat_tf.export import lower, parity, to_lce, to_tflite
+from dlqat_tf.quantizers import unwrapped
 from dlqat_tf.quantizers.calibration import calibrate
 from dlqat_tf.tfmot import QuantizeConfig, Scheme
 from tests.tfmot.networks import (
@@ -52,6 +53,24 @@ def test_files_compute_what_was_trained(trained, tmp_path, export):
     declared = {layer.layer: layer.declared_bits for layer in report.census.layers}
     assert declared["quant_second"] == declared["quant_depthwise"] == 1
     assert report.shifts  # biases in wrapped layers and batch norms moved
+
+
+@pytest.mark.parametrize("method", ["sat", "hawq", "lqnet"])
+def test_transposed_kernels_have_steps_of_output_channels(method, tmp_path):
+    """Without a norm behind it SAT has them too."""
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = layers.Conv2DTranspose(6, 2, 2, activation="relu", name="grow")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    source = tf.keras.Model(inputs, layers.Dense(3)(x))
+    bits = 3 if method == "hawq" else 1
+    model = applied(source, weight_bits=bits, method=method)
+    model(images(8) / np.float32(255), training=True)
+    quantizer = unwrapped(model.get_layer("quant_grow")).kernel_quantizer
+    assert quantizer.grid(source.get_layer("grow").kernel).step.shape == (6, 1)
+    report = to_lce(model, tmp_path / "model.tflite")
+    result = parity(tf.keras.models.load_model(report.snapped), report.path, images(64))
+    assert result.agreement["keras_file"] == result.agreement["simulation_file"] == 100.0
 
 
 def test_softmax_runs_in_float():

@@ -80,10 +80,12 @@ from dlqat_tf.preprocessing import arithmetic
 from dlqat_tf.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
+    TransposedWeights,
     Unwrapped,
     unwrapped,
 )
 from dlqat_tf.quantizers.of_larq import is_of_larq
+from dlqat_tf.quantizers.transposed import channels_last
 
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
@@ -329,12 +331,19 @@ class _Lowering:
         if is_transposed:
             channels = layer.filters
         bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
-        levels = levels_of(parts.kernel_quantizer, kernel, name, layer)
+        rounding = parts.kernel_quantizer
+        if isinstance(rounding, TransposedWeights):
+            rounding, kernel = rounding.quantizer, channels_last(kernel)
+        levels = levels_of(rounding, kernel, name, layer)
         weights, step = levels.weights, levels.step
-        if is_transposed:
-            weights = weights.transpose(0, 1, 3, 2)
+        if is_transposed and rounding is parts.kernel_quantizer:
+            weights = channels_last(weights)
             if step is not None and step.size > 1:
-                raise unsupported(name, layer, "its quantizer has a step for each input channel")
+                reason = (
+                    "its quantizer has a step for each input channel, since it takes these for the "
+                    "output channels: use quantizers.TransposedWeights around it"
+                )
+                raise unsupported(name, layer, reason)
         if step is not None:
             # A step per last axis of a depthwise kernel is one per multiplier.
             step = np.tile(step, channels // step.size).astype(np.float32)

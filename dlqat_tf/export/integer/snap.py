@@ -16,7 +16,8 @@ from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
-from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
+from dlqat_tf.quantizers import SnappedWeights, TransposedWeights, nearest_codes, unwrapped
+from dlqat_tf.quantizers.transposed import channels_last
 from dlqat_tf.report import Report
 
 _SMALL = 1e-5  # relative shifts of steps: those that adds ask for are smaller
@@ -257,13 +258,18 @@ def _hold_codes(layer, name: str) -> None:
         )
     with lq.context.quantized_scope(False):
         latent = np.float32(tf.convert_to_tensor(parts.kernel))
-    grid = nearest_codes(np.asarray(parts.kernel_quantizer(latent), np.float32))
-    quantizer = SnappedWeights(parts.kernel_quantizer.precision)
+    values = np.asarray(parts.kernel_quantizer(latent), np.float32)
+    quantizer = snapped = SnappedWeights(parts.kernel_quantizer.precision)
+    is_transposed = isinstance(parts.kernel_quantizer, TransposedWeights)
+    if is_transposed:
+        values, quantizer = channels_last(values), TransposedWeights(snapped)
+    grid = nearest_codes(values)
     quantizer.build(latent.shape)
-    quantizer.step.assign(grid.step)
+    snapped.step.assign(grid.step)
     setattr(layer, attribute, quantizer)
     parts.kernel.quantizer = quantizer
-    parts.kernel.assign(grid.codes * grid.step)
+    levels = grid.codes * grid.step
+    parts.kernel.assign(channels_last(levels) if is_transposed else levels)
 
 
 def _factor(node: Weighted, before: Weighted) -> np.ndarray:

@@ -1,0 +1,88 @@
+import json
+
+import larq as lq
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlqat_tf import BWNWeights, HAWQWeights, INQWeights, IRNetWeights, LQNetWeights, SYQWeights
+from dlqat_tf.quantizers import NoGrid, TransposedWeights
+from tests.quantizers.methods import check_grid, fit, gradient_of
+
+# A position, two output and three input channels, whose mean magnitudes are 2 and 3.
+W = np.float32([[[[1.0, -2.0, 3.0], [-3.0, -5.0, 1.0]]]])
+
+
+def test_by_hand():
+    quantizer = TransposedWeights(BWNWeights())
+    upstream = np.float32([[[[1, 2, 3], [4, 5, 6]]]])
+    values, gradient = gradient_of(quantizer, W, upstream)
+    np.testing.assert_array_equal(values, [[[[2, -2, 2], [-3, -3, 3]]]])
+    third = 1 / 3  # and the mean where the weight is at most 1
+    slope = [[2 + third, third, third], [third, third, 3 + third]]
+    np.testing.assert_allclose(gradient[0, 0], upstream[0, 0] * slope, 1e-6)
+    grid = check_grid(quantizer, W)
+    assert grid.step.tolist() == [[2], [3]]
+    ((sign, scale),) = quantizer.planes(W)
+    np.testing.assert_array_equal(sign * scale, values)
+    assert quantizer.precision == 1
+
+
+@pytest.mark.parametrize("inner", [HAWQWeights(3), IRNetWeights(), SYQWeights(2), LQNetWeights(2)])
+def test_it_is_the_other_one_turned(inner):
+    generator = np.random.default_rng(0)
+    kernel, upstream = generator.normal(size=(2, 2, 3, 3, 4)).astype(np.float32)
+    quantizer = TransposedWeights(inner)
+    quantizer(kernel, training=True)
+    values, gradient = gradient_of(quantizer, kernel, upstream)
+    turned = np.swapaxes(kernel, 2, 3), np.swapaxes(upstream, 2, 3)
+    expected = [np.swapaxes(each, 2, 3) for each in gradient_of(inner, *turned)]
+    np.testing.assert_array_equal([values, gradient], expected)
+    try:
+        check_grid(quantizer, kernel)
+    except NoGrid:
+        if inner.bits == 2 and not isinstance(inner, SYQWeights):
+            total = sum(sign * scale for sign, scale in quantizer.planes(kernel))
+            np.testing.assert_allclose(total, values, 1e-6)
+
+
+def test_a_latent_kernel_has_the_levels():
+    quantizer = TransposedWeights(HAWQWeights(3))
+    grid = quantizer.grid(W)
+    again = quantizer.grid(quantizer.latent(grid))
+    np.testing.assert_array_equal(again.codes, grid.codes)
+    np.testing.assert_array_equal(again.step, grid.step)
+
+
+def test_what_depends_on_progress_is_told():
+    kernel = tf.Variable(np.float32([[[[4.0, 1.0]], [[2.0, 0.25]]]]))  # (1, 2, 1, 2)
+    quantizer = TransposedWeights(INQWeights(3))
+    quantizer.build(kernel.shape)
+    quantizer.advance(0.0, kernel)  # the larger half, at powers of two
+    assert quantizer.quantizer.frozen.shape == (1, 2, 2, 1)
+    kernel.assign_add(tf.ones_like(kernel))
+    assert quantizer(kernel).numpy().tolist() == [[[[4.0, 2.0]], [[2.0, 1.25]]]]
+    assert not hasattr(TransposedWeights(BWNWeights()), "advance")
+
+
+def test_it_comes_back(tmp_path):
+    inputs = tf.keras.Input((2, 2, 2))
+    quantizer = TransposedWeights(LQNetWeights(2))
+    x = lq.layers.QuantConv2DTranspose(4, 1, kernel_quantizer=quantizer)(inputs)
+    x = tf.keras.layers.GlobalAveragePooling2D()(x)
+    model = tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
+    model.compile("sgd", "mse")
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[1].kernel_quantizer.quantizer.basis.shape == (2, 4)
+    for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    config = json.loads(json.dumps(quantizer.get_config()))
+    assert TransposedWeights.from_config(config).get_config() == quantizer.get_config()
+
+
+@pytest.mark.parametrize("wrong", [None, 1, tf.keras.layers.ReLU()])
+def test_bad_input(wrong):
+    with pytest.raises(ValueError, match=r"Expected a weight quantizer of dlqat_tf\. Received"):
+        TransposedWeights(wrong)
