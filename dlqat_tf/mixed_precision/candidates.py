@@ -6,21 +6,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
-import tensorflow as tf
 
 from dlqat_tf import methods
 from dlqat_tf.convert import ConversionError, quantize
 from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
-from dlqat_tf.convert.weights import projection, started
+from dlqat_tf.convert.place import Place
+from dlqat_tf.convert.weights import constraint_of, kernel_of, on_kernel_of, projection, started
 from dlqat_tf.export.files.lce import PLANE_LIMIT
 from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import Head
 from dlqat_tf.mixed_precision.programme import Choice, Programme, Reader
 from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
-from dlqat_tf.quantizers.calibration import optimal_range, optimal_zero_point, rounding_error
-from dlqat_tf.quantizers.ste import codes_of
+from dlqat_tf.quantizers.calibration import optimal_range, rounding_error, typical
 from dlqat_tf.summary import FILES, SummaryReport, predict
 
 SIZES = ("declared", *FILES)
@@ -56,14 +55,7 @@ class Candidates:
         # Heads of this package bring quantizers; what converts keeps them as they are.
         self._kept = {layer.name: "float" for layer in model.layers if isinstance(layer, Head)}
         self.pairs = [(w, a) for w in weight_bits for a in activation_bits]
-        network = self._network = Network(
-            model,
-            Overrides(self._kept),
-            settings["head"],
-            dict.fromkeys(("weight_bits", "activation_bits"), _HIDDEN)
-            | {"residual_bits": settings["residual_bits"]},
-            preprocessing=settings["preprocessing"],
-        )
+        network = self._network = self._network_of(_HIDDEN)
         self._weighted = {
             calls[0].name: calls[0]
             for layer, calls in network.of.items()
@@ -86,6 +78,17 @@ class Candidates:
                 f"Expected latencies by layer, of {', '.join(self._weighted)}. Received: "
                 f"{', '.join(map(repr, sorted(unknown)))}."
             )
+
+    def _network_of(self, bits: int) -> Network:
+        """Return the calls of the model whose hidden kernels and activations have these bits."""
+        return Network(
+            self._model,
+            Overrides(self._kept),
+            self._settings["head"],
+            dict.fromkeys(("weight_bits", "activation_bits"), bits)
+            | {"residual_bits": self._settings["residual_bits"]},
+            preprocessing=self._settings["preprocessing"],
+        )
 
     def costs(self, weight_bits: int, activation_bits: int, overrides: dict | None = None):
         """Return what a converted model costs in all, and by layer with a kernel."""
@@ -164,29 +167,32 @@ class Candidates:
             self._network,
             images,
             labels,
-            {name: _kernel(call)[0] for name, call in self.kernels.items()},
-            self.groups,
+            {name: kernel_of(call.layer)[0] for name, call in self.kernels.items()},
+            {_activations(call): [call] for calls in self.groups.values() for call in calls},
         )
-        traces = {
-            name: estimate(np.array(each)) for name, each in curvature.samples(probes, seed).items()
-        }
+        samples = {name: np.array(each) for name, each in curvature.samples(probes, seed).items()}
         found = {}
         for name, call in self.kernels.items():
-            variable, axes = _kernel(call)
-            kernel = np.asarray(variable, np.float64)
-            errors = {
-                bits: _kernel_error(kernel, axes, self._method, bits) for bits in self._weight_bits
-            }
-            found[name] = traces[name], errors
+            trace = estimate(samples[name])
+            found[name] = (
+                trace,
+                {
+                    bits: trace.curvature * _kernel_error(call.layer, self._method, bits) / 2
+                    for bits in self._weight_bits
+                },
+            )
+        values = {call.name: each.numpy() for call, each in curvature.values.items()}
+        errors = {bits: _errors(self._network_of(bits), values) for bits in self._activation_bits}
         for name, calls in self.groups.items():
-            values = np.concatenate([np.ravel(curvature.values[call]) for call in calls])
-            is_signed = self._network.places[calls[0]].signed
-            errors = {bits: _error(values, bits, is_signed) for bits in self._activation_bits}
-            found[name] = traces[name], errors
-        return {
-            name: (trace, {bits: trace.curvature * each / 2 for bits, each in errors.items()})
-            for name, (trace, errors) in found.items()
-        }
+            traces = {call.name: estimate(samples[_activations(call)]) for call in calls}
+            found[name] = (
+                estimate(sum(samples[_activations(call)] for call in calls)),
+                {
+                    bits: sum(traces[each].curvature * of[each] / 2 for each in traces)
+                    for bits, of in errors.items()
+                },
+            )
+        return found
 
     def overrides(self, choice: Choice) -> dict[str, dict[str, int]]:
         """Return a choice as ``quantize`` and ``resnet18`` take it."""
@@ -235,7 +241,7 @@ def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):
             reads[call] = next(iter(read))
     first = {call: min(of[call], key=hidden.index) for call in hidden}
     # A layer with a kernel and a fused ReLU is in both.
-    names = {call: f"activations of {each.name}" for call, each in first.items()}
+    names = {call: _activations(each) for call, each in first.items()}
     groups: dict[str, list[Call]] = {}
     for call in hidden:
         groups.setdefault(names[call], []).append(call)
@@ -251,24 +257,38 @@ def _sources(network: Network, call: Call) -> set[Call]:
     return set().union(*(_sources(network, source) for source, _ in call.inputs))
 
 
-def _kernel(call: Call) -> tuple[tf.Variable, tuple[int, ...]]:
-    """Return a layer's kernel and the axes of one output channel."""
-    if isinstance(call.layer, tf.keras.layers.DepthwiseConv2D):
-        return call.layer.depthwise_kernel, (0, 1)
-    kernel = call.layer.kernel
-    return kernel, tuple(range(kernel.shape.rank - 1))
+def _activations(call: Call) -> str:
+    """Return the name of what a call computes, which a kernel of its layer may have too."""
+    return f"activations of {call.name}"
 
 
-def _kernel_error(kernel: np.ndarray, axes, method: methods.Method, bits: int) -> float:
+def _kernel_error(layer, method: methods.Method, bits: int) -> float:
     """Return the mean squared error of what conversion makes of a kernel."""
-    constraint = None if method.kernel_constraint is None else method.kernel_constraint()
-    _, quantized = started(kernel, axes, method.weights(bits), constraint)
-    return float(np.square(projection(kernel, quantized, axes) * quantized - kernel).mean())
+    variable, axes = kernel_of(layer)
+    kernel = np.asarray(variable, np.float64)
+    quantizer = on_kernel_of(layer, method.weights(bits))
+    _, quantized = started(kernel, axes, quantizer, constraint_of(layer, method, bits))
+    factors = np.expand_dims(projection(kernel, quantized, axes), axes)
+    return float(np.square(factors * quantized - kernel).mean())
 
 
-def _error(values: np.ndarray, bits: int, is_signed: bool) -> float:
-    """Return the mean squared error of activations in the range that loses least."""
-    bits = max(bits, 2) if is_signed else bits
-    zero_point = optimal_zero_point(values, bits) if is_signed and bits < 8 else 0
-    codes = codes_of(bits, is_signed and bits == 8, zero_point)
-    return rounding_error(values, codes, optimal_range(values, *codes) / codes.highest)
+def _errors(network: Network, values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the mean squared errors of activations in the ranges that lose least, by call.
+
+    Args:
+        network: With the width in question everywhere.
+        values: Of all images, by call.
+    """
+    calls = {call: values[call.name] for call in network.calls if call.name in values}
+    rounded: dict[Place, list[np.ndarray]] = {}
+    for call, each in calls.items():
+        rounded.setdefault(network.places[call], []).append(np.ravel(typical(each)))
+    steps = {}
+    for place, each in rounded.items():
+        together = np.concatenate(each)
+        codes = place.codes(together)
+        steps[place] = codes, (place.range or optimal_range(together, *codes)) / codes.highest
+    return {
+        call.name: rounding_error(each, *steps[network.places[call]])
+        for call, each in calls.items()
+    }

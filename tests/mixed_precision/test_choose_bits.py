@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import choose_bits, quantize, resnet18
+from dlqat_tf import choose_bits, methods, quantize, resnet18
 from dlqat_tf.convert import ConversionError
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.mixed_precision import BIT_OPERATIONS
+from dlqat_tf.mixed_precision.candidates import _errors, _kernel_error
 from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
 from dlqat_tf.summary import predict
 
@@ -35,8 +36,8 @@ def source(softmax=False):
     return tf.keras.Model(inputs, layers.Dense(3, activation=activation, name="scores")(x))
 
 
-def network(model):
-    widths = {"weight_bits": 2, "activation_bits": 2, "residual_bits": 8}
+def network(model, activation_bits=2):
+    widths = {"weight_bits": 2, "activation_bits": activation_bits, "residual_bits": 8}
     return Network(model, Overrides({}), None, widths)
 
 
@@ -84,6 +85,84 @@ def test_traces_are_those_of_the_whole_hessian(softmax):
         assert abs(trace.mean - whole) < 4 * trace.standard_error
     np.testing.assert_allclose(curvature.values[place], values, rtol=1e-5)
     assert curvature.samples(2, seed=1)["b"] != samples["b"][:2]
+
+
+def branches():
+    """Functions with and without codes below zero, and two ReLUs of unlike size that meet."""
+    tf.keras.utils.set_random_seed(1)
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = layers.Activation("swish", name="swish")(layers.Conv2D(4, 1, name="first")(inputs))
+    x = layers.Activation("tanh", name="tanh")(layers.Conv2D(4, 1, name="second")(x))
+    left = layers.Conv2D(3, 1, activation="relu", name="left")(x)
+    right = layers.Conv2D(3, 1, activation="relu", name="right")(x)
+    right.node.layer.kernel.assign(right.node.layer.kernel * 50)
+    x = layers.Conv2D(4, 1, activation="relu", name="joined")(layers.Concatenate()([left, right]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_errors_of_activations_are_those_of_the_converted_network(bits):
+    images = np.tile(IMAGES, (2, 1, 1, 1))
+    images[0] *= 1000  # of another size, which ranges leave out
+    model = branches()
+    names = ["swish", "tanh", "left", "right"]
+    outputs = [model.get_layer(name).output for name in names]
+    values = dict(zip(names, tf.keras.Model(model.input, outputs)(images), strict=True))
+    values = {name: each.numpy() for name, each in values.items()}
+    calls = network(model, bits)
+    places = {call.name: place for call, place in calls.places.items()}
+    quantized, _ = quantize(model, 2, bits, images=images, head=None, preprocessing="values")
+    found = _errors(calls, values)
+    assert list(found) == names
+    for name, error in found.items():
+        rounded = quantized.get_layer(places[name].name)(values[name]).numpy()
+        assert error == pytest.approx(np.square(rounded - values[name]).mean(), 1e-4)
+
+
+def test_activations_that_meet_have_an_increase_each():
+    model = branches()
+    calls = network(model)
+    kernels = {name: model.get_layer(name).kernel for name in ("second", "left", "right", "joined")}
+    meeting = {call.name: call for call in calls.places if call.name in ("left", "right")}
+    places = {call.name: [call] for call in calls.places if call.name in ("swish", "tanh")}
+    places |= {name: [call] for name, call in meeting.items()}
+    prefixed = {f"activations of {name}": each for name, each in places.items()}
+    curvature = Curvature(calls, IMAGES, LABELS, kernels, prefixed)
+    samples = {name: np.array(each) for name, each in curvature.samples(4, seed=0).items()}
+    errors = _errors(
+        calls, {name: curvature.values[call].numpy() for name, call in meeting.items()}
+    )
+    _, report = choose_bits(
+        model,
+        IMAGES,
+        LABELS,
+        weight_bits=(2,),
+        activation_bits=(2,),
+        bit_operations=1e9,
+        probes=4,
+    )
+    (found,) = [each for each in report.layers if each.layer == "left + right"]
+    traces = {name: samples[f"activations of {name}"] for name in meeting}
+    assert found.trace == pytest.approx(np.mean(traces["left"] + traces["right"]), 1e-4)
+    increases = [estimate(traces[name]).curvature * errors[name] / 2 for name in meeting]
+    assert found.increase[2] == pytest.approx(sum(increases), 1e-4)
+
+
+def test_errors_of_kernels_are_those_of_conversion():
+    """By BWN, exact once each output channel has its factor: of depthwise, of transposed ones."""
+    depthwise, transposed = layers.DepthwiseConv2D(1), layers.Conv2DTranspose(2, 1)
+    depthwise.build((None, 1, 1, 2))
+    depthwise.depthwise_kernel.assign([[[[1.0], [3.0]]]])
+    transposed.build((None, 1, 1, 3))
+    transposed.kernel.assign([[[[1.0, -1.0, 1.0], [2.0, 2.0, -2.0]]]])
+    for layer in (depthwise, transposed):
+        assert _kernel_error(layer, methods.get("bwn"), 1) == pytest.approx(0, abs=1e-12)
+    dense = layers.Dense(1, use_bias=False)
+    dense.build((None, 2))
+    dense.kernel.assign([[1.0], [3.0]])
+    # Less their mean -1 and 1, whose factor is (3 - 1) / 2: both are off by 2.
+    assert _kernel_error(dense, methods.get("bwn"), 1) == pytest.approx(4)
 
 
 @pytest.fixture(scope="module")
