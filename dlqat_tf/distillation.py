@@ -121,15 +121,15 @@ class _Distillation(tf.keras.layers.Layer):
             if _gives_probabilities(teacher):
                 shown = tf.math.log(tf.maximum(shown, _SMALLEST))
             shown = tf.stop_gradient(self._teacher_scale * shown / self._temperature)
-            divergence = tf.reduce_mean(
-                tf.reduce_sum(
-                    tf.nn.softmax(shown)
-                    * (
-                        tf.nn.log_softmax(shown)
-                        - tf.nn.log_softmax(self._student_scale * logits / self._temperature)
-                    ),
-                    axis=-1,
+            divergence = tf.reduce_sum(
+                tf.nn.softmax(shown)
+                * (
+                    tf.nn.log_softmax(shown)
+                    - tf.nn.log_softmax(self._student_scale * logits / self._temperature)
                 )
             )
+            # The share of a replica in a last batch may have no image.
+            count = tf.cast(tf.shape(logits)[0], tf.float32)
+            divergence = tf.math.divide_no_nan(divergence, count)
             self.add_loss(self._weight * self._temperature**2 * divergence)
         return logits

@@ -310,11 +310,13 @@ class GMLoss(_MarginLoss):
             true = tf.gather(probabilities, labels, batch_dims=1)
         else:
             true = tf.reduce_sum(labels * probabilities, axis=1)
-        mean = tf.stop_gradient(tf.reduce_mean(true))
+        total = tf.stop_gradient(tf.reduce_sum(true))
+        count = tf.cast(tf.size(true), tf.float32)
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            mean = replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
-        return mean**self.fit_power
+            # Shares of a last batch differ in size, and one may have no image.
+            total, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, [total, count])
+        return tf.math.divide_no_nan(total, count) ** self.fit_power
 
     def penalty(self, labels, predictions):
         if not self.likelihood_weight:

@@ -43,6 +43,14 @@ def test_the_loss_by_hand():
     assert added_loss(student, teacher, weight=1.0, temperature=2.0) == pytest.approx(4 * soft)
 
 
+@pytest.mark.parametrize(("images", "expected"), [(2, DIVERGENCE), (0, 0.0)])
+def test_it_is_the_mean_of_the_images(images, expected):
+    """Of a replica without an image in a last batch it is 0, which adds nothing to the others."""
+    trainer = dlqat_tf.distill(linear(STUDENT), linear(TEACHER), temperature=1.0)
+    trainer(np.ones((images, 1), np.float32), training=True)
+    assert float(trainer.losses[0]) == pytest.approx(expected)
+
+
 def test_a_teacher_with_a_softmax_is_the_same():
     student = linear(STUDENT)
     for ended in (

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -582,3 +584,29 @@ def test_warmup_needs_to_know_the_length_of_an_epoch():
 def test_steps_per_epoch_must_be_positive(steps):
     with pytest.raises(ValueError, match="steps_per_epoch to be a finite number above 0"):
         MarginWarmup(1, steps)
+
+
+SHARES = """
+import dlqat_tf
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+shares = [[[0.5, 0.5, 0.8], [0.2]], [[0.6], []]]
+for pair, mean in zip(shares, (0.5, 0.6)):
+    def share(context):
+        of_true = tf.constant(pair[context.replica_id_in_sync_group], tf.float32)
+        return tf.math.log(tf.stack([of_true, 1 - of_true], 1))
+
+    predictions = strategy.experimental_distribute_values_from_function(share)
+    loss = dlqat_tf.GMLoss(fit_power=1)
+    fit = strategy.run(lambda x: loss.fit(x, tf.zeros(tf.shape(x)[:1], tf.int32)), (predictions,))
+    for each in strategy.experimental_local_results(fit):
+        assert abs(float(each) - mean) < 1e-6, float(each)
+"""
+
+
+def test_the_fit_is_that_of_all_replicas_images():
+    """Shares of 3 and 1 images, of 1 and none; tf.distribute wants its devices named first."""
+    subprocess.run([sys.executable, "-c", SHARES], check=True)

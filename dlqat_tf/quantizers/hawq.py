@@ -101,11 +101,13 @@ class HAWQActivations(ActivationQuantizer):
     def quantize(self, values, training=None):
         if self.bits == 32:
             return tf.nn.relu(values)
-        largest = positive(tf.reduce_max(values))
+        largest = tf.reduce_max(values)
         maximum = start_once(self.maximum, self.started, lambda: largest, training)
         if training is not None and (tf.is_tensor(training) or training):
-            moved = _MOMENTUM * maximum + (1 - _MOMENTUM) * largest
-            maximum = tf.stop_gradient(tf.where(tf.cast(training, tf.bool), moved, maximum))
+            moved = _MOMENTUM * maximum + (1 - _MOMENTUM) * positive(largest)
+            # A batch that diverged, or has no values, does not stay in it.
+            moves = tf.logical_and(tf.cast(training, tf.bool), tf.math.is_finite(largest))
+            maximum = tf.stop_gradient(tf.where(moves, moved, maximum))
             self.maximum.assign(maximum)
             maximum = tf.convert_to_tensor(self.maximum)
         step = divide_exactly(maximum, 2**self.bits - 1)

@@ -49,18 +49,18 @@ def start_once(
 ) -> tf.Tensor:
     """Return the number; in the first training step, set it to ``initial()`` before.
 
-    Before that step, what the number would start from stands in for it.
+    Before that step, what the number would start from stands in for it. A batch of no values, as a
+    replica's share of a last one may be, or one that overflowed starts nothing.
     """
     if training is not None and (tf.is_tensor(training) or training):
         # Assigned in every step and computed in the first: replicas assign together, which they
         # cannot do inside of a condition.
         first = tf.logical_and(tf.cast(training, tf.bool), started < 0.5)
-        number.assign(
-            tf.stop_gradient(
-                tf.cond(first, lambda: positive(initial()), lambda: number.read_value())
-            )
-        )
-        started.assign(tf.maximum(started, tf.cast(training, tf.float32)))
+        new = tf.stop_gradient(tf.cond(first, initial, lambda: number.read_value()))
+        is_number = tf.reduce_all(tf.math.is_finite(new))
+        number.assign(tf.where(is_number, positive(new), number.read_value()))
+        starts = tf.logical_and(tf.cast(training, tf.bool), is_number)
+        started.assign(tf.maximum(started, tf.cast(starts, tf.float32)))
         if not tf.is_tensor(training):
             return tf.convert_to_tensor(number)
     return tf.cond(

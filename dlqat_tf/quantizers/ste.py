@@ -84,7 +84,7 @@ def per_filter(kernel: tf.Tensor) -> tuple[list[int], int]:
 
 def features_of(values: tf.Tensor) -> tf.Tensor:
     """Return how many values an image has, an int32 scalar, of activations (images, ...)."""
-    return tf.size(values) // tf.maximum(tf.shape(values)[0], 1)
+    return tf.reduce_prod(tf.shape(values)[1:])
 
 
 class Codes(NamedTuple):

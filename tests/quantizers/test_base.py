@@ -1,6 +1,7 @@
 """What all quantizers promise, and how Larq and Keras see them."""
 
 import logging
+import math
 
 import larq as lq
 import numpy as np
@@ -10,14 +11,20 @@ import tensorflow as tf
 from dlqat_tf import (
     CGPACT,
     PACT,
+    ABCNetActivations,
     ABCNetWeights,
     BWNWeights,
+    DoReFaActivations,
     DoReFaWeights,
+    DSQActivations,
     DSQWeights,
+    HAWQActivations,
     HAWQWeights,
     INQWeights,
     IRNetWeights,
+    LQNetActivations,
     LQNetWeights,
+    LSQActivations,
     LSQWeights,
     QuantizationNetworksWeights,
     SATWeights,
@@ -320,3 +327,46 @@ def test_one_quantizer_may_stand_in_many_places_of_a_model(tmp_path):
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
     values = np.random.default_rng(0).random((3, 4)).astype(np.float32)
     np.testing.assert_array_equal(loaded(values), model(values))
+
+
+def last_share(quantizer, started):
+    """What a batch of no images does to a quantizer, and its gradients, which are to be zero."""
+    if started:
+        quantizer(tf.constant([[1.0, 3.0]]), training=True)
+    quantizer.build((None, 2))
+    before = [variable.numpy() for variable in quantizer.variables]
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(quantizer(tf.zeros((0, 2)), training=True))
+    for gradient in tape.gradient(total, quantizer.trainable_variables):
+        assert not np.any(gradient.numpy()), gradient
+    for variable, value in zip(quantizer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value, variable.name)
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        CGPACT,
+        PACT,
+        DoReFaActivations,
+        LSQActivations,
+        HAWQActivations,
+        LQNetActivations,
+        ABCNetActivations,
+        DSQActivations,
+    ],
+)
+def test_a_batch_without_images_changes_nothing(kind, started):
+    last_share(kind(2), started)
+
+
+@pytest.mark.parametrize("kind", [LSQActivations, DSQActivations, HAWQActivations])
+def test_a_batch_that_overflowed_starts_nothing(kind):
+    quantizer, other, values = kind(2), kind(2), tf.constant([[1.0, 3.0]])
+    quantizer(tf.constant([[math.inf, 1.0]]), training=True)
+    with pytest.raises(ValueError, match="train it for a step first"):
+        quantizer.grid()
+    quantizer(values, training=True)
+    other(values, training=True)
+    assert quantizer.grid() == other.grid()

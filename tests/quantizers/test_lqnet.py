@@ -156,3 +156,14 @@ def test_widths():
     x = np.float32([[-1.0, 0.3]])
     np.testing.assert_array_equal(LQNetWeights(32)(x), x)
     np.testing.assert_array_equal(LQNetActivations(32)(x), np.maximum(x, 0))
+
+
+def test_a_value_at_a_threshold_is_below_it():
+    quantizer = LQNetActivations(2)
+    quantizer.build((None, 4))
+    quantizer.basis.assign([1.0, 2.0])
+    x = tf.Variable([[0.0, 0.5, 1.5, 2.5, 3.0]])
+    with tf.GradientTape() as tape:
+        y = quantizer(x)
+    assert y.numpy().tolist() == [[0, 0, 1, 2, 3]]
+    assert tape.gradient(y, x).numpy().tolist() == [[0, 1, 1, 1, 0]]

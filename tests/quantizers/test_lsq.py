@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -140,3 +143,26 @@ def test_training_has_the_values_and_gradients_of_the_formula(bits):
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_allclose(found[2], expected[2], rtol=1e-4)
+
+
+REPLICAS = """
+import dlqat_tf
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    quantizer = dlqat_tf.LSQActivations(1)
+    quantizer.build((None, 2))
+values = strategy.experimental_distribute_values_from_function(
+    lambda context: tf.fill((1, 2), [1.0, 3.0][context.replica_id_in_sync_group])
+)
+strategy.run(tf.function(lambda x: quantizer(x, training=True)), (values,))
+assert quantizer.grid().step == 4, quantizer.grid()
+"""
+
+
+def test_replicas_start_from_the_mean_of_their_steps():
+    """2 * 1 and 2 * 3; tf.distribute wants its devices named first."""
+    subprocess.run([sys.executable, "-c", REPLICAS], check=True)
