@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlqat_tf import BWNWeights, bwnh
+from dlqat_tf import BWNWeights, DoReFaActivations, bwnh
 from dlqat_tf.quantizers.bwnh import fit_binary
 
 
@@ -103,6 +103,26 @@ def test_later_layers_see_what_earlier_ones_became():
     assert errors["second"] == pytest.approx(
         ((before - after) ** 2).sum() / (before**2).sum(), 1e-3
     )
+
+
+def test_inputs_are_those_of_dilated_kernels_and_rounded_as_the_layer_does():
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((6, 6, 2))
+    x = lq.layers.QuantConv2D(
+        4, 3, dilation_rate=2, input_quantizer=DoReFaActivations(1), kernel_quantizer=BWNWeights()
+    )(inputs)
+    model = tf.keras.Model(inputs, x)
+    images = np.random.default_rng(0).random((8, 6, 6, 2), np.float32)
+    (layer,) = model.layers[1:]
+    trained = tf.constant(layer.kernel.latent_variable)
+    ((_, error),) = bwnh(model, images).items()
+    fitted = layer.kernel.latent_variable
+    before, after = (
+        tf.nn.conv2d(np.rint(images), kernel, 1, "VALID", dilations=2)
+        for kernel in (trained, tf.convert_to_tensor(fitted))
+    )
+    left = float(tf.reduce_sum((before - after) ** 2) / tf.reduce_sum(before**2))
+    assert error == pytest.approx(left, 1e-3)
 
 
 def test_bad_arguments():

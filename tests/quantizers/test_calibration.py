@@ -79,6 +79,13 @@ def test_an_image_of_another_size_is_one_beyond_16_times_what_95_percent_stay_be
     np.testing.assert_array_equal(typical(values), np.delete(values, 7, axis=0))
 
 
+@pytest.mark.parametrize(("size", "stays"), [(3.0, True), (5.0, False)])
+def test_another_size_is_four_times_that_of_most(size, stays):
+    values = np.ones((40, 2), np.float32)
+    values[0] = size  # a mean square of 9 or 25, where 16 is the limit
+    assert len(typical(values)) == (40 if stays else 39)
+
+
 def test_few_images_and_zeros_stay():
     np.testing.assert_array_equal(typical(np.float32([[1.0], [100.0]])), [[1], [100]])
     assert len(typical(np.zeros((50, 2), np.float32))) == 50
