@@ -53,8 +53,9 @@ def _rescaled(node: Activation, shape: tuple[int, ...]) -> list[Node]:
     if len(shape) == 3:
         return [_identity(around, source, channels), replace(node, inputs=(around,))]
     image, rounded = f"{node.name}_image", f"{node.name}_rounded"  # convolutions take images
+    places = int(np.prod(shape[:-1]))
     return [
-        Reshape(name=image, inputs=(source,), shape=(1, 1, channels)),
+        Reshape(name=image, inputs=(source,), shape=(places, 1, channels)),
         _identity(around, image, channels),
         replace(node, name=rounded, inputs=(around,)),
         Reshape(name=node.name, inputs=(rounded,), shape=shape),
