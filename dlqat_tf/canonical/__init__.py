@@ -2,7 +2,8 @@
 
 Functional models compute with tensors too (``x + y``, ``tf.nn.relu(x)``), which Keras keeps as
 layers of a kind of its own. What has a standard layer that computes the same is read as that layer;
-so is a separable convolution, as its two, and a layer on sequences, as that on images of one row.
+so is a separable convolution, as its two, a layer on sequences, as that on images of one row, and
+a Lambda layer, as the operators that its function calls.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dlqat_tf.canonical.functions import (
     hard_sigmoid,
     hard_swish,
 )
+from dlqat_tf.canonical.lambdas import operators_of
 from dlqat_tf.canonical.layers import (
     BY_VALUE,
     LAYERS,
@@ -25,7 +27,7 @@ from dlqat_tf.canonical.layers import (
 )
 from dlqat_tf.canonical.operators import OPERATORS
 from dlqat_tf.canonical.part import BACK, Part
-from dlqat_tf.graph import reads_mask
+from dlqat_tf.graph import reads_mask, tensors_of
 
 __all__ = [
     "AUGMENTATIONS",
@@ -48,6 +50,7 @@ class StandardLayers:
 
     def __init__(self):
         self.made: dict[tuple, tf.keras.layers.Layer] = {}
+        self._opened: dict[tf.keras.layers.Layer, tf.keras.Model | None] = {}
 
     def of(self, node, in_rows: bool = False) -> tf.keras.Model | None:
         """Return a model of standard layers that computes what a call computes.
@@ -58,9 +61,12 @@ class StandardLayers:
                 by value then goes on with those images.
 
         Returns:
-            From the call's inputs to its outputs. None where the layer is a standard one already,
-            or no standard layers compute the same.
+            From the call's inputs to its outputs; of a Lambda layer, with the operators that have
+            standard layers. None where the layer is a standard one already, or no standard layers
+            compute the same.
         """
+        if type(node.layer) is tf.keras.layers.Lambda:
+            return None if reads_mask(node) else self._of_lambda(node)
         symbol = getattr(node.layer, "symbol", None)
         if symbol is not None:
             rules = [OPERATORS.get(str(symbol).rsplit(".", 1)[-1])]
@@ -84,6 +90,26 @@ class StandardLayers:
         if [tuple(x.shape) for x in outputs] != [tuple(x.shape) for x in expected]:
             return None
         return tf.keras.Model(part.inputs, outputs)
+
+    def _of_lambda(self, node) -> tf.keras.Model | None:
+        """Return the operators of a Lambda layer, None where one of them has no standard layers."""
+        layer = node.layer
+        if layer not in self._opened:
+            self._opened[layer] = model = self._in_operators(Part(node, self.made))
+            if model is not None:
+                self.made[layer, ""] = next(x for x in model.layers if x.name == layer.name)
+        model = self._opened[layer]
+        shapes = [tuple(x.shape) for x in tensors_of(node)]
+        fits = model is not None and [tuple(x.shape) for x in model.inputs] == shapes
+        return model if fits else None
+
+    def _in_operators(self, part: Part) -> tf.keras.Model | None:
+        outputs = operators_of(part.node, part.inputs)
+        if outputs is None or any(output is x for output in outputs for x in part.inputs):
+            return None
+        model = tf.keras.Model(part.inputs, outputs)
+        calls = (call for calls in model._nodes_by_depth.values() for call in calls)
+        return model if all(call.is_input or self.of(call) for call in calls) else None
 
     def makes_row(self, layer) -> bool:
         """Return whether a layer was made to make an image of one row of a sequence."""

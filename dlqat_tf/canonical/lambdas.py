@@ -38,7 +38,7 @@ def _opened(model: tf.keras.Model, made: dict) -> tf.keras.Model:
                 made[layer] = _opened(layer, made)
             return apply(call, made[layer], tensors)
         if type(layer) is _Lambda and not _ends(call, model):
-            outputs = _computed(call, tensors)
+            outputs = operators_of(call, tensors)
             if outputs is not None:
                 return outputs
         return apply(call, layer, tensors)
@@ -53,8 +53,11 @@ def _ends(call, model: tf.keras.Model) -> bool:
     return any(output is each for output in model.outputs for each in made)
 
 
-def _computed(call, tensors: list) -> list | None:
-    """Return what a Lambda layer's function makes of Keras tensors; None where it is no graph."""
+def operators_of(call, tensors: list) -> list | None:
+    """Return what a Lambda layer's function makes of Keras tensors; None where it is no graph.
+
+    The operator that makes the first output is named like the layer.
+    """
     layer = call.layer
     if layer.weights or layer._fn_expects_mask_arg or layer._fn_expects_training_arg:
         return None

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 import dlqat_tf
+from dlqat_tf.canonical import StandardLayers
 from dlqat_tf.canonical.lambdas import without_lambdas
 
 layers = tf.keras.layers
@@ -47,6 +48,41 @@ def test_in_nested_models_that_are_called_twice():
     values = np.float32([[1, -2, 3, -4]])
     np.testing.assert_array_equal(opened(values), model(values))
     assert not any(isinstance(each, layers.Lambda) for each in opened.submodules)
+
+
+def capped(x):
+    return tf.nn.relu(x) + tf.nn.relu6(x)
+
+
+def test_lambda_layers_of_operators_that_have_standard_layers_are_quantized_as_these():
+    inputs = tf.keras.Input((4, 4, 2))
+    shared = layers.Lambda(capped, name="capped")
+    x = layers.Conv2D(8, 1)(shared(layers.Conv2D(8, 3, padding="same")(inputs)))
+    x = layers.Lambda(lambda x: tf.nn.depth_to_space(x, 2), name="shuffled")(shared(x))
+    x = layers.Conv2D(2, 1)(x)
+    x = layers.Lambda(lambda x: tf.sqrt(tf.nn.relu(x) + 1.0), name="whole")(x)
+    model = tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    images = np.random.default_rng(0).random((16, 4, 4, 2)).astype(np.float32)
+    converted, report = dlqat_tf.quantize(model, 8, 8, None, images=images)
+    became = {row.layer: row.became for row in report.conversions}
+    assert became["capped_1"] == became["capped_2"] == "CGPACT"
+    assert (became["capped"], became["shuffled"], became["whole"]) == ("Add", "Reshape", "Lambda")
+    expected = np.asarray(model(images))
+    assert np.corrcoef(expected.ravel(), np.ravel(converted(images)))[0, 1] > 0.999
+
+
+def test_a_shared_lambda_layer_opens_for_inputs_of_one_shape():
+    shared = layers.Lambda(tf.nn.relu)
+    calls = [shared(tf.keras.Input(shape)).node for shape in ((2,), (2,), (3,))]
+    standard = StandardLayers()
+    first, again, other = map(standard.of, calls)
+    assert first is again
+    assert other is None
+
+
+def test_a_lambda_layer_that_passes_on_what_it_gets_has_no_operators():
+    node = layers.Lambda(lambda x: x)(tf.keras.Input((2,))).node
+    assert StandardLayers().of(node) is None
 
 
 @pytest.mark.parametrize(
