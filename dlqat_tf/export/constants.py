@@ -71,10 +71,12 @@ def plan_of(
 def _with_biases(
     content, record: dict, planned: IntegerNetwork, other: IntegerNetwork
 ) -> IntegerNetwork:
-    """Return a planned network with the nodes of another one whose biases a file holds.
+    """Return a planned network with the nodes of another one where a file holds what these say.
 
-    Where biases of some layers can move in Keras and those of others cannot, as of what resizes
-    images, a snapped model has the former as trained and the latter not.
+    That is their biases and the scales of their weights. Where biases of some layers can move in
+    Keras and those of others cannot, as of what resizes images, a snapped model has the former as
+    trained and the latter not; and of a layer that has moved already the gain may move again, its
+    bias not.
     """
     graph, stored = content.subgraphs[0], {each["name"]: each for each in record["layers"]}
     known, readers = grids(planned), planned.consumers()
@@ -88,7 +90,11 @@ def _with_biases(
         (weights,) = stored[node.name]["tensors"]
         data = content.buffers[biases[weights].buffer].data if weights in biases else None
         numbers = integers(node, known[node.inputs[0]], target_of(node, readers).grid)
-        return data is not None and np.array_equal(data, np.int32(numbers.bias).view(np.uint8))
+        scale = _scale_of(graph.tensors[weights])
+        if data is None or scale.shape != numbers.scale.shape:
+            return False
+        is_same = np.abs(scale / numbers.scale - 1) <= _TOLERANCE
+        return is_same.all() and np.array_equal(data, np.int32(numbers.bias).view(np.uint8))
 
     return IntegerNetwork(
         tuple(
@@ -107,16 +113,21 @@ def _with_scales(content, record: dict, planned: IntegerNetwork) -> IntegerNetwo
             return node
         (weights,), source = stored[node.name], known[node.inputs[0]]
         numbers = integers(node, source, target_of(node, readers).grid)
-        scale = getattr(tensors[weights].quantization, "scale", None)
-        if np.shape(scale) != numbers.scale.shape:  # of another model
+        scale = _scale_of(tensors[weights])
+        if scale.shape != numbers.scale.shape:  # of another model
             return node
-        scale = np.float64(np.float32(scale))
         moved = scale / numbers.scale
         moved = np.where(np.abs(moved - 1) <= _TOLERANCE, moved, 1.0)
         step = np.where(moved == 1, node.step, scale * node.stretch)
         return replace(node, step=step, bias=node.bias * moved)
 
     return IntegerNetwork(tuple(map(held, planned)))
+
+
+def _scale_of(tensor) -> np.ndarray:
+    """Return the scale of each channel of a tensor, nothing where it has none."""
+    scale = getattr(tensor.quantization, "scale", None)
+    return np.float64(np.float32([] if scale is None else scale))
 
 
 def _check_same(record: dict, planned: IntegerNetwork, path) -> None:

@@ -1,15 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import dlqat_tf
-from dlqat_tf.export import to_tflite
+from dlqat_tf.export import constants, to_tflite
 from dlqat_tf.export.constants import plan_of
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.record import read_record
 from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.integers import integers, target_of
 from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.plan import plan
 from tests.export.networks import convolution, randomize, small_network
 
@@ -88,3 +91,19 @@ def test_biases_may_be_as_trained_in_one_layer_and_moved_in_another(tmp_path):
     assert others == []
     np.testing.assert_array_equal(numbers(found, "first").bias, held)
     np.testing.assert_array_equal(numbers(found, "up").bias, numbers(moved, "up").bias)
+
+
+@pytest.mark.parametrize("factor", [1, 1 + 2.0**-23, 1.0001])
+def test_a_gain_that_would_move_again_is_not_that_of_the_file(exported, factor):
+    """Its bias may be the same to the unit: of a snapped model only one of two plans has both."""
+    network, path = exported
+    content = flatbuffer.read(path)
+    held = plan(network, clear=False)
+    gains = np.ones_like(held["second"].step)
+    gains[0] = factor
+    node = replace(held["second"], step=held["second"].step * gains)
+    node = replace(node, bias=node.bias * gains)  # the same number of units
+    moved = IntegerNetwork(tuple(node if each.name == "second" else each for each in held))
+    found = constants._with_biases(content, read_record(content, path), moved, held)
+    assert (found["second"] is held["second"]) == (factor == 1.0001)
+    assert found["first"] is held["first"]
