@@ -219,6 +219,9 @@ def arithmetic(node) -> Affine | None:
     tensors = tensors_of(node)
     if len(tensors) != 1 or not tensors[0].shape.rank or tensors[0].shape[-1] is None:
         return None
+    outputs = tf.nest.flatten(node.outputs)
+    if len(outputs) != 1 or tuple(outputs[0].shape) != tuple(tensors[0].shape):
+        return None  # a slice, say
     shape, dtype = tuple(tensors[0].shape[1:]), _dtype(tensors[0])
     return affine_of(lambda values: _in_float32(node, values), shape, dtype) if shape else None
 

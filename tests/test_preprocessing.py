@@ -16,6 +16,7 @@ from dlqat_tf.preprocessing import (
     ChannelAffine,
     Preprocessing,
     affine_of,
+    arithmetic,
     preprocessing_of,
 )
 
@@ -78,6 +79,13 @@ def test_arithmetic_by_hand():
     assert found.order == (2, 1, 0)
     assert found.gain == pytest.approx([1, 2, 3])
     assert affine_of(lambda x: tf.cast(x, "float32") * 2, (4, 1), "uint8").gain == [2]
+
+
+@pytest.mark.parametrize("part", [slice(-3, None), slice(0, 3)])
+def test_a_part_of_a_window_is_no_arithmetic(part):
+    """Although it changes nothing of a window that is as long as the part."""
+    assert arithmetic(tf.keras.Input((8, 2))[:, part].node) is None
+    assert arithmetic((tf.keras.Input((8, 2)) * 2.0).node).gain == pytest.approx([2, 2])
 
 
 @pytest.mark.parametrize(
