@@ -87,9 +87,11 @@ class Builder:
         elif call.role == "weighted":
             steps.append(self._once(call.layer, lambda: self._weighted(call)))
             if network.inserts_norm(call):
-                steps.append(self._once((call.layer, "norm"), lambda: self._norm(call)))
+                key = self._lead(call), "norm"
+                steps.append(self._once(key, lambda: self._norm(call)))
         elif call.role not in ("input", "relu") and call not in network.dropped:
-            steps.append(self._once(call.layer, lambda: self._copy(call)))
+            key = self._lead(call) if call.role == "norm" else call.layer
+            steps.append(self._once(key, lambda: self._copy(call)))
         if not network.trainable(call.layer):
             for layer in steps:
                 layer.trainable = False
@@ -99,6 +101,16 @@ class Builder:
             if place is None
             else [*steps, self._once(place, lambda: place.make(self._method))]
         )
+
+    def _lead(self, call: Call):
+        """Return what has one batch norm: the layer of a call, or a later call on other grids."""
+        lead = self._network.lead(call)
+        return call.layer if lead is self._network.of[call.layer][0] else lead
+
+    def _norms_of(self, layer, *part) -> list[_layers.BatchNormalization]:
+        """Return the batch norms that a source layer became, or got as a part of the key."""
+        leads = dict.fromkeys(map(self._lead, self._network.of[layer]))
+        return [self.made[(lead, *part) if part else lead] for lead in leads]
 
     def _once(self, key, make):
         """Return the layer that stands for ``key``, made when first asked for."""
@@ -114,7 +126,7 @@ class Builder:
             affine = call.affine
             return ChannelAffine(affine.gain, affine.offset, affine.order, name=call.name)
         try:
-            config = {**layer.get_config(), "name": call.name}
+            config = {**layer.get_config(), "name": self._name(call)}
             if layer in self._absorbing:
                 config |= {"scale": True, "center": True}
             if call.affine is not None:
@@ -165,6 +177,14 @@ class Builder:
     def _is_end(self, call: Call) -> bool:
         return self._network.first(call) or call.layer in self._network.ends
 
+    def _name(self, call: Call) -> str:
+        """Return the name of what a call becomes, a new one where its layer became another."""
+        if call.layer not in self.made:
+            return call.name
+        name = unique(call.name, self._taken)
+        self._taken.add(name)
+        return name
+
     def _norm(self, call: Call):
         name = unique(f"{call.name}_bn", self._taken)
         self._taken.add(name)
@@ -184,7 +204,8 @@ class Builder:
             if call.affine is not None:
                 continue
             if call.role != "weighted" or self._network.keeps_scale(call):
-                made.set_weights(self._source.current(layer).get_weights())
+                for each in self._norms_of(layer) if call.role == "norm" else [made]:
+                    each.set_weights(self._source.current(layer).get_weights())
                 continue
             variable, axes = kernel_of(layer)
             kernel = np.asarray(variable, np.float64)
@@ -196,12 +217,13 @@ class Builder:
             bias = np.asarray(layer.bias, np.float64) if layer.use_bias else np.zeros_like(scale)
             self._factors[layer] = scale, bias
             for norm in self._network.norms[layer]:
-                set_norm(self.made[norm], self._source.current(norm), scale, bias)
+                for each in self._norms_of(norm):
+                    set_norm(each, self._source.current(norm), scale, bias)
             if not self._network.norms[layer]:
                 # Whatever the statistics, this norm computes scale * x + bias.
-                norm = self.made[layer, "norm"]
-                norm.gamma.assign(scale * np.sqrt(1 + norm.epsilon))
-                norm.beta.assign(bias)
+                for norm in self._norms_of(layer, "norm"):
+                    norm.gamma.assign(scale * np.sqrt(1 + norm.epsilon))
+                    norm.beta.assign(bias)
 
     def measure(self, data: Data) -> Measured:
         """Set ranges and the statistics of batch norms on images.
@@ -272,8 +294,8 @@ class Builder:
                 continue
             batches = list(zip(*inputs, strict=True))
             for layer in self._steps(call):
-                if call.layer in moments and isinstance(layer, _layers.BatchNormalization):
-                    self._correct(call, layer, moments.pop(call.layer), batches)
+                if call in moments and isinstance(layer, _layers.BatchNormalization):
+                    self._correct(call, layer, moments.pop(call), batches)
                 batches = [self._step(call, layer, list(tensors)) for tensors in batches]
             outputs = zip(*batches, strict=True)
             values |= {(call, i): list(each) for i, each in enumerate(outputs)}

@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
-import tensorflow as tf
 
 from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.moments import Moments
@@ -19,7 +18,7 @@ class Measured:
 
     Attributes:
         samples: Values of the source where each quantizer will stand.
-        moments: Of the inputs of the source's batch norms, and where one is inserted.
+        moments: Of what each batch norm of the source, or inserted one, reads, by its first call.
         predictions: Classes by each classifier of the source that becomes a head.
         ranges: By quantizer.
         features: What each new head reads.
@@ -27,9 +26,7 @@ class Measured:
     """
 
     samples: dict[Place, list[np.ndarray]]
-    moments: dict[tf.keras.layers.Layer, Moments] = field(
-        default_factory=lambda: defaultdict(Moments)
-    )
+    moments: dict[Call, Moments] = field(default_factory=lambda: defaultdict(Moments))
     predictions: dict[Call, list[int]] = field(default_factory=lambda: defaultdict(list))
     ranges: dict[str, float] = field(default_factory=dict)
     features: dict[Call, np.ndarray] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlqat_tf.convert.calls import Value
+from dlqat_tf.convert.calls import Call, Value
 from dlqat_tf.convert.kinds import takes_integers
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
 from dlqat_tf.convert.place import Place
@@ -54,6 +54,30 @@ class Network(SourceGraph):
         if call.role != "moving" and call not in self.dropped:
             return []
         return [place for each in call.inputs for place in self.grids_of(each)]
+
+    def lead(self, call: Call) -> Call:
+        """Return the first call of a call's layer that reads and ends on the same grids.
+
+        These have one batch norm. Files hold a bias in steps of what a call reads, and it may cross
+        no threshold of what it ends on, so calls on other grids need one of their own.
+        """
+        around = self._around(call)
+        return next(each for each in self.of[call.layer] if self._around(each) == around)
+
+    def _around(self, call: Call) -> tuple[list, set]:
+        (before, _) = call.inputs[0]
+        reads = before if call.role == "norm" and before.role == "weighted" else call
+        return [self.grids_of(value) for value in reads.inputs], self._ends_on(call)
+
+    def _ends_on(self, call: Call) -> set[Place | None]:
+        """Return the quantizers of what a call gives, with None where something else reads it."""
+        if call in self.places:
+            return {self.places[call]}
+        ends: set[Place | None] = set()
+        for reader in call.readers:
+            is_rounding = reader in self.places or reader.role == "moving"
+            ends |= self._ends_on(reader) if is_rounding else {None}
+        return ends
 
     def _check_integers(self) -> None:
         """Raise where what looks integers up reads them from what is rounded for others."""

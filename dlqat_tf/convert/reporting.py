@@ -139,8 +139,11 @@ def _of_weights(network: Network, made_of: dict, call: Call) -> list[str]:
         if is_softmax(layer.activation):
             notes.append("its softmax is dropped: losses take logits")
     elif (layer, "norm") in made_of:
-        notes.append(f"{made_of[layer, 'norm'].name} inserted for its scale and bias")
+        keys = [(key, "norm") for key in (layer, *network.of[layer])]
+        names = ", ".join(made_of[key].name for key in keys if key in made_of)
+        notes.append(f"{names} inserted for its scale and bias")
     elif not network.keeps_scale(call):
-        names = ", ".join(made_of[norm].name for norm in network.norms[layer])
+        norms = (key for norm in network.norms[layer] for key in (norm, *network.of[norm]))
+        names = ", ".join(made_of[norm].name for norm in norms if norm in made_of)
         notes.append(f"scale{' and bias' * layer.use_bias} moved into {names}")
     return notes

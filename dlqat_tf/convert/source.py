@@ -106,12 +106,13 @@ class Source:
                     ]
                 if call in network.heads:
                     measured.predictions[call] += list(np.argmax(outputs[0], axis=-1))
-                if call is not network.of[call.layer][0]:
+                has_norm = call.role == "norm" or network.inserts_norm(call)
+                if not has_norm or call is not network.lead(call):
                     continue
                 if call.role == "norm":
-                    measured.moments[call.layer].add(inputs[0])
-                elif network.inserts_norm(call):
-                    measured.moments[call.layer].add(self._linear_output(call, inputs))
+                    measured.moments[call].add(inputs[0])
+                else:
+                    measured.moments[call].add(self._linear_output(call, inputs))
         return measured
 
     def _linear_output(self, call: Call, inputs: list) -> tf.Tensor:

@@ -99,6 +99,18 @@ def two_inputs():
     return Model([left, right], layers.Dense(3, name="scores")(x))
 
 
+def levels(norm=False):
+    """One convolution on two scales, as in the heads of detectors, each with its own grids."""
+    inputs = tf.keras.Input((8, 8, 1), name="images")
+    fine = layers.ReLU(name="fine")(conv_norm(inputs, 4, 3, name="stem"))
+    coarse = layers.ReLU(name="coarse")(conv_norm(layers.MaxPool2D()(fine), 4, 3, name="next"))
+    head = layers.Conv2D(4, 3, padding="same", use_bias=not norm, name="head")
+    after = layers.BatchNormalization(name="head_norm") if norm else lambda x: x
+    each = [layers.ReLU(name=f"relu{i}")(after(head(x))) for i, x in enumerate((fine, coarse))]
+    each = [layers.GlobalAveragePooling2D()(x) for x in each]
+    return Model(inputs, layers.Dense(3, name="scores")(layers.Concatenate()(each)))
+
+
 def siamese():
     """One tower for two images, its features side by side before a hidden dense layer."""
     inputs = [tf.keras.Input((8, 8, 1), name=name) for name in ("left", "right")]

@@ -19,6 +19,7 @@ from tests.convert.networks import (
     IMAGES,
     alive,
     classifier,
+    levels,
     mobile,
     predictions,
     residual,
@@ -184,6 +185,31 @@ def test_mixed_precision_and_inputs_by_name():
     assert model.get_layer("conv_bn").compute_dtype == "bfloat16"
     expected, actual = (np.float32(each(images)) for each in (source, model))
     np.testing.assert_allclose(actual, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_calls_on_grids_of_their_own_have_norms_of_their_own(norm, tmp_path):
+    source = levels(norm)
+    images = np.random.default_rng(0).random((16, 8, 8, 1)).astype(np.float32)
+    settle(source, images)
+    if norm:
+        source.get_layer("head_norm").beta.assign([0.1, 0.2, 0.3, 0.4])
+    model, _ = quantize(source, head=None, **FLOAT, images=images)
+    np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
+
+    model, report = quantize(source, 2, 4, None, images=images)
+    names = ["head_norm", "head_norm_2"] if norm else ["head_bn", "head_bn_2"]
+    first, second = map(model.get_layer, names)
+    assert len(model.get_layer("head").inbound_nodes) == 2
+    assert [len(each.inbound_nodes) for each in (first, second)] == [1, 1]
+    # Each is corrected on what its own call reads.
+    assert np.all(first.moving_mean.numpy() != second.moving_mean.numpy())
+    notes = {row.layer: row.note for row in report.conversions}
+    assert ", ".join(names) in notes["head"]
+    report = to_tflite(model, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped)
+    proof = parity(snapped, report.path, images, trained=model)
+    assert proof.agreement["keras_file"] == proof.agreement["simulation_file"] == 100
 
 
 def test_shared_layers_and_two_inputs(tmp_path):
