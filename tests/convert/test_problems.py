@@ -129,6 +129,16 @@ def of_python(function):
     return layers.Lambda(call, name="odd")
 
 
+def of_patches(x, size=2):
+    window = [1, size, size, 1]
+    return tf.image.extract_patches(x, window, window, [1, 1, 1, 1], "VALID")
+
+
+def test_patches_that_do_not_overlap_are_those_of_space_to_depth():
+    images = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    np.testing.assert_array_equal(of_patches(images), tf.nn.space_to_depth(images, 2))
+
+
 GENERATOR = tf.random.Generator.from_seed(1)
 UNSTORED = {
     "loop": (
@@ -148,6 +158,17 @@ UNSTORED = {
         "TFLite has no operation EagerPyFunc. Python functions are in no file: use TensorFlow's "
         "operators.",
     ),
+    "patches": (
+        lambda: layers.Lambda(of_patches, name="odd"),
+        "TFLite has no operation ExtractImagePatches. Patches that do not overlap have one, in the "
+        "same order, as tf.nn.space_to_depth(x, size).",
+    ),
+    "spectrum": (
+        lambda: layers.Lambda(
+            lambda x: tf.math.real(tf.signal.fft2d(tf.cast(x, tf.complex64))), name="odd"
+        ),
+        "TFLite has no operation FFT2D. Products with matrices of cosines and sines have one.",
+    ),
     "batch": (
         lambda: layers.Lambda(lambda x: tf.reshape(x, [-1, 2]), name="odd"),
         "for 1 images. Keep the first axis, that of the images, as tf.reshape(x, [-1, size])",
@@ -166,6 +187,16 @@ def test_the_rewrite_that_helps_is_said(kind):
     assert message.splitlines()[1].startswith("- 'odd' (Lambda): ")
     assert expected in message.splitlines()[1]
     assert set(overrides) == {"odd"}
+
+
+def test_categories():
+    inputs = tf.keras.Input((1,), dtype="int64")
+    x = layers.CategoryEncoding(5, "one_hot", name="first")(inputs)
+    message, _ = message_of(Model(inputs, layers.Dense(2)(layers.Dense(3)(x))))
+    assert (
+        "- 'first' (CategoryEncoding): TFLite has no operation DenseBincount. One-hot vectors have "
+        "one as tf.one_hot(x, size)."
+    ) in message
 
 
 def test_recurrent_layers_and_strings():
