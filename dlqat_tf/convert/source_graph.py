@@ -211,7 +211,8 @@ class SourceGraph:
             alone = len(call.readers) == 1 and (call, 0) not in self.outputs
             if not alone or call.readers[0].role != "norm" or not is_linear(layer.activation):
                 return []
-            found.append(call.readers[0].layer)
+            if call.readers[0].layer not in found:
+                found.append(call.readers[0].layer)
         every = [call for norm in found for call in self.of[norm]]
         return found if all(call.inputs[0][0].layer is layer for call in every) else []
 

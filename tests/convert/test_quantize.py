@@ -205,7 +205,9 @@ def test_calls_on_grids_of_their_own_have_norms_of_their_own(norm, tmp_path):
     # Each is corrected on what its own call reads.
     assert np.all(first.moving_mean.numpy() != second.moving_mean.numpy())
     notes = {row.layer: row.note for row in report.conversions}
-    assert ", ".join(names) in notes["head"]
+    both = ", ".join(names)
+    moved = f"scale moved into {both}" if norm else f"{both} inserted for its scale and bias"
+    assert notes["head"] == moved
     report = to_tflite(model, tmp_path / "model.tflite")
     snapped = tf.keras.models.load_model(report.snapped)
     proof = parity(snapped, report.path, images, trained=model)
