@@ -27,10 +27,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: The folder does not exist or cannot be written to, or ``path`` is there and no
             regular file. ``path`` is as it was.
     """
-    path = Path(path).resolve()
+    given, path = Path(path), target_of(path)
     check_regular(path)
+    # What is written may go by the ending, which what a link points to need not have.
     handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.{PARTIAL}", suffix=path.suffix
+        dir=path.parent, prefix=f".{path.name}.{PARTIAL}", suffix=given.suffix
     )
     os.close(handle)
     temporary = Path(name)
@@ -44,6 +45,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def target_of(path: str | Path) -> Path:
+    """Return the file that is written under a name: what a symbolic link points to in the end.
+
+    Of links that point to each other it is the first one, which a file then replaces.
+    """
+    return Path(os.path.realpath(path))
 
 
 def write_whole(path: str | Path, data: str | bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dlqat_tf._host import check_name, check_regular
+from dlqat_tf._host import check_name, check_regular, target_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -52,7 +52,7 @@ def check_target(
     """
     path = Path(path)
     check_name(path)
-    if any(each is not None and path.resolve() == Path(each).resolve() for each in beside):
+    if any(each is not None and target_of(path) == target_of(each) for each in beside):
         raise FileExistsError(
             f"Expected a file of its own for the report, received {path}, which the same command "
             "reads or writes: choose another name."
@@ -60,7 +60,8 @@ def check_target(
     check_regular(path)
     if path.exists() and not force:
         raise FileExistsError(f"Expected a new file, found {path}: give --force to overwrite it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Expected an existing folder, found none at {path.parent}.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"Expected a folder that can be written to, received {path.parent}.")
+    folder = target_of(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected an existing folder, found none at {folder}.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"Expected a folder that can be written to, received {folder}.")

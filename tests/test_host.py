@@ -1,9 +1,10 @@
 import os
 import stat
 
+import numpy as np
 import pytest
 
-from dlqat_tf._host import read_object, write_whole
+from dlqat_tf._host import read_object, replacing, write_whole
 
 
 def test_a_link_stays_one(tmp_path):
@@ -13,6 +14,22 @@ def test_a_link_stays_one(tmp_path):
     write_whole(tmp_path / "link", "two")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "big" / "file").read_text() == "two"
+
+
+def test_what_is_written_goes_by_the_ending_that_was_given(tmp_path):
+    (tmp_path / "ab12").write_bytes(b"")
+    (tmp_path / "numbers.npz").symlink_to("ab12")
+    with replacing(tmp_path / "numbers.npz") as temporary:
+        np.savez(temporary, two=2)
+    assert np.load(tmp_path / "ab12")["two"] == 2
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["ab12", "numbers.npz"]
+
+
+def test_links_to_each_other_are_replaced(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    write_whole(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "text"
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])

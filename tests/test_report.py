@@ -14,6 +14,12 @@ def test_a_report_takes_no_place_of_another_file(tmp_path):
     check_target(tmp_path / "other.json", force=False, beside=[None, model])
 
 
+def test_the_folder_of_a_report_is_that_of_what_a_link_points_to(tmp_path):
+    (tmp_path / "report.json").symlink_to("missing/report.json")
+    with pytest.raises(FileNotFoundError, match=r"an existing folder, found none.*missing"):
+        check_target(tmp_path / "report.json", force=True)
+
+
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 def test_a_report_is_a_regular_file(tmp_path, make):
     make(tmp_path / "x")

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from rich.table import Table
 
-from dlqat_tf._host import check_regular
+from dlqat_tf._host import check_regular, target_of
 from dlqat_tf._progress import say
 from dlqat_tf.datasets import first_images
 from dlqat_tf.export.files import flatbuffer
@@ -234,9 +234,9 @@ def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
             raise ExportError(str(error)) from None
         if target.exists() and not force:
             raise ExportError(f"{target} exists: choose another path, or overwrite with force.")
-    there = next(each for each in path.absolute().parents if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ExportError(f"Expected a folder that can be written to, received {there}.")
+        there = next(each for each in target_of(target).parents if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ExportError(f"Expected a folder that can be written to, received {there}.")
     return targets
 
 
@@ -254,7 +254,7 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
     if len(targets) > 1:
         say("moves the biases of a copy to those of the file")
         copy, report = snap(model, built.planned)
-    places = [each.resolve() for each in targets]  # links stay links
+    places = list(map(target_of, targets))  # links stay links
     with _saved(copy, places[-1]) as temporary:
         flatbuffer.write(built.data, places[0])
         if temporary:
