@@ -235,19 +235,23 @@ class Grid:
 
     def _keep(self, name: str) -> None:
         """Copy the small files of a finished cell to the archive."""
-        if self.archive is None:
+        ended = any((self.folder / name / file).is_file() for file in (RESULT, DIVERGED))
+        if self.archive is None or not ended:  # one that is trained again for its checkpoint
             return
         for file in _KEPT:
             source, target = self.folder / name / file, self.archive / name / file
-            if source.is_file() and not target.is_file():
+            if not source.is_file():
+                continue
+            content = source.read_bytes()
+            if not target.is_file() or target.read_bytes() != content:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(target, source.read_bytes())
+                write_whole(target, content)
 
-    @staticmethod
-    def _compare(outcome: Outcome) -> None:
+    def _compare(self, outcome: Outcome) -> None:
         """Say where a cell is finished under other settings than those asked for."""
-        # The grid decides where a float stage lies.
-        recipe = dataclasses.replace(outcome.cell.recipe, float_stage=None)
+        # The grid decides where a run and its float stage lie.
+        output = self.folder / outcome.cell.name
+        recipe = dataclasses.replace(outcome.cell.recipe, output=output, float_stage=None)
         different = different_settings(recipe, {**outcome.result["recipe"], "float_stage": None})
         if different:
             _console.print(

@@ -141,6 +141,24 @@ def test_the_archive_gets_what_a_kill_kept_from_it(tmp_path, runs):
     assert len(runs) == 1
 
 
+def test_the_archive_has_what_was_trained_last(tmp_path, runs):
+    def train():
+        return Grid([Cell("float", FLOAT)], tmp_path / "runs", tmp_path / "kept").run()
+
+    train()
+    ours, kept = (tmp_path / folder / "float" / "float/history.csv" for folder in ("runs", "kept"))
+    kept.write_text("cut")
+    train()
+    assert kept.read_text() == ours.read_text()
+    # While it is trained again its history is not whole.
+    (tmp_path / "runs" / "float" / "result.json").unlink()
+    whole = ours.read_text()
+    ours.write_text("half")
+    train()
+    assert kept.read_text() == whole
+    assert len(runs) == 1
+
+
 def test_a_cell_is_archived_when_its_other_files_are(tmp_path, runs, monkeypatch):
     written = []
     monkeypatch.setattr(grid, "write_whole", lambda path, data: written.append(path.name))
