@@ -15,7 +15,7 @@ from rich.console import Console
 from dlqat_tf import methods
 from dlqat_tf._host import read_object, write_whole
 from dlqat_tf.distillation import distill
-from dlqat_tf.levels import rounded_kernels
+from dlqat_tf.levels import activation_ranges, rounded_kernels
 from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
 from dlqat_tf.training import data as datasets
@@ -109,10 +109,10 @@ def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
     _train_batches(recipe, images, Position(0, 0))
     if recipe.float_stage is not None:
         source = load_model(recipe.float_stage / "last.keras")
-        if rounded := list(rounded_kernels(source)):
+        if rounded := [*rounded_kernels(source), *activation_ranges(source)]:
             raise ValueError(
                 f"Expected float_stage to hold a float network. Received: {recipe.float_stage}, "
-                f"whose layer {rounded[0]!r} rounds its weights: give the float/ folder of a run."
+                f"whose layer {rounded[0]!r} rounds: give the float/ folder of a run."
             )
         start_from(source, model)
     if recipe.teacher is not None:

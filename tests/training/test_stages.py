@@ -130,6 +130,15 @@ def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
         run(dataclasses.replace(recipe, **values))
 
 
+def test_a_stage_of_rounded_activations_is_no_float_stage(finished, tmp_path):
+    recipe, _ = finished
+    other = dataclasses.replace(recipe, stages=1, weight_bits=32, output=tmp_path / "other")
+    run(other)
+    values = dict(float_stage=other.output / "quantized", output=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"hold a float network.*quantized, whose layer '\w+' ro"):
+        run(dataclasses.replace(recipe, **values))
+
+
 def test_a_quantized_stage_is_no_float_stage(finished, tmp_path):
     recipe, _ = finished
     other = dataclasses.replace(
