@@ -43,6 +43,7 @@ class Network(SourceGraph):
             partial=partial,
         )
         self.places = Placing(self).places
+        self._leads = self._find_leads()
         self._check_integers()
         self._check_overrides()
 
@@ -61,19 +62,28 @@ class Network(SourceGraph):
         These have one batch norm. Files hold a bias in steps of what a call reads, and it may cross
         no threshold of what it ends on, so calls on other grids need one of their own.
         """
-        around = self._around(call)
-        return next(each for each in self.of[call.layer] if self._around(each) == around)
+        return self._leads[call]
+
+    def _find_leads(self) -> dict[Call, Call]:
+        leads = {}
+        for calls in self.of.values():
+            around = [self._around(call) for call in calls] if len(calls) > 1 else [None]
+            leads |= {
+                call: calls[around.index(each)] for call, each in zip(calls, around, strict=True)
+            }
+        return leads
 
     def _around(self, call: Call) -> tuple[list, set]:
         (before, _) = call.inputs[0]
         reads = before if call.role == "norm" and before.role == "weighted" else call
-        return [self.grids_of(value) for value in reads.inputs], self._ends_on(call)
+        grids = [list(map(_grid_of, self.grids_of(value))) for value in reads.inputs]
+        return grids, self._ends_on(call)
 
-    def _ends_on(self, call: Call) -> set[Place | None]:
-        """Return the quantizers of what a call gives, with None where something else reads it."""
+    def _ends_on(self, call: Call) -> set:
+        """Return the grids of what a call gives, with None where something else reads it."""
         if call in self.places:
-            return {self.places[call]}
-        ends: set[Place | None] = set()
+            return {_grid_of(self.places[call])}
+        ends: set = {None} if any(call is each for each, _ in self.outputs) else set()
         for reader in call.readers:
             is_rounding = reader in self.places or reader.role == "moving"
             ends |= self._ends_on(reader) if is_rounding else {None}
@@ -99,3 +109,8 @@ class Network(SourceGraph):
             if call in self.places:
                 having[self.width_of(call)].add(call.name)
         self.overrides.check(self.names.values(), having)
+
+
+def _grid_of(place: Place) -> Place | tuple:
+    """Return what stands for a quantizer's grid: where that is known already, its numbers."""
+    return place if place.range is None else (place.bits, place.signed, place.range)

@@ -214,6 +214,19 @@ def test_calls_on_grids_of_their_own_have_norms_of_their_own(norm, tmp_path):
     assert proof.agreement["keras_file"] == proof.agreement["simulation_file"] == 100
 
 
+def test_towers_on_equal_grids_have_one_norm():
+    inputs = [tf.keras.Input((8, 8, 1), name=name) for name in ("left", "right")]
+    scaled = [layers.Rescaling(1 / 127.5, offset=-1)(each) for each in inputs]
+    stem = layers.Conv2D(4, 3, name="stem")
+    after, relu = layers.BatchNormalization(name="stem_norm"), layers.ReLU()
+    each = [layers.GlobalAveragePooling2D()(relu(after(stem(x)))) for x in scaled]
+    source = Model(inputs, layers.Dense(3)(layers.Concatenate()(each)))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 8, 8, 1)).astype(np.float32)
+    model, _ = quantize(source, 2, 8, None, images=list(pixels))
+    # Both are rounded to the same codes, by a quantizer each, and end on one grid.
+    assert len(model.get_layer("stem_norm").inbound_nodes) == 2
+
+
 def test_shared_layers_and_two_inputs(tmp_path):
     source = two_inputs()
     images = [np.random.default_rng(i).random((16, 8, 8, 1)).astype(np.float32) for i in (0, 1)]
