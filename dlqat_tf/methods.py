@@ -38,6 +38,7 @@ from dlqat_tf.quantizers import (
     QuantizerProgress,
     SATWeights,
     SYQWeights,
+    TransposedWeights,
     WeightQuantizer,
     bwnh,
 )
@@ -137,6 +138,8 @@ class Method:
 
 def clamps(quantizer: WeightQuantizer) -> bool:
     """Return whether kernels pass a tanh clamp, which loses their scale."""
+    if isinstance(quantizer, TransposedWeights):
+        return clamps(quantizer.quantizer)
     # DoReFa's binary and float ones have the scale of the kernel.
     return isinstance(quantizer, SATWeights) or (
         isinstance(quantizer, DoReFaWeights) and 1 < quantizer.bits < 32

@@ -40,14 +40,15 @@ def kernel_of(layer: tf.keras.layers.Layer) -> tuple[tf.Variable, tuple[int, ...
 def on_kernel_of(layer: tf.keras.layers.Layer, quantizer: WeightQuantizer) -> WeightQuantizer:
     """Return what rounds a layer's kernel so that a method finds output channels where they are.
 
-    What has one scale for all channels, as SAT's clamp has, stays itself.
+    What has one scale for all channels, as SAT's clamp has, stays itself, and so does what does not
+    round.
 
     Args:
         layer: A convolution or dense layer, of Keras or of Larq.
         quantizer: The method's.
     """
     has_channels = not clamps(quantizer) or getattr(quantizer, "keep_scale", False)
-    if isinstance(layer, _layers.Conv2DTranspose) and has_channels:
+    if isinstance(layer, _layers.Conv2DTranspose) and has_channels and quantizer.bits != 32:
         return TransposedWeights(quantizer)
     return quantizer
 

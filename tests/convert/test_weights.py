@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf.convert.weights import latents, mixture_means, projection, set_norm, unit
+from dlqat_tf import BWNWeights, SATWeights
+from dlqat_tf.convert.weights import (
+    latents,
+    mixture_means,
+    on_kernel_of,
+    projection,
+    set_norm,
+    started,
+    unit,
+)
 
 
 def test_latents_use_the_whole_range_of_each_channel():
@@ -71,3 +80,15 @@ def test_unit():
     vectors = np.array([[3.0, 0.0], [4.0, 0.0]])
     assert unit(vectors, axis=0).tolist() == [[0.6, 0.0], [0.8, 0.0]]
     assert unit(vectors, axis=1).tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_transposed_kernels():
+    layer = tf.keras.layers.Conv2DTranspose(2, 1)
+    for same in (BWNWeights(32), SATWeights(2)):
+        assert on_kernel_of(layer, same) is same
+    kernel = np.array([[[[1.0, -3.0], [0.5, 2.0]]]])  # (1, 1, 2, 2)
+    quantizer = on_kernel_of(layer, SATWeights(2, keep_scale=True))
+    start, _ = started(kernel, (0, 1, 3), quantizer)
+    np.testing.assert_array_equal(start, latents(kernel, (0, 1, 3)))
+    start, _ = started(kernel, (0, 1, 3), on_kernel_of(layer, BWNWeights()))
+    np.testing.assert_array_equal(start, np.float32(kernel))

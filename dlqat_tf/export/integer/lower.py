@@ -333,6 +333,12 @@ class _Lowering:
         bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
         rounding = parts.kernel_quantizer
         if isinstance(rounding, TransposedWeights):
+            if not is_transposed:
+                reason = (
+                    "its quantizer takes its input channels for the output channels: "
+                    "TransposedWeights is for transposed convolutions"
+                )
+                raise unsupported(name, layer, reason)
             rounding, kernel = rounding.quantizer, channels_last(kernel)
         levels = levels_of(rounding, kernel, name, layer)
         weights, step = levels.weights, levels.step

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import dlqat_tf
-from dlqat_tf import CGPACT, SATWeights
+from dlqat_tf import CGPACT, BWNWeights, SATWeights
 from dlqat_tf.export import ExportError, lower
 from dlqat_tf.export.integer.nodes import (
     Activation,
@@ -19,6 +19,7 @@ from dlqat_tf.export.integer.nodes import (
     Sign,
 )
 from dlqat_tf.preprocessing import UNIT
+from dlqat_tf.quantizers import TransposedWeights
 from tests.export.networks import (
     convolution,
     images_for,
@@ -209,6 +210,14 @@ def refused(*stack, shape=(4, 4, 3)):
                 )
             ],
             "'odd_input'.*a factor that depends on them",
+        ),
+        (
+            [
+                lq.layers.QuantConv2D(
+                    3, 1, kernel_quantizer=TransposedWeights(BWNWeights()), name="odd"
+                )
+            ],
+            "'odd'.*TransposedWeights is for transposed convolutions",
         ),
         (
             [lq.layers.QuantConv2D(2, 1, activation=lq.quantizers.NoOp(2), name="odd")],
