@@ -129,7 +129,7 @@ class _Distillation(tf.keras.layers.Layer):
                 )
             )
             # The share of a replica in a last batch may have no image.
-            count = tf.cast(tf.shape(logits)[0], tf.float32)
+            count = tf.cast(tf.reduce_prod(tf.shape(logits)[:-1]), tf.float32)
             divergence = tf.math.divide_no_nan(divergence, count)
             self.add_loss(self._weight * self._temperature**2 * divergence)
         return logits

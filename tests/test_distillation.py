@@ -51,6 +51,18 @@ def test_it_is_the_mean_of_the_images(images, expected):
     assert float(trainer.losses[0]) == pytest.approx(expected)
 
 
+def test_of_scores_at_positions_it_is_the_mean_too():
+    student, teacher = (
+        tf.keras.Sequential(
+            [tf.keras.layers.Dense(2, use_bias=False, weights=[np.float32(w)], input_shape=(3, 1))]
+        )
+        for w in (STUDENT, TEACHER)
+    )
+    trainer = dlqat_tf.distill(student, teacher, temperature=1.0)
+    trainer(np.ones((2, 3, 1), np.float32), training=True)
+    assert float(trainer.losses[0]) == pytest.approx(DIVERGENCE)
+
+
 def test_a_teacher_with_a_softmax_is_the_same():
     student = linear(STUDENT)
     for ended in (

@@ -33,7 +33,8 @@ class WeightGrid:
 
     Attributes:
         codes: Integers of the kernel's shape; int16, so that `codes * step` is float32 in numpy.
-        step: float32, a scalar or one value per output channel (the kernel's last axis).
+        step: float32, a scalar or one value per output channel (the kernel's last axis, or (out, 1)
+            of transposed kernels), so that it multiplies the codes.
     """
 
     codes: np.ndarray
