@@ -62,7 +62,8 @@ def choose_bits(
 
     Costs are exact: those of the networks that :func:`dlqat_tf.quantize` makes of the model, by
     :func:`dlqat_tf.summary`. First and last layers keep 8 bits, residual sums ``residual_bits``.
-    Activations that one layer reads together get one width.
+    Activations that one layer reads together get one width, and so do all calls of a layer, the
+    one at the end of the model included.
 
     >>> overrides, report = dlqat_tf.choose_bits(model, images, labels, size={"lce": 200_000})
     >>> quantized, _ = dlqat_tf.quantize(model, overrides=overrides, images=images)
@@ -123,7 +124,8 @@ def choose_bits(
     report = MixedPrecisionReport(
         [
             LayerBits(
-                " + ".join(call.name for call in candidates.groups.get(name, ())) or name,
+                " + ".join(dict.fromkeys(each.name for each in candidates.groups.get(name, ())))
+                or name,
                 "activation_bits" if name in candidates.groups else "weight_bits",
                 trace.mean,
                 trace.standard_error,

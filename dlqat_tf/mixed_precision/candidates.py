@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import tensorflow as tf
 
 from dlqat_tf import methods
 from dlqat_tf.convert import ConversionError, quantize
@@ -35,7 +36,8 @@ class Candidates:
     Attributes:
         pairs: The widths of the networks that have the same ones everywhere.
         kernels: By name, the first call of each hidden layer with a kernel.
-        groups: By a name of their own, the calls whose outputs have one width.
+        groups: By a name of their own, the calls whose outputs have one width: an override gives
+            all calls of a layer one, also a call at the end of the model.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Candidates:
         # Heads of this package bring quantizers; what converts keeps them as they are.
         self._kept = {layer.name: "float" for layer in model.layers if isinstance(layer, Head)}
         self.pairs = [(w, a) for w in weight_bits for a in activation_bits]
+        self._chosen: set[str] = set()
+        self._chosen = {call.name for call in _hidden(self._network_of(_HIDDEN))}
         network = self._network = self._network_of(_HIDDEN)
         self._weighted = {
             calls[0].name: calls[0]
@@ -66,12 +70,7 @@ class Candidates:
             for name, call in self._weighted.items()
             if not network.first(call) and call.layer not in network.ends
         }
-        hidden = [
-            call
-            for call, place in network.places.items()
-            if network.width_of(call) == "activation_bits" and place.bits == _HIDDEN
-        ]
-        self.groups, self._reads = _grouped(network, hidden, self._weighted.values())
+        self.groups, self._reads = _grouped(network, self._weighted.values())
         unknown = set(latencies) - set(self._weighted)
         if unknown:
             raise ValueError(
@@ -79,11 +78,15 @@ class Candidates:
                 f"{', '.join(map(repr, sorted(unknown)))}."
             )
 
+    def _rules(self, activation_bits: int) -> dict:
+        """Return overrides that give everything that there is a choice for these bits."""
+        return self._kept | {name: {"activation_bits": activation_bits} for name in self._chosen}
+
     def _network_of(self, bits: int) -> Network:
         """Return the calls of the model whose hidden kernels and activations have these bits."""
         return Network(
             self._model,
-            Overrides(self._kept),
+            Overrides(self._rules(bits)),
             self._settings["head"],
             dict.fromkeys(("weight_bits", "activation_bits"), bits)
             | {"residual_bits": self._settings["residual_bits"]},
@@ -96,7 +99,7 @@ class Candidates:
             self._model,
             weight_bits,
             activation_bits,
-            overrides={**self._kept, **(overrides or {})},
+            overrides={**self._rules(activation_bits), **(overrides or {})},
             **self._settings,
         )
         report = predict(quantized, [name for name in FILES if name in self._budgets])
@@ -168,9 +171,9 @@ class Candidates:
             images,
             labels,
             {name: kernel_of(call.layer)[0] for name, call in self.kernels.items()},
-            {_activations(call): [call] for calls in self.groups.values() for call in calls},
+            [call for calls in self.groups.values() for call in calls],
         )
-        samples = {name: np.array(each) for name, each in curvature.samples(probes, seed).items()}
+        samples = {key: np.array(each) for key, each in curvature.samples(probes, seed).items()}
         found = {}
         for name, call in self.kernels.items():
             trace = estimate(samples[name])
@@ -181,14 +184,16 @@ class Candidates:
                     for bits in self._weight_bits
                 },
             )
-        values = {call.name: each.numpy() for call, each in curvature.values.items()}
-        errors = {bits: _errors(self._network_of(bits), values) for bits in self._activation_bits}
+        errors = {
+            bits: _errors(self._network, self._network_of(bits), curvature.values)
+            for bits in self._activation_bits
+        }
         for name, calls in self.groups.items():
-            traces = {call.name: estimate(samples[_activations(call)]) for call in calls}
+            traces = {call: estimate(samples[call]) for call in calls}
             found[name] = (
-                estimate(sum(samples[_activations(call)] for call in calls)),
+                estimate(sum(samples[call] for call in calls)),
                 {
-                    bits: sum(traces[each].curvature * of[each] / 2 for each in traces)
+                    bits: sum(traces[call].curvature * of[call] / 2 for call in calls)
                     for bits, of in errors.items()
                 },
             )
@@ -219,12 +224,27 @@ def _stored_alike(report: SummaryReport, name: str, other: str) -> SummaryReport
     return replace(report, storage=report.storage + storage)
 
 
-def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):
+def _hidden(network: Network) -> list[Call]:
+    """Return the calls whose outputs are rounded to the bits of hidden activations."""
+    return [
+        call
+        for call, place in network.places.items()
+        if network.width_of(call) == "activation_bits" and place.bits == _HIDDEN
+    ]
+
+
+def _grouped(network: Network, weighted: Iterable[Call]):
     """Return the calls of one width, and which of these each layer reads, by name."""
-    of = {
-        call: {other for other in hidden if network.places[other] is network.places[call]}
-        for call in hidden
-    }
+    hidden = _hidden(network)
+    of = {call: {call} for call in hidden}
+
+    def join(calls: Iterable[Call]) -> None:
+        together = set().union(*(of[call] for call in calls))
+        of.update(dict.fromkeys(together, together))
+
+    for call in hidden:
+        place = network.places[call]
+        join(each for each in hidden if each.name == call.name or network.places[each] is place)
     reads = {}
     for call in weighted:
         read = {
@@ -235,9 +255,7 @@ def _grouped(network: Network, hidden: list[Call], weighted: Iterable[Call]):
             if source in of
         }
         if read:
-            together = set().union(*(of[source] for source in read))
-            for source in together:
-                of[source] = together
+            join(read)
             reads[call] = next(iter(read))
     first = {call: min(of[call], key=hidden.index) for call in hidden}
     # A layer with a kernel and a fused ReLU is in both.
@@ -272,23 +290,28 @@ def _kernel_error(layer, method: methods.Method, bits: int) -> float:
     return float(np.square(factors * quantized - kernel).mean())
 
 
-def _errors(network: Network, values: dict[str, np.ndarray]) -> dict[str, float]:
+def _errors(
+    network: Network, rounding: Network, values: dict[Call, tf.Tensor]
+) -> dict[Call, float]:
     """Return the mean squared errors of activations in the ranges that lose least, by call.
 
     Args:
-        network: With the width in question everywhere.
+        network: Whose calls ``values`` are of.
+        rounding: The same calls, with the width in question everywhere.
         values: Of all images, by call.
     """
-    calls = {call: values[call.name] for call in network.calls if call.name in values}
+    found = {call: each.numpy() for call, each in values.items()}
+    places = {
+        call: rounding.places[other]
+        for call, other in zip(network.calls, rounding.calls, strict=True)
+        if call in found
+    }
     rounded: dict[Place, list[np.ndarray]] = {}
-    for call, each in calls.items():
-        rounded.setdefault(network.places[call], []).append(np.ravel(typical(each)))
+    for call, place in places.items():
+        rounded.setdefault(place, []).append(np.ravel(typical(found[call])))
     steps = {}
     for place, each in rounded.items():
         together = np.concatenate(each)
         codes = place.codes(together)
         steps[place] = codes, (place.range or optimal_range(together, *codes)) / codes.highest
-    return {
-        call.name: rounding_error(each, *steps[network.places[call]])
-        for call, each in calls.items()
-    }
+    return {call: rounding_error(found[call], *steps[place]) for call, place in places.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.kinds import is_softmax
 from dlqat_tf.convert.network import Network
 
@@ -53,7 +54,10 @@ class Curvature:
         images: A batch as the model takes it.
         labels: Its classes, integers (images,).
         kernels: By name, the variables whose traces are wanted.
-        places: By name, the calls whose outputs' traces are wanted.
+        places: The calls whose outputs' traces are wanted.
+
+    Attributes:
+        values: What is at the places, of all images, by call.
     """
 
     def __init__(
@@ -62,12 +66,12 @@ class Curvature:
         images: np.ndarray,
         labels: np.ndarray,
         kernels: dict[str, tf.Variable],
-        places: dict[str, list],
+        places: list[Call],
     ):
         self._network = network
         self._images, self._labels = tf.constant(images), tf.constant(labels)
         self._kernels = kernels
-        self._calls = {call: name for name, calls in places.items() for call in calls}
+        self._places = places
         self.values = self._run({})[1]
 
     def _run(self, offsets: dict) -> tuple[tf.Tensor, dict]:
@@ -79,7 +83,7 @@ class Curvature:
                 inputs = [values[value] for value in call.inputs]
                 outputs = call.apply(call.layer, inputs)
                 values |= {(call, i): tensor for i, tensor in enumerate(outputs)}
-            if call in self._calls:
+            if call in self._places:
                 seen[call] = values[call, 0]
                 if call in offsets:
                     values[call, 0] += offsets[call]
@@ -103,15 +107,15 @@ class Curvature:
             )
         return outer.gradient(gradients, variables, probes, tf.UnconnectedGradients.ZERO)
 
-    def samples(self, probes: int, seed: int) -> dict[str, list[float]]:
-        """Return what each probe gave, by the names of kernels and places.
+    def samples(self, probes: int, seed: int) -> dict[str | Call, list[float]]:
+        """Return what each probe gave, by the names of kernels and the calls of places.
 
         Args:
             probes: How many, at least 2.
             seed: Of the random signs.
         """
         kernels = list(self._kernels.values())
-        places = list(self._calls)
+        places = self._places
 
         @tf.function
         def of_kernels(signs):
@@ -124,9 +128,7 @@ class Curvature:
             return _traces(signs, self._products(offsets, zeros, signs))
 
         generator = np.random.default_rng(seed)
-        found: dict[str, list[float]] = {
-            name: [] for name in (*self._kernels, *self._calls.values())
-        }
+        found: dict[str | Call, list[float]] = {key: [] for key in (*self._kernels, *places)}
         for _ in range(probes):
             if kernels:
                 traces = of_kernels([_signs(generator, each.shape) for each in kernels])
@@ -134,13 +136,8 @@ class Curvature:
                     found[name].append(float(trace))
             if places:
                 traces = of_places([_signs(generator, self.values[each].shape) for each in places])
-                for name in dict.fromkeys(self._calls.values()):
-                    of_name = [
-                        trace
-                        for call, trace in zip(places, traces, strict=True)
-                        if self._calls[call] == name
-                    ]
-                    found[name].append(float(sum(of_name)))
+                for call, trace in zip(places, traces, strict=True):
+                    found[call].append(float(trace))
         return found
 
 

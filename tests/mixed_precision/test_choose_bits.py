@@ -36,9 +36,9 @@ def source(softmax=False):
     return tf.keras.Model(inputs, layers.Dense(3, activation=activation, name="scores")(x))
 
 
-def network(model, activation_bits=2):
+def network(model, activation_bits=2, overrides=None):
     widths = {"weight_bits": 2, "activation_bits": activation_bits, "residual_bits": 8}
-    return Network(model, Overrides({}), None, widths)
+    return Network(model, Overrides(overrides or {}), None, widths)
 
 
 def test_estimates():
@@ -77,10 +77,10 @@ def test_traces_are_those_of_the_whole_hessian(softmax):
             gradient = inner.gradient(loss, value)
         hessian = outer.jacobian(gradient, value, experimental_use_pfor=False)
         traces.append(float(tf.linalg.trace(tf.reshape(hessian, (128, 128)))))
-    curvature = Curvature(calls, images, labels, {"b": kernel}, {"a": [place]})
+    curvature = Curvature(calls, images, labels, {"b": kernel}, [place])
     samples = curvature.samples(150, seed=0)
-    for name, whole in (("b", expected), ("a", np.mean(traces))):
-        trace = estimate(np.array(samples[name]))
+    for key, whole in (("b", expected), (place, np.mean(traces))):
+        trace = estimate(np.array(samples[key]))
         assert trace.standard_error < 0.2 * abs(whole)
         assert abs(trace.mean - whole) < 4 * trace.standard_error
     np.testing.assert_allclose(curvature.values[place], values, rtol=1e-5)
@@ -101,52 +101,131 @@ def branches():
     return tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
 
 
+def repeated():
+    """One ReLU behind two hidden kernels and at the end, where values are 10 times as large."""
+    tf.keras.utils.set_random_seed(1)
+    relu = layers.ReLU(name="relu")
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = relu(layers.Conv2D(4, 3, name="first")(inputs))
+    x = relu(layers.Conv2D(4, 1, name="a")(x))
+    x = layers.Conv2D(4, 1, name="b")(x)
+    x.node.layer.kernel.assign(x.node.layer.kernel * 10)
+    x = layers.GlobalAveragePooling2D()(relu(x))
+    return tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
+
+
+def errors_of_conversion(model, calls, bits, overrides, images=IMAGES):
+    """Return the errors of the outputs of some calls by the quantizers of the converted network."""
+    options = dict(overrides=overrides, images=images, head=None, preprocessing="values")
+    quantized, _ = quantize(model, 2, bits, **options)
+    outputs = []
+    for name, same in itertools.groupby(calls, lambda call: call.name):
+        outputs += [model.get_layer(name).get_output_at(i) for i, _ in enumerate(same)]
+    values = tf.keras.Model(model.input, outputs)(images)
+    found = {}
+    for (call, place), value in zip(calls.items(), tf.nest.flatten(values), strict=True):
+        rounded = quantized.get_layer(place.name)(value).numpy()
+        found[call] = np.square(rounded - value.numpy()).mean(), value
+    return found
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_errors_of_activations_are_those_of_the_converted_network(bits):
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [(branches, ["swish", "tanh", "left", "right"]), (repeated, ["relu", "relu", "relu"])],
+)
+def test_errors_of_activations_are_those_of_the_converted_network(make, names, bits):
     images = np.tile(IMAGES, (2, 1, 1, 1))
     images[0] *= 1000  # of another size, which ranges leave out
-    model = branches()
-    names = ["swish", "tanh", "left", "right"]
-    outputs = [model.get_layer(name).output for name in names]
-    values = dict(zip(names, tf.keras.Model(model.input, outputs)(images), strict=True))
-    values = {name: each.numpy() for name, each in values.items()}
-    calls = network(model, bits)
-    places = {call.name: place for call, place in calls.places.items()}
-    quantized, _ = quantize(model, 2, bits, images=images, head=None, preprocessing="values")
-    found = _errors(calls, values)
-    assert list(found) == names
-    for name, error in found.items():
-        rounded = quantized.get_layer(places[name].name)(values[name]).numpy()
-        assert error == pytest.approx(np.square(rounded - values[name]).mean(), 1e-4)
-
-
-def test_activations_that_meet_have_an_increase_each():
-    model = branches()
-    calls = network(model)
-    kernels = {name: model.get_layer(name).kernel for name in ("second", "left", "right", "joined")}
-    meeting = {call.name: call for call in calls.places if call.name in ("left", "right")}
-    places = {call.name: [call] for call in calls.places if call.name in ("swish", "tanh")}
-    places |= {name: [call] for name, call in meeting.items()}
-    prefixed = {f"activations of {name}": each for name, each in places.items()}
-    curvature = Curvature(calls, IMAGES, LABELS, kernels, prefixed)
-    samples = {name: np.array(each) for name, each in curvature.samples(4, seed=0).items()}
-    errors = _errors(
-        calls, {name: curvature.values[call].numpy() for name, call in meeting.items()}
+    model = make()
+    overrides = {"relu": {"activation_bits": bits}} if make is repeated else {}
+    other = network(model, bits, overrides)
+    calls = {call: place for call, place in other.places.items() if call.name in names}
+    expected = errors_of_conversion(model, calls, bits, overrides, images)
+    before = network(model, 3)
+    places = [call for call in before.places if call.name in names]
+    found = _errors(
+        before,
+        other,
+        {call: value for call, (_, value) in zip(places, expected.values(), strict=True)},
     )
+    assert [call.name for call in found] == names
+    for error, (converted, _) in zip(found.values(), expected.values(), strict=True):
+        assert error == pytest.approx(converted, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "hidden", "kernels"),
+    [
+        (
+            branches,
+            ["left", "right"],
+            ["swish", "tanh", "left", "right"],
+            ["second", "left", "right", "joined"],
+        ),
+        (repeated, ["relu"], ["relu"], ["a", "b"]),
+    ],
+)
+def test_activations_of_one_width_have_an_increase_each(make, names, hidden, kernels):
+    """What meets, or is of one layer; in the latter case also where that is called last."""
+    model = make()
+    overrides = {name: {"activation_bits": 2} for name in hidden}
+    calls = network(model, 2, overrides)
+    variables = {name: model.get_layer(name).kernel for name in kernels}
+    places = [call for name in hidden for call in calls.places if call.name == name]
+    together = {call: calls.places[call] for call in places if call.name in names}
+    curvature = Curvature(calls, IMAGES, LABELS, variables, places)
+    samples = curvature.samples(4, seed=0)
+    errors = errors_of_conversion(model, together, 2, overrides)
     _, report = choose_bits(
         model,
         IMAGES,
         LABELS,
         weight_bits=(2,),
-        activation_bits=(2,),
+        activation_bits=(1, 2, 4, 8),
         bit_operations=1e9,
         probes=4,
     )
-    (found,) = [each for each in report.layers if each.layer == "left + right"]
-    traces = {name: samples[f"activations of {name}"] for name in meeting}
-    assert found.trace == pytest.approx(np.mean(traces["left"] + traces["right"]), 1e-4)
-    increases = [estimate(traces[name]).curvature * errors[name] / 2 for name in meeting]
+    (found,) = [each for each in report.layers if each.layer == " + ".join(names)]
+    traces = [np.array(samples[call]) for call in together]
+    assert found.trace == pytest.approx(np.mean(sum(traces)), 1e-4)
+    increases = [
+        estimate(trace).curvature * error / 2
+        for trace, (error, _) in zip(traces, errors.values(), strict=True)
+    ]
     assert found.increase[2] == pytest.approx(sum(increases), 1e-4)
+    by_bits = list(found.increase.values())
+    assert by_bits == sorted(by_bits, reverse=True)
+    assert by_bits[0] > 10 * by_bits[-1]
+
+
+def test_one_width_for_all_calls_of_a_layer():
+    """One ReLU that a sum reads with another one, and that is behind one more kernel besides."""
+    tf.keras.utils.set_random_seed(1)
+    relu = layers.ReLU(name="relu")
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = layers.Conv2D(4, 1, activation="relu", name="left")(inputs)
+    meeting = layers.Concatenate()([x, relu(layers.Conv2D(4, 1, name="right")(inputs))])
+    x = relu(layers.Conv2D(4, 1, name="a")(meeting))
+    x = layers.Conv2D(4, 1, activation="relu", name="b")(x)
+    x = layers.Flatten()(relu(layers.Conv2D(2, 6, name="c")(x)))
+    model = tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
+    _, report = choose_bits(
+        model,
+        IMAGES,
+        LABELS,
+        weight_bits=(2,),
+        activation_bits=(2, 4),
+        bit_operations=1e9,
+        probes=2,
+    )
+    chosen = [each.layer for each in report.layers if each.width == "activation_bits"]
+    assert chosen == ["left + relu", "b"]
+    for label, bits in (("W2A2", 2), ("W2A4", 4)):
+        widths = {name: {"activation_bits": bits} for name in ("left", "relu", "b")}
+        quantized, _ = quantize(model, 2, bits, overrides=widths)
+        (point,) = [each for each in report.uniform if each.label == label]
+        assert point.costs[BIT_OPERATIONS] == predict(quantized, []).bit_operations
 
 
 def test_errors_of_kernels_are_those_of_conversion():
