@@ -178,8 +178,13 @@ class Builder:
         return self._network.first(call) or call.layer in self._network.ends
 
     def _name(self, call: Call) -> str:
-        """Return the name of what a call becomes, a new one where its layer became another."""
-        if call.layer not in self.made:
+        """Return the name of what a call becomes, a new one where its layer became another.
+
+        As a ReLU does that is hidden in one call, where its quantizer has the name, and an output
+        of the model in another one.
+        """
+        places = self._network.places.values()
+        if call.layer not in self.made and all(call.name != place.name for place in places):
             return call.name
         name = unique(call.name, self._taken)
         self._taken.add(name)

@@ -254,6 +254,21 @@ def test_shared_layers_and_two_inputs(tmp_path):
     np.testing.assert_array_equal(model(images), loaded(images))
 
 
+def test_a_relu_that_is_hidden_and_an_output():
+    relu = layers.ReLU(name="relu")
+    inputs = tf.keras.Input((8, 8, 1))
+    x = relu(layers.Conv2D(2, 3, name="first")(inputs))
+    x = layers.Conv2D(2, 3, activation="relu", name="second")(x)
+    source = Model(inputs, relu(layers.Dense(3, name="scores")(layers.Flatten()(x))))
+    model, _ = quantize(source, 2, 2, head=None)
+    assert model.get_layer("relu").bits == 2
+    assert (model.layers[-1].name, type(model.layers[-1])) == ("relu_2", layers.ReLU)
+    images = [np.random.default_rng(0).random((16, 8, 8, 1)).astype(np.float32)]
+    settle(source, images)
+    model, _ = quantize(source, head=None, **FLOAT, images=images)
+    np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
+
+
 def test_mobilenet_v2(tmp_path):
     source = tf.keras.applications.MobileNetV2(
         (32, 32, 3), alpha=0.35, weights=None, classes=10, classifier_activation=None

@@ -101,7 +101,7 @@ def branches():
     return tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
 
 
-def repeated():
+def repeated(is_output=False):
     """One ReLU behind two hidden kernels and at the end, where values are 10 times as large."""
     tf.keras.utils.set_random_seed(1)
     relu = layers.ReLU(name="relu")
@@ -111,7 +111,12 @@ def repeated():
     x = layers.Conv2D(4, 1, name="b")(x)
     x.node.layer.kernel.assign(x.node.layer.kernel * 10)
     x = layers.GlobalAveragePooling2D()(relu(x))
-    return tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
+    x = layers.Dense(3, name="scores")(x)
+    return tf.keras.Model(inputs, relu(x) if is_output else x)
+
+
+def returned():
+    return repeated(is_output=True)
 
 
 def errors_of_conversion(model, calls, bits, overrides, images=IMAGES):
@@ -132,13 +137,17 @@ def errors_of_conversion(model, calls, bits, overrides, images=IMAGES):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize(
     ("make", "names"),
-    [(branches, ["swish", "tanh", "left", "right"]), (repeated, ["relu", "relu", "relu"])],
+    [
+        (branches, ["swish", "tanh", "left", "right"]),
+        (repeated, ["relu", "relu", "relu"]),
+        (returned, ["relu", "relu", "relu"]),
+    ],
 )
 def test_errors_of_activations_are_those_of_the_converted_network(make, names, bits):
     images = np.tile(IMAGES, (2, 1, 1, 1))
     images[0] *= 1000  # of another size, which ranges leave out
     model = make()
-    overrides = {"relu": {"activation_bits": bits}} if make is repeated else {}
+    overrides = {"relu": {"activation_bits": bits}} if make is not branches else {}
     other = network(model, bits, overrides)
     calls = {call: place for call, place in other.places.items() if call.name in names}
     expected = errors_of_conversion(model, calls, bits, overrides, images)
