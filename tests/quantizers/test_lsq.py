@@ -146,23 +146,42 @@ def test_training_has_the_values_and_gradients_of_the_formula(bits):
 
 
 REPLICAS = """
+import math
+
 import dlqat_tf
 import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    quantizer = dlqat_tf.LSQActivations(1)
-    quantizer.build((None, 2))
-values = strategy.experimental_distribute_values_from_function(
-    lambda context: tf.fill((1, 2), [1.0, 3.0][context.replica_id_in_sync_group])
-)
-strategy.run(tf.function(lambda x: quantizer(x, training=True)), (values,))
-assert quantizer.grid().step == 4, quantizer.grid()
+
+
+def check(first, second, step):
+    with strategy.scope():
+        quantizer = dlqat_tf.LSQActivations(1)
+        quantizer.build((None, 2))
+    shares = [tf.reshape(tf.constant(share, tf.float32), (-1, 2)) for share in (first, second)]
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: shares[context.replica_id_in_sync_group]
+    )
+    strategy.run(tf.function(lambda x: quantizer(x, training=True)), (values,))
+    for replica in range(2):
+        steps, flags = map(strategy.experimental_local_results, (quantizer.step, quantizer.started))
+        found = float(steps[replica]), float(flags[replica])
+        assert found == (1 if step is None else step, step is not None), (first, second, found)
+
+
+check([1, 1], [3, 3], 4)
+for refused in ([], [math.inf, 1]):
+    check([1, 1], refused, 2)
+    check(refused, [1, 1], 2)
+    check(refused, refused, None)
 """
 
 
 def test_replicas_start_from_the_mean_of_their_steps():
-    """2 * 1 and 2 * 3; tf.distribute wants its devices named first."""
+    """2 * 1 and 2 * 3; of an empty share or one that overflowed, from the other one's alone.
+
+    tf.distribute wants its devices named first.
+    """
     subprocess.run([sys.executable, "-c", REPLICAS], check=True)
