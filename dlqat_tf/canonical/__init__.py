@@ -66,7 +66,7 @@ class StandardLayers:
             compute the same.
         """
         if type(node.layer) is tf.keras.layers.Lambda:
-            return None if reads_mask(node) else self._of_lambda(node)
+            return self._of_lambda(node)
         symbol = getattr(node.layer, "symbol", None)
         if symbol is not None:
             rules = [OPERATORS.get(str(symbol).rsplit(".", 1)[-1])]
@@ -92,16 +92,21 @@ class StandardLayers:
         return tf.keras.Model(part.inputs, outputs)
 
     def _of_lambda(self, node) -> tf.keras.Model | None:
-        """Return the operators of a Lambda layer, None where one of them has no standard layers."""
+        """Return the operators of a Lambda layer.
+
+        None for all of its calls where an operator has no standard layers, a call reads a mask, or
+        they are on tensors of several shapes: what stays and what is made have one name.
+        """
         layer = node.layer
         if layer not in self._opened:
-            self._opened[layer] = model = self._in_operators(Part(node, self.made))
+            calls = layer._inbound_nodes
+            shapes = {tuple(tuple(x.shape) for x in tensors_of(call)) for call in calls}
+            is_one = len(shapes) == 1 and not any(map(reads_mask, calls))
+            model = self._in_operators(Part(node, self.made)) if is_one else None
             if model is not None:
                 self.made[layer, ""] = next(x for x in model.layers if x.name == layer.name)
-        model = self._opened[layer]
-        shapes = [tuple(x.shape) for x in tensors_of(node)]
-        fits = model is not None and [tuple(x.shape) for x in model.inputs] == shapes
-        return model if fits else None
+            self._opened[layer] = model
+        return self._opened[layer]
 
     def _in_operators(self, part: Part) -> tf.keras.Model | None:
         outputs = operators_of(part.node, part.inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dlqat_tf.graph import apply, copied, follow, tensors_of
+from dlqat_tf.graph import apply, copied, follow, tensors_of, unique
 
 _Lambda = tf.keras.layers.Lambda
 
@@ -30,6 +30,8 @@ def without_lambdas(model: tf.keras.Model) -> tf.keras.Model:
 
 def _opened(model: tf.keras.Model, made: dict) -> tf.keras.Model:
     """Return a model of the same layers, its Lambda layers and those of nested models opened."""
+    operators: list[tf.keras.layers.Layer] = []
+    kept: set[tf.keras.layers.Layer] = set()
 
     def visit(call, tensors: list) -> list:
         layer = call.layer
@@ -40,12 +42,19 @@ def _opened(model: tf.keras.Model, made: dict) -> tf.keras.Model:
         if type(layer) is _Lambda and not _ends(call, model):
             outputs = operators_of(call, tensors)
             if outputs is not None:
+                operators.extend(_between(outputs, tensors))
                 return outputs
+        kept.add(layer)
         return apply(call, layer, tensors)
 
     if not any(type(each) is _Lambda for each in model.submodules):
         return model
-    return tf.keras.Model(model.inputs, follow(model, model.inputs, visit), name=model.name)
+    outputs = follow(model, model.inputs, visit)
+    names = {x.name for x in model.layers if type(x) is not _Lambda or x in kept}
+    for operator in operators:  # layers may be called twice, and have names of others' operators
+        operator._name = unique(operator.name, names)
+        names.add(operator.name)
+    return tf.keras.Model(model.inputs, outputs, name=model.name)
 
 
 def _ends(call, model: tf.keras.Model) -> bool:
@@ -56,7 +65,8 @@ def _ends(call, model: tf.keras.Model) -> bool:
 def operators_of(call, tensors: list) -> list | None:
     """Return what a Lambda layer's function makes of Keras tensors; None where it is no graph.
 
-    The operator that makes the first output is named like the layer.
+    The operator that makes the first output is named like the layer; the others have names that
+    Keras gives to no layer.
     """
     layer = call.layer
     if layer.weights or layer._fn_expects_mask_arg or layer._fn_expects_training_arg:
@@ -76,12 +86,13 @@ def operators_of(call, tensors: list) -> list | None:
         return None
     if [tuple(each.shape) for each in outputs] != expected:
         return None
-    _name(layer.name, outputs, tensors)
+    for i, operator in enumerate(_between(outputs, tensors)):
+        operator._name = f"{layer.name}_op{i}" if i else layer.name
     return outputs
 
 
-def _name(name: str, outputs: list, inputs: list) -> None:
-    """Name operators like the layer that they stand for, from its outputs back to its inputs."""
+def _between(outputs: list, inputs: list) -> list[tf.keras.layers.Layer]:
+    """Return the layers that make outputs of inputs, from the first output back."""
     known, rest, found = {id(each) for each in inputs}, list(outputs), []
     while rest:
         tensor = rest.pop(0)
@@ -89,5 +100,4 @@ def _name(name: str, outputs: list, inputs: list) -> None:
             known.add(id(tensor))
             rest += tensors_of(tensor.node)
             found += [tensor.node.layer] if tensor.node.layer not in found else []
-    for i, layer in enumerate(found):
-        layer._name = f"{name}_{i}" if i else name
+    return found

@@ -26,7 +26,7 @@ class Part:
     def __init__(self, node, made: dict):
         self.layer, self.node, self._made = node.layer, node, made
         self.inputs = [
-            tf.keras.Input(tensor.shape[1:], name=f"{node.layer.name}_{i}", dtype=tensor.dtype)
+            tf.keras.Input(tensor.shape[1:], name=f"{node.layer.name}_input{i}", dtype=tensor.dtype)
             for i, tensor in enumerate(tensors_of(node))
         ]
 

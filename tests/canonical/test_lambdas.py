@@ -5,6 +5,8 @@ import tensorflow as tf
 import dlqat_tf
 from dlqat_tf.canonical import StandardLayers
 from dlqat_tf.canonical.lambdas import without_lambdas
+from dlqat_tf.convert.overrides import Overrides
+from dlqat_tf.convert.standard import in_standard_layers
 
 layers = tf.keras.layers
 
@@ -33,7 +35,7 @@ def test_operators_of_lambda_layers_stand_for_them():
     kinds = {layer.name: type(layer).__name__ for layer in opened.layers}
     assert "Lambda" not in kinds.values()
     assert "nothing" not in kinds
-    assert {kinds[name] for name in ("halves", "turned", "sum", "sum_1")} == {"TFOpLambda"}
+    assert {kinds[name] for name in ("halves", "turned", "sum", "sum_op1")} == {"TFOpLambda"}
     images = np.float32(np.random.default_rng(0).random((3, 4, 4, 3)))
     np.testing.assert_array_equal(opened(images), model(images))
     assert without_lambdas(opened) is opened
@@ -65,19 +67,88 @@ def test_lambda_layers_of_operators_that_have_standard_layers_are_quantized_as_t
     images = np.random.default_rng(0).random((16, 4, 4, 2)).astype(np.float32)
     converted, report = dlqat_tf.quantize(model, 8, 8, None, images=images)
     became = {row.layer: row.became for row in report.conversions}
-    assert became["capped_1"] == became["capped_2"] == "CGPACT"
+    assert became["capped_op1"] == became["capped_op2"] == "CGPACT"
     assert (became["capped"], became["shuffled"], became["whole"]) == ("Add", "Reshape", "Lambda")
     expected = np.asarray(model(images))
     assert np.corrcoef(expected.ravel(), np.ravel(converted(images)))[0, 1] > 0.999
 
 
 def test_a_shared_lambda_layer_opens_for_inputs_of_one_shape():
-    shared = layers.Lambda(tf.nn.relu)
-    calls = [shared(tf.keras.Input(shape)).node for shape in ((2,), (2,), (3,))]
-    standard = StandardLayers()
-    first, again, other = map(standard.of, calls)
+    standard, shared = StandardLayers(), layers.Lambda(tf.nn.relu)
+    calls = [shared(tf.keras.Input((2,))).node for _ in range(2)]
+    first, again = map(standard.of, calls)
     assert first is again
-    assert other is None
+    shared(tf.keras.Input((3,)))
+    assert StandardLayers().of(calls[0]) is None
+
+
+def test_a_shared_lambda_layer_of_several_shapes_stays_float():
+    inputs, shared = tf.keras.Input((2,)), layers.Lambda(tf.nn.relu, name="shared")
+    x = layers.Dense(3)(shared(layers.Dense(2)(inputs)))
+    model = tf.keras.Model(inputs, layers.Dense(2)(shared(x)))
+    values = np.float32([[1, -2], [-3, 4]])
+    _, report = dlqat_tf.quantize(model, 8, 8, None, images=values)
+    assert {row.layer: row.became for row in report.conversions}["shared"] == "Lambda"
+
+
+def test_a_shared_lambda_layer_stays_where_one_call_reads_a_mask():
+    inputs, shared = tf.keras.Input((3, 2)), layers.Lambda(tf.nn.relu)
+    calls = [shared(x).node for x in (inputs, layers.Masking()(inputs))]
+    assert [StandardLayers().of(call) for call in calls] == [None, None]
+
+
+def test_operators_of_two_inputs_are_quantized():
+    inputs = tf.keras.Input((4, 4, 3))
+    pair = [layers.Conv2D(4, 1)(inputs) for _ in range(2)]
+    x = layers.Lambda(lambda pair: pair[0] * tf.sigmoid(pair[1]), name="gate")(pair)
+    model = tf.keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    images = np.random.default_rng(0).random((16, 4, 4, 3)).astype(np.float32)
+    converted, report = dlqat_tf.quantize(model, 8, 8, None, images=images)
+    became = {row.layer: row.became for row in report.conversions}
+    assert (became["gate_op1"], became["gate"]) == ("Activation", "Multiply")
+    expected = np.asarray(model(images))
+    assert np.corrcoef(expected.ravel(), np.ravel(converted(images)))[0, 1] > 0.999
+
+
+def test_operators_of_two_inputs_end_a_model(tmp_path):
+    inputs = tf.keras.Input((4, 4, 3))
+    x = dlqat_tf.CGPACT(2)(layers.Conv2D(4, 1)(inputs))
+    pair = [x, layers.Conv2D(4, 1)(x)]
+    outputs = layers.Lambda(lambda pair: pair[0] * tf.sigmoid(pair[1]), name="gate")(pair)
+    model = tf.keras.Model(inputs, outputs)
+    report = dlqat_tf.export.to_tflite(model, tmp_path / "model.tflite")
+    images = np.random.default_rng(1).integers(0, 256, (8, 4, 4, 3)).astype(np.uint8)
+    found = dlqat_tf.export.parity(model, report.path, images)
+    assert found.first_diverging is None
+    assert found.agreement["simulation_file"] == 100
+
+
+def test_operators_have_names_that_keras_gives_to_no_layer():
+    inputs = tf.keras.Input((4,))
+    x = layers.Lambda(capped, name="lambda")(layers.Dense(4)(inputs))
+    x = layers.Lambda(capped, name="lambda_1")(layers.Dense(4)(x))
+    model = tf.keras.Model(inputs, layers.Dense(2)(x))
+    values = np.float32([[1, -2, 3, -4]])
+    opened = without_lambdas(model)
+    np.testing.assert_array_equal(opened(values), model(values))
+    standard, _ = in_standard_layers(model, Overrides({}))
+    _, report = dlqat_tf.quantize(model, 8, 8, None, images=values)
+    expected = {f"lambda{layer}{part}" for layer in ("", "_1") for part in ("", "_op1", "_op2")}
+    for names in (
+        [layer.name for layer in opened.layers],
+        [layer.name for layer in standard.layers],
+        [row.layer for row in report.conversions],
+    ):
+        assert sorted(name for name in names if "lambda" in name) == sorted(expected)
+
+
+@pytest.mark.parametrize(("is_end", "names"), [(False, ["r", "r_2"]), (True, ["r_2", "r"])])
+def test_each_call_of_a_shared_lambda_layer_has_a_name(is_end, names):
+    inputs, shared = tf.keras.Input((2,)), layers.Lambda(tf.nn.relu, name="r")
+    outputs = shared(layers.Dense(2)(shared(inputs)))
+    model = tf.keras.Model(inputs, outputs if is_end else layers.Dense(2)(outputs))
+    found = [layer.name for layer in without_lambdas(model).layers]
+    assert [name for name in found if name[0] == "r"] == names
 
 
 def test_a_lambda_layer_that_passes_on_what_it_gets_has_no_operators():
