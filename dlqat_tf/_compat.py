@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ _NOTES = re.compile(
     rb"|To enable the following instructions|E0000 .*failed call to cuInit"
     rb"|INFO: Created TensorFlow Lite \w+ delegate"
 )
+_CALLING = threading.RLock()
 _ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
 
 
@@ -113,6 +115,39 @@ def convnext_layers() -> tuple[type, type]:
     from tf_keras.src.applications import convnext
 
     return convnext.LayerScale, convnext.StochasticDepth
+
+
+@contextlib.contextmanager
+def copies_called() -> Iterator[None]:
+    """Let copies of layers be called on Keras tensors, so that the layers stay out of the graph.
+
+    Operators are called as ever. The call of a layer with weights or code, which copies need not
+    have, raises a TypeError.
+    """
+    from tf_keras.src.engine.base_layer import Layer
+    from tf_keras.src.layers.core.lambda_layer import Lambda
+    from tf_keras.src.layers.core.tf_op_layer import ClassMethod, InstanceProperty, TFOpLambda
+
+    thread = threading.get_ident()
+
+    def call(layer, *arguments):
+        is_operator = isinstance(layer, (ClassMethod, InstanceProperty, TFOpLambda))
+        if not is_operator and threading.get_ident() == thread:
+            if layer.weights or isinstance(layer, Lambda):
+                raise TypeError(
+                    "Expected a layer without weights or code of its own, so that a copy computes "
+                    f"the same. Received: {layer.name!r}. Call it outside of Lambda layers."
+                )
+            layer = type(layer).from_config(layer.get_config())
+        return connected(layer, *arguments)
+
+    with _CALLING:
+        connected = Layer._functional_construction_call
+        Layer._functional_construction_call = call
+        try:
+            yield
+        finally:
+            Layer._functional_construction_call = connected
 
 
 def with_lambdas():

@@ -1,6 +1,7 @@
 """Which Keras the package gets, whoever imports first: each case needs a Python of its own."""
 
 import collections
+import concurrent.futures
 import importlib.metadata
 import os
 import subprocess
@@ -109,6 +110,20 @@ def test_python_version(monkeypatch, version):
     monkeypatch.setattr(_compat, "sys", types.SimpleNamespace(version_info=version_info))
     with pytest.raises(ImportError, match=rf"this is Python 3\.{version[1]}\."):
         _compat.require_legacy_keras()
+
+
+def test_copies_are_called_in_one_thread_only():
+    layers, inputs = tf.keras.layers, tf.keras.Input((2,))
+    relu, code, dense = layers.ReLU(), layers.Lambda(tf.nn.relu), layers.Dense(2)
+    dense.build((None, 2))
+    with _compat.copies_called():
+        assert relu(inputs).node.layer is not relu
+        for layer in (code, dense):
+            with pytest.raises(TypeError, match=f"without weights.*{layer.name!r}"):
+                layer(inputs)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            assert pool.submit(relu, inputs).result().node.layer is relu
+    assert relu(inputs).node.layer is relu
 
 
 @pytest.fixture(scope="module")

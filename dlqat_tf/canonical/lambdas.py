@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dlqat_tf._compat import copies_called
 from dlqat_tf.graph import apply, copied, follow, tensors_of, unique
 
 _Lambda = tf.keras.layers.Lambda
@@ -22,10 +23,7 @@ def without_lambdas(model: tf.keras.Model) -> tf.keras.Model:
     if not any(type(each) is _Lambda for each in model.submodules):
         return model
     copy = copied(model, lambda config: config)  # the source's own layers are called no more
-    opened = _opened(copy, {})
-    if len(opened.weights) != len(copy.weights):  # some function makes layers
-        return model
-    return copied(opened, lambda config: config)
+    return copied(_opened(copy, {}), lambda config: config)
 
 
 def _opened(model: tf.keras.Model, made: dict) -> tf.keras.Model:
@@ -66,7 +64,7 @@ def operators_of(call, tensors: list) -> list | None:
     """Return what a Lambda layer's function makes of Keras tensors; None where it is no graph.
 
     The operator that makes the first output is named like the layer; the others have names that
-    Keras gives to no layer.
+    Keras gives to no layer. Of other layers that the function calls there are copies.
     """
     layer = call.layer
     if layer.weights or layer._fn_expects_mask_arg or layer._fn_expects_training_arg:
@@ -78,7 +76,8 @@ def operators_of(call, tensors: list) -> list | None:
         return layer.function(*arguments, **{**(layer.arguments or {}), **keywords})
 
     try:
-        outputs = apply(call, function, tensors)
+        with copies_called():
+            outputs = apply(call, function, tensors)
     except Exception:  # whatever code raises that wants values, not tensors
         return None
     expected = [tuple(each.shape) for each in tf.nest.flatten(call.outputs)]

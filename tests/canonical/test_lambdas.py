@@ -184,3 +184,35 @@ def test_the_file_of_a_model_of_lambda_layers(tmp_path):
     found = dlqat_tf.export.parity(snapped, report.path, images, trained=model)
     assert found.agreement["simulation_file"] == 100
     assert {"STRIDED_SLICE", "CONCATENATION"} <= set(report.census.operators)
+
+
+def state_of(model):
+    """The names, calls and weights of layers."""
+    return [
+        (each.name, list(each._inbound_nodes), list(each._outbound_nodes), each.get_weights())
+        for each in model.layers
+    ]
+
+
+def test_layers_with_weights_that_functions_call_stay_as_they_are():
+    inputs, shared = tf.keras.Input((2,)), layers.Dense(2, name="shared")
+    x = layers.Lambda(lambda x: shared(x), name="again")(shared(inputs))
+    x = layers.Lambda(capped, name="opened")(x)
+    model = tf.keras.Model(inputs, layers.Dense(2)(x))
+    before, values = state_of(model), np.float32([[1, -2], [-3, 4]])
+    opened = without_lambdas(model)
+    _, report = dlqat_tf.quantize(model, 8, 8, None, images=values)
+    np.testing.assert_equal(state_of(model), before)
+    assert shared.output is shared._inbound_nodes[0].outputs
+    kinds = {layer.name: type(layer).__name__ for layer in opened.layers}
+    assert (kinds["again"], kinds["opened"]) == ("Lambda", "TFOpLambda")
+    assert {row.layer: row.became for row in report.conversions}["again"] == "Lambda"
+
+
+def test_copies_of_layers_without_weights_stand_for_them():
+    inputs, relu = tf.keras.Input((2,)), layers.ReLU(6.0, name="mine")
+    x = layers.Lambda(lambda x: relu(x), name="capped")(inputs)
+    opened = without_lambdas(tf.keras.Model(inputs, layers.Dense(2)(x)))
+    assert type(opened.get_layer("capped")) is layers.ReLU
+    assert opened.get_layer("capped").max_value == 6
+    assert (relu.name, relu._inbound_nodes) == ("mine", [])
