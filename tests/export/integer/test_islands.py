@@ -46,8 +46,9 @@ def test_what_runs_in_integers_between_two_parts_of_one_island_parts_it():
 
 def test_several_outputs_of_one_layer():
     inputs = tf.keras.Input((2, 2, 2), name="images")
-    left, right = layers.Lambda(lambda x: tf.split(x, 2, axis=-1))(inputs)
+    left, right = layers.Lambda(lambda x: tf.split(tf.abs(x), 2, axis=-1), name="halves")(inputs)
     network = lower(tf.keras.Model(inputs, [CGPACT(2, 1.0)(right), left]))
+    assert islands(network) == [(("images",), ("halves",))]
     right, left = Simulation(network).outputs(IMAGES)
     np.testing.assert_allclose(left, IMAGES[..., :1] / np.float32(255))
     assert right.shape == left.shape
