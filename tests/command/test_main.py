@@ -186,7 +186,7 @@ def test_a_module_of_ones_own_is_imported_first(own_method):
     assert "quantized stage: 1 epochs of" in trained.stdout  # of the method's recipe
     exported = dlqat(own_method, "export", "tflite", "run/model.keras", "f.tflite", "--import=own")
     assert exported.returncode == 0, exported.stderr
-    alone = dlqat(own_method, "export", "tflite", "run/model.keras", "f.tflite")
+    alone = dlqat(own_method, "export", "tflite", "run/model.keras", "g.tflite")
     assert alone.returncode == 2
     assert "give --import MODULE" in alone.stderr
     unknown = dlqat(own_method, "census", "--import", "onw", "f.tflite")

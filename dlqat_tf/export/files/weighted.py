@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
@@ -73,15 +75,17 @@ def file_layout(node: Weighted, weights: np.ndarray) -> tuple[np.ndarray, int]:
     return np.ascontiguousarray(weights.transpose(3, 0, 1, 2)), 0
 
 
-def padding_of(node: Weighted, shape: tuple[int, ...]) -> str:
+def padding_of(node: Weighted, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return how the file pads: "valid", "same", or "explicit" by an operation before.
 
     Args:
         node: What may be padded.
-        shape: Of its input, without the batch.
+        shapes: Of the network's values, without the batch, by name. What a file adds between them
+            has none there, and needs none: it is not padded.
     """
     if not isinstance(node, Convolution) or node.padding == "valid":
         return "valid"
+    shape = shapes[node.inputs[0]]
     amounts = [
         missing_rows(*each)
         for each in zip(shape, node.weights.shape, node.strides, node.dilation, strict=False)

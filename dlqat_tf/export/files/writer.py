@@ -423,7 +423,7 @@ class Writer:
         )
 
     def _padding(self, node: Weighted) -> str:
-        return padding_of(node, self.network.shapes[node.inputs[0]])
+        return padding_of(node, self.network.shapes)
 
     def _explicit_padding(self, node: Convolution, value: int, pad, grid) -> int:
         shape = self.network.shapes[node.inputs[0]]
