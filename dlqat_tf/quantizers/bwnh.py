@@ -70,7 +70,7 @@ def bwnh(model: tf.keras.Model, images: np.ndarray, *, sweeps: int = 3) -> dict[
     Each kernel of :class:`~dlqat_tf.BWNWeights` becomes the signs times the factors of
     :func:`fit_binary`, which that quantizer then keeps as they are. A layer's inputs are those that
     the network has with all layers before binarised already; that layer's own float kernel on them
-    is what is fitted. Depthwise and grouped convolutions keep BWN's signs.
+    is what is fitted. Depthwise, grouped and transposed convolutions keep BWN's signs.
 
     Args:
         model: Functional or Sequential network of trained float kernels under ``BWNWeights(1)``,
