@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dlqat_tf.convert.calls import Call, Value
 from dlqat_tf.convert.kinds import takes_integers
-from dlqat_tf.convert.overrides import WIDTHS, Overrides
+from dlqat_tf.convert.overrides import WIDTHS
 from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.placing import Placing
 from dlqat_tf.convert.report import ConversionError
@@ -22,26 +20,8 @@ class Network(SourceGraph):
     It takes what :class:`~dlqat_tf.convert.source_graph.SourceGraph` does.
     """
 
-    def __init__(
-        self,
-        model,
-        overrides: Overrides,
-        head: str | dict[str, str | None] | None,
-        widths: dict[str, int | None],
-        *,
-        preprocessing=None,
-        images: list[np.ndarray] | None = None,
-        partial: bool = False,
-    ):
-        super().__init__(
-            model,
-            overrides,
-            head,
-            widths,
-            preprocessing=preprocessing,
-            images=images,
-            partial=partial,
-        )
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.places = Placing(self).places
         self._leads = self._find_leads()
         self._check_integers()
