@@ -38,7 +38,6 @@ from dlqat_tf.quantizers import (
     QuantizerProgress,
     SATWeights,
     SYQWeights,
-    TransposedWeights,
     WeightQuantizer,
     bwnh,
 )
@@ -138,8 +137,7 @@ class Method:
 
 def clamps(quantizer: WeightQuantizer) -> bool:
     """Return whether kernels pass a tanh clamp, which loses their scale."""
-    if isinstance(quantizer, TransposedWeights):
-        return clamps(quantizer.quantizer)
+    quantizer = quantizer.of_channels_last
     # DoReFa's binary and float ones have the scale of the kernel.
     return isinstance(quantizer, SATWeights) or (
         isinstance(quantizer, DoReFaWeights) and 1 < quantizer.bits < 32

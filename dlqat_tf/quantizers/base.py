@@ -169,6 +169,18 @@ class _Quantizer(lq.quantizers.Quantizer):
 class WeightQuantizer(_Quantizer):
     """Base class of the quantizers that go into ``kernel_quantizer``."""
 
+    is_transposed = False
+    """Whether it reads kernels whose output channels come before the input channels."""
+
+    @property
+    def of_channels_last(self) -> WeightQuantizer:
+        """The quantizer of the same kernel with the output channels last."""
+        return self
+
+    def on_same_kernel(self, quantizer: WeightQuantizer) -> WeightQuantizer:
+        """Return what makes ``quantizer``, of output channels last, read kernels as this one."""
+        return quantizer
+
     def grid(self, kernel) -> WeightGrid:
         """Return the integers behind ``self(kernel)``.
 

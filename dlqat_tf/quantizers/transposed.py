@@ -47,6 +47,15 @@ class TransposedWeights(WeightQuantizer):
         if hasattr(quantizer, "advance"):
             self.advance = lambda share, kernel: quantizer.advance(share, channels_last(kernel))
 
+    is_transposed = True
+
+    @property
+    def of_channels_last(self):
+        return self.quantizer
+
+    def on_same_kernel(self, quantizer):
+        return TransposedWeights(quantizer)
+
     def build(self, input_shape):
         *positions, outputs, inputs = input_shape
         self.quantizer.build(tf.TensorShape([*positions, inputs, outputs]))

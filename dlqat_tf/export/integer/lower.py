@@ -80,7 +80,6 @@ from dlqat_tf.preprocessing import arithmetic
 from dlqat_tf.quantizers import (
     ActivationQuantizer,
     InputQuantizer,
-    TransposedWeights,
     Unwrapped,
     unwrapped,
 )
@@ -332,14 +331,14 @@ class _Lowering:
             channels = layer.filters
         bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
         rounding = parts.kernel_quantizer
-        if isinstance(rounding, TransposedWeights):
+        if getattr(rounding, "is_transposed", False):
             if not is_transposed:
                 reason = (
                     "its quantizer takes its input channels for the output channels: "
                     "TransposedWeights is for transposed convolutions"
                 )
                 raise unsupported(name, layer, reason)
-            rounding, kernel = rounding.quantizer, channels_last(kernel)
+            rounding, kernel = rounding.of_channels_last, channels_last(kernel)
         levels = levels_of(rounding, kernel, name, layer)
         weights, step = levels.weights, levels.step
         if is_transposed and rounding is parts.kernel_quantizer:

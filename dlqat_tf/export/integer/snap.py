@@ -16,7 +16,7 @@ from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
-from dlqat_tf.quantizers import SnappedWeights, TransposedWeights, nearest_codes, unwrapped
+from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
 from dlqat_tf.quantizers.transposed import channels_last
 from dlqat_tf.report import Report
 
@@ -258,12 +258,12 @@ def _hold_codes(layer, name: str) -> None:
         )
     with lq.context.quantized_scope(False):
         latent = np.float32(tf.convert_to_tensor(parts.kernel))
-    values = np.asarray(parts.kernel_quantizer(latent), np.float32)
-    quantizer = snapped = SnappedWeights(parts.kernel_quantizer.precision)
-    is_transposed = isinstance(parts.kernel_quantizer, TransposedWeights)
-    if is_transposed:
-        values, quantizer = channels_last(values), TransposedWeights(snapped)
-    grid = nearest_codes(values)
+    before = parts.kernel_quantizer
+    values = np.asarray(before(latent), np.float32)
+    is_transposed = getattr(before, "is_transposed", False)  # Larq's quantizers say nothing
+    grid = nearest_codes(channels_last(values) if is_transposed else values)
+    snapped = SnappedWeights(before.precision)
+    quantizer = before.on_same_kernel(snapped) if is_transposed else snapped
     quantizer.build(latent.shape)
     snapped.step.assign(grid.step)
     setattr(layer, attribute, quantizer)
