@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf.methods import Method, clamps
-from dlqat_tf.quantizers import TransposedWeights, WeightQuantizer
+from dlqat_tf.quantizers import DepthwiseWeights, TransposedWeights, WeightQuantizer
 
 _layers = tf.keras.layers
 _REACH = 1.0  # largest latent weight: beyond it the slope of tanh is less than 0.42
@@ -48,8 +48,12 @@ def on_kernel_of(layer: tf.keras.layers.Layer, quantizer: WeightQuantizer) -> We
         quantizer: The method's.
     """
     has_channels = not clamps(quantizer) or getattr(quantizer, "keep_scale", False)
-    if isinstance(layer, _layers.Conv2DTranspose) and has_channels and quantizer.bits != 32:
+    if quantizer.bits == 32 or not has_channels:
+        return quantizer
+    if isinstance(layer, _layers.Conv2DTranspose):
         return TransposedWeights(quantizer)
+    if isinstance(layer, _layers.DepthwiseConv2D):
+        return DepthwiseWeights(quantizer)
     return quantizer
 
 

@@ -17,6 +17,7 @@ from dlqat_tf.quantizers.hawq import HAWQActivations, HAWQWeights
 from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.inq import INQWeights
 from dlqat_tf.quantizers.irnet import IRNetWeights
+from dlqat_tf.quantizers.kernel_order import DepthwiseWeights, TransposedWeights
 from dlqat_tf.quantizers.lqnet import LQNetActivations, LQNetWeights
 from dlqat_tf.quantizers.lsq import LSQActivations, LSQWeights
 from dlqat_tf.quantizers.pact import CGPACT, PACT
@@ -26,7 +27,6 @@ from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.snapped import SnappedWeights, nearest_codes
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
 from dlqat_tf.quantizers.syq import SYQWeights
-from dlqat_tf.quantizers.transposed import TransposedWeights
 from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "CentredAndClamped",
     "DSQActivations",
     "DSQWeights",
+    "DepthwiseWeights",
     "DoReFaActivations",
     "DoReFaWeights",
     "HAWQActivations",

@@ -13,6 +13,7 @@ import weakref
 from dataclasses import dataclass
 from numbers import Integral
 from types import FrameType
+from typing import Literal
 
 import larq as lq
 import numpy as np
@@ -34,7 +35,8 @@ class WeightGrid:
     Attributes:
         codes: Integers of the kernel's shape; int16, so that `codes * step` is float32 in numpy.
         step: float32, a scalar or one value per output channel (the kernel's last axis, or (out, 1)
-            of transposed kernels), so that it multiplies the codes.
+            of transposed and (in, multiplier) of depthwise kernels), so that it multiplies the
+            codes.
     """
 
     codes: np.ndarray
@@ -169,13 +171,21 @@ class _Quantizer(lq.quantizers.Quantizer):
 class WeightQuantizer(_Quantizer):
     """Base class of the quantizers that go into ``kernel_quantizer``."""
 
-    is_transposed = False
-    """Whether it reads kernels whose output channels come before the input channels."""
+    order: Literal["channels last", "transposed", "depthwise"] = "channels last"
+    """Which kernels it reads: those of layers that keep the output channels there."""
 
     @property
     def of_channels_last(self) -> WeightQuantizer:
-        """The quantizer of the same kernel with the output channels last."""
+        """The quantizer of what :meth:`reordered` returns."""
         return self
+
+    def reordered(self, kernel):
+        """Return a kernel that this one reads with its output channels last."""
+        return kernel
+
+    def in_order(self, values, shape):
+        """Return what :meth:`reordered` was, given the ``shape`` of the kernel."""
+        return values
 
     def on_same_kernel(self, quantizer: WeightQuantizer) -> WeightQuantizer:
         """Return what makes ``quantizer``, of output channels last, read kernels as this one."""

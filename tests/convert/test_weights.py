@@ -82,6 +82,16 @@ def test_unit():
     assert unit(vectors, axis=1).tolist() == [[1.0, 0.0], [1.0, 0.0]]
 
 
+def test_depthwise_kernels():
+    layer = tf.keras.layers.DepthwiseConv2D(1)
+    for same in (BWNWeights(32), SATWeights(2)):
+        assert on_kernel_of(layer, same) is same
+    kernel = np.array([[[[1.0], [-3.0]]]])  # a channel, and another
+    for inner in (SATWeights(1, keep_scale=True), BWNWeights()):
+        start, values = started(kernel, (0, 1), on_kernel_of(layer, inner))
+        np.testing.assert_allclose(np.abs(values), np.abs(start), 1e-6)
+
+
 def test_transposed_kernels():
     layer = tf.keras.layers.Conv2DTranspose(2, 1)
     for same in (BWNWeights(32), SATWeights(2)):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from dlqat_tf import methods, quantize
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
 from dlqat_tf.export.files.lce import PLANE_LIMIT
-from dlqat_tf.quantizers import NoGrid
+from dlqat_tf.quantizers import NoGrid, unwrapped
 from tests.export.networks import randomize
 from tests.quantizers.methods import images, network
 
@@ -172,20 +172,33 @@ def test_float_activations_store_codes(tmp_path):
         to_tflite(model, path, activations="int4", force=True)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("bwn", 1), ("hawq", 3), ("lqnet", 2), ("syq", 1)])
-def test_transposed_kernels_have_steps_of_output_channels(name, bits, tmp_path):
-    """As quantize makes them; two of them on no grid, so that they are snapped."""
+@pytest.mark.parametrize("kind", ["transposed", "depthwise"])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("bwn", 1), ("irnet", 1), ("hawq", 3), ("lqnet", 2), ("syq", 1)]
+)
+def test_kernels_have_steps_of_output_channels(name, bits, kind, tmp_path):
+    """As quantize makes them; two methods' on no grid, so that they are snapped."""
     tf.keras.utils.set_random_seed(0)
     inputs = tf.keras.Input((6, 6, 3), name="images")
     x = tf.keras.layers.Conv2D(4, 3, activation="relu")(inputs)
-    x = tf.keras.layers.Conv2DTranspose(6, 2, 2, activation="relu", name="grow")(x)
+    if kind == "transposed":
+        x = tf.keras.layers.Conv2DTranspose(6, 2, 2, activation="relu", name="odd")(x)
+    else:
+        layer = tf.keras.layers.DepthwiseConv2D(
+            2, depth_multiplier=2, activation="relu", name="odd"
+        )
+        x = layer(x)
     x = tf.keras.layers.GlobalAveragePooling2D()(x)
     source = tf.keras.Model(inputs, tf.keras.layers.Dense(5)(x))
     model, _ = quantize(source, bits, 2, method=name, images=images(16))
-    kernel = np.swapaxes(source.get_layer("grow").kernel, 2, 3)  # of the output channels last
-    expected = methods.get(name).weights(bits)(kernel).numpy()
-    quantizer = model.get_layer("grow").kernel_quantizer
-    latent = model.get_layer("grow").kernel.latent_variable
-    np.testing.assert_allclose(np.swapaxes(quantizer(latent), 2, 3), expected, 1e-5, 1e-6)
+    parts = unwrapped(model.get_layer("odd"))
+    if kind == "transposed":
+        kernel = np.swapaxes(source.get_layer("odd").kernel, 2, 3)
+        expected = np.swapaxes(methods.get(name).weights(bits)(kernel), 2, 3)
+    else:  # each channel has two filters of one channel
+        kernel = source.get_layer("odd").depthwise_kernel.numpy().reshape(2, 2, 1, 8)
+        expected = methods.get(name).weights(bits)(kernel).numpy().reshape(2, 2, 4, 2)
+    latent = parts.kernel.latent_variable
+    np.testing.assert_allclose(parts.kernel_quantizer(latent), expected, 1e-5, 1e-6)
     model(images(16), training=True)
     check(model, to_lce(model, tmp_path / "lce.tflite"))

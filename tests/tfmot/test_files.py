@@ -55,19 +55,24 @@ def test_files_compute_what_was_trained(trained, tmp_path, export):
     assert report.shifts  # biases in wrapped layers and batch norms moved
 
 
+@pytest.mark.parametrize("kind", ["transposed", "depthwise"])
 @pytest.mark.parametrize("method", ["sat", "hawq", "lqnet"])
-def test_transposed_kernels_have_steps_of_output_channels(method, tmp_path):
+def test_kernels_have_steps_of_output_channels(method, kind, tmp_path):
     """Without a norm behind it SAT has them too."""
     inputs = tf.keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, activation="relu")(inputs)
-    x = layers.Conv2DTranspose(6, 2, 2, activation="relu", name="grow")(x)
+    if kind == "transposed":
+        layer, shape = layers.Conv2DTranspose(6, 2, 2, activation="relu", name="odd"), (6, 1)
+    else:
+        layer, shape = layers.DepthwiseConv2D(3, activation="relu", name="odd"), (4, 1)
+    x = layer(x)
     x = layers.GlobalAveragePooling2D()(x)
     source = tf.keras.Model(inputs, layers.Dense(3)(x))
     bits = 3 if method == "hawq" else 1
     model = applied(source, weight_bits=bits, method=method)
     model(images(8) / np.float32(255), training=True)
-    quantizer = unwrapped(model.get_layer("quant_grow")).kernel_quantizer
-    assert quantizer.grid(source.get_layer("grow").kernel).step.shape == (6, 1)
+    parts = unwrapped(model.get_layer("quant_odd"))
+    assert parts.kernel_quantizer.grid(parts.kernel).step.shape == shape
     report = to_lce(model, tmp_path / "model.tflite")
     result = parity(tf.keras.models.load_model(report.snapped), report.path, images(64))
     assert result.agreement["keras_file"] == result.agreement["simulation_file"] == 100.0

@@ -83,8 +83,8 @@ from dlqat_tf.quantizers import (
     Unwrapped,
     unwrapped,
 )
+from dlqat_tf.quantizers.kernel_order import channels_last
 from dlqat_tf.quantizers.of_larq import is_of_larq
-from dlqat_tf.quantizers.transposed import channels_last
 
 _layers = tf.keras.layers
 # TFLite's operations that are a table of int8 codes.
@@ -331,26 +331,27 @@ class _Lowering:
             channels = layer.filters
         bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
         rounding = parts.kernel_quantizer
-        if getattr(rounding, "is_transposed", False):
-            if not is_transposed:
-                reason = (
-                    "its quantizer takes its input channels for the output channels: "
-                    "TransposedWeights is for transposed convolutions"
-                )
-                raise unsupported(name, layer, reason)
-            rounding, kernel = rounding.of_channels_last, channels_last(kernel)
+        order = "transposed" if is_transposed else "depthwise" if depthwise else "channels last"
+        reads = getattr(rounding, "order", "channels last")  # Larq's quantizers say nothing
+        if reads not in (order, "channels last"):
+            reason = (
+                "its quantizer takes other weights for those of an output channel: "
+                f"{type(rounding).__name__} is for {reads} convolutions"
+            )
+            raise unsupported(name, layer, reason)
         levels = levels_of(rounding, kernel, name, layer)
         weights, step = levels.weights, levels.step
-        if is_transposed and rounding is parts.kernel_quantizer:
+        if is_transposed:
             weights = channels_last(weights)
-            if step is not None and step.size > 1:
+            if reads != order and step is not None and step.size > 1:
                 reason = (
                     "its quantizer has a step for each input channel, since it takes these for the "
                     "output channels: use quantizers.TransposedWeights around it"
                 )
                 raise unsupported(name, layer, reason)
         if step is not None:
-            # A step per last axis of a depthwise kernel is one per multiplier.
+            # A step per last axis of a depthwise kernel, where no DepthwiseWeights is, is one per
+            # multiplier.
             step = np.tile(step, channels // step.size).astype(np.float32)
         shared |= dict(
             weights=weights,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import larq as lq
 import numpy as np
@@ -88,6 +88,12 @@ def levels_of(quantizer, kernel: np.ndarray, name: str, layer) -> WeightLevels:
         except ValueError as error:
             raise unsupported(name, layer, str(error)) from error
         return WeightLevels(grid.codes, np.atleast_1d(grid.step), bits)
+    levels = _levels(quantizer.of_channels_last, quantizer.reordered(kernel), name)
+    return replace(levels, weights=quantizer.in_order(levels.weights, kernel.shape))
+
+
+def _levels(quantizer: WeightQuantizer, kernel: np.ndarray, name: str) -> WeightLevels:
+    """Return what a quantizer makes of a latent kernel with the output channels last."""
     try:
         grid = quantizer.grid(kernel)
     except NoGrid:

@@ -17,7 +17,6 @@ from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
-from dlqat_tf.quantizers.transposed import channels_last
 from dlqat_tf.report import Report
 
 _SMALL = 1e-5  # relative shifts of steps: those that adds ask for are smaller
@@ -259,17 +258,14 @@ def _hold_codes(layer, name: str) -> None:
     with lq.context.quantized_scope(False):
         latent = np.float32(tf.convert_to_tensor(parts.kernel))
     before = parts.kernel_quantizer
-    values = np.asarray(before(latent), np.float32)
-    is_transposed = getattr(before, "is_transposed", False)  # Larq's quantizers say nothing
-    grid = nearest_codes(channels_last(values) if is_transposed else values)
+    grid = nearest_codes(before.reordered(np.asarray(before(latent), np.float32)))
     snapped = SnappedWeights(before.precision)
-    quantizer = before.on_same_kernel(snapped) if is_transposed else snapped
+    quantizer = before.on_same_kernel(snapped)
     quantizer.build(latent.shape)
     snapped.step.assign(grid.step)
     setattr(layer, attribute, quantizer)
     parts.kernel.quantizer = quantizer
-    levels = grid.codes * grid.step
-    parts.kernel.assign(channels_last(levels) if is_transposed else levels)
+    parts.kernel.assign(before.in_order(grid.codes * grid.step, latent.shape))
 
 
 def _factor(node: Weighted, before: Weighted) -> np.ndarray:

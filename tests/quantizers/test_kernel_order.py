@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf import BWNWeights, HAWQWeights, INQWeights, IRNetWeights, LQNetWeights, SYQWeights
-from dlqat_tf.quantizers import NoGrid, TransposedWeights
+from dlqat_tf.quantizers import DepthwiseWeights, NoGrid, TransposedWeights
 from tests.quantizers.methods import check_grid, fit, gradient_of
 
 # A position, two output and three input channels, whose mean magnitudes are 2 and 3.
@@ -28,6 +28,40 @@ def test_by_hand():
     assert quantizer.precision == 1
 
 
+def test_filters_of_a_depthwise_kernel_by_hand():
+    # A position of two input channels with two filters each, and below it another.
+    kernel = np.float32([[[[1.0, -2.0], [3.0, -3.0]]], [[[-3.0, 4.0], [1.0, 5.0]]]])
+    upstream = np.arange(8, dtype=np.float32).reshape(kernel.shape)
+    quantizer = DepthwiseWeights(BWNWeights())
+    values, gradient = gradient_of(quantizer, kernel, upstream)
+    np.testing.assert_array_equal(values, [[[[2, -3], [2, -4]]], [[[-2, 3], [2, 4]]]])
+    slope = [[[[2.5, 0.5], [0.5, 0.5]]], [[[0.5, 0.5], [2.5, 0.5]]]]  # a half is of two weights
+    np.testing.assert_allclose(gradient, upstream * slope, 1e-6)
+    grid = check_grid(quantizer, kernel)
+    assert grid.step.tolist() == [[2, 3], [2, 4]]
+    ((sign, scale),) = quantizer.planes(kernel)
+    np.testing.assert_array_equal(sign * scale, values)
+    # Without it each of the two multipliers has one.
+    assert BWNWeights().grid(kernel).step.tolist() == [2, 3.5]
+
+
+@pytest.mark.parametrize("inner", [HAWQWeights(3), IRNetWeights(), SYQWeights(2), LQNetWeights(2)])
+def test_it_is_the_other_one_on_filters_of_one_channel(inner):
+    generator = np.random.default_rng(0)
+    kernel, upstream = generator.normal(size=(2, 2, 3, 3, 2)).astype(np.float32)
+    quantizer = DepthwiseWeights(inner)
+    quantizer(kernel, training=True)
+    values, gradient = gradient_of(quantizer, kernel, upstream)
+    of_one = kernel.reshape(2, 3, 1, 6), upstream.reshape(2, 3, 1, 6)
+    expected = [each.reshape(2, 3, 3, 2) for each in gradient_of(inner, *of_one)]
+    np.testing.assert_array_equal([values, gradient], expected)
+    if isinstance(inner, LQNetWeights):
+        total = sum(sign * scale for sign, scale in quantizer.planes(kernel))
+        np.testing.assert_allclose(total, values, 1e-6)
+    elif not isinstance(inner, SYQWeights):
+        check_grid(quantizer, kernel)
+
+
 @pytest.mark.parametrize("inner", [HAWQWeights(3), IRNetWeights(), SYQWeights(2), LQNetWeights(2)])
 def test_it_is_the_other_one_turned(inner):
     generator = np.random.default_rng(0)
@@ -46,8 +80,9 @@ def test_it_is_the_other_one_turned(inner):
             np.testing.assert_allclose(total, values, 1e-6)
 
 
-def test_a_latent_kernel_has_the_levels():
-    quantizer = TransposedWeights(HAWQWeights(3))
+@pytest.mark.parametrize("order", [TransposedWeights, DepthwiseWeights])
+def test_a_latent_kernel_has_the_levels(order):
+    quantizer = order(HAWQWeights(3))
     grid = quantizer.grid(W)
     again = quantizer.grid(quantizer.latent(grid))
     np.testing.assert_array_equal(again.codes, grid.codes)
@@ -82,7 +117,8 @@ def test_it_comes_back(tmp_path):
     assert TransposedWeights.from_config(config).get_config() == quantizer.get_config()
 
 
+@pytest.mark.parametrize("order", [TransposedWeights, DepthwiseWeights])
 @pytest.mark.parametrize("wrong", [None, 1, tf.keras.layers.ReLU()])
-def test_bad_input(wrong):
+def test_bad_input(wrong, order):
     with pytest.raises(ValueError, match=r"Expected a weight quantizer of dlqat_tf\. Received"):
-        TransposedWeights(wrong)
+        order(wrong)
