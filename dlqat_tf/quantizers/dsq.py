@@ -109,7 +109,10 @@ def hard_with_soft_gradient(
             backward = _looped(bits) if in_loop else functools.partial(_soft_gradient, bits)
             from_x, of_high, of_alpha = backward(upstream, before, high, alpha)
             from_x.set_shape(x.shape)
-            return from_x, tf.reduce_sum(of_high) / high, tf.reduce_sum(of_alpha)
+            intervals = 2**bits - 1
+            half_width = 0.5 * high / intervals
+            from_alpha = tf.reduce_sum(of_alpha) * (half_width / (1.0 - alpha))
+            return from_x, tf.reduce_sum(of_high) / intervals, from_alpha
 
         return y, gradient
 
@@ -117,19 +120,25 @@ def hard_with_soft_gradient(
 
 
 def _soft_gradient(bits: int, upstream, x, high, alpha) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return what goes to x, and what each value adds to the gradients of u, times u, and alpha."""
+    """Return what goes to x, and what each value adds to the gradients of u and alpha.
+
+    The former in intervals, the latter in half intervals times 1 - alpha.
+    """
+    # Products by scalars that are computed once: the loop has no division.
     intervals = 2**bits - 1
-    width = high / intervals
-    clipped = tf.clip_by_value(x, 0.0, high)
-    index = tf.clip_by_value(tf.floor(clipped / width), 0.0, intervals - 1.0)
-    position = clipped / width - (index + 0.5)  # from the middle, in intervals
     sharpness, hardness = tf.math.log(2.0 / alpha - 1.0), 1.0 - alpha
+    scaled = tf.clip_by_value(x * (intervals / high), 0.0, float(intervals))
+    middle = tf.minimum(tf.floor(scaled), intervals - 1.0) + 0.5
+    position = scaled - middle
     bent = tf.tanh(sharpness * position)
-    falling = (1.0 - tf.square(bent)) / hardness
-    slope = tf.where((x >= 0.0) & (x <= high), 0.5 * sharpness * falling, tf.zeros_like(x))
-    soft = width * (index + 0.5 * (bent / hardness + 1.0))
-    of_alpha = bent / tf.square(hardness) - falling * position * (2.0 / (alpha * (2.0 - alpha)))
-    return upstream * slope, upstream * (soft - x * slope), upstream * (0.5 * width * of_alpha)
+    falling = 1.0 - tf.square(bent)
+    inside = tf.where((x >= 0.0) & (x <= high), upstream, tf.zeros_like(upstream))
+    from_x = inside * (falling * (0.5 * sharpness / hardness))
+    of_high = upstream * (middle + bent * (0.5 / hardness)) - from_x * scaled
+    of_alpha = upstream * (
+        bent * (1.0 / hardness) - falling * position * (2.0 / (alpha * (2.0 - alpha)))
+    )
+    return from_x, of_high, of_alpha
 
 
 @functools.cache
