@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import dlqat_tf
 from dlqat_tf import quantize
+from dlqat_tf.convert.builder import Builder
 from dlqat_tf.export import lower, parity, to_lce, to_tflite
 from dlqat_tf.export.integer.plan import plan
 from tests.convert.networks import (
@@ -52,11 +53,20 @@ def test_8_bits_keep_the_predictions(trained, digits, head):
     assert np.mean(predictions(model, test) == predictions(trained, test)) >= 0.98
 
 
-def test_statistics_keep_low_bits_alive(trained, digits):
-    """Chance is 0.1; without the correction of batch norms this is 0.08 to 0.7."""
+def test_statistics_keep_low_bits_alive(trained, digits, monkeypatch):
+    """Chance is 0.1. Batch norms that keep the statistics of the float network have 0.2 to 0.3."""
     images, _, test, test_labels = digits
-    model, _ = quantize(trained, 2, 3, "linear", images=images[:256])
-    assert np.mean(predictions(model, test) == test_labels) >= 0.6
+
+    def accuracy():
+        model, _ = quantize(trained, 2, 3, "linear", images=images[:256])
+        return np.mean(predictions(model, test) == test_labels)
+
+    corrected = accuracy()
+    if not any(isinstance(layer, layers.BatchNormalization) for layer in trained.layers):
+        assert corrected >= 0.6
+        return
+    monkeypatch.setattr(Builder, "_correct", lambda *_: None)
+    assert corrected >= accuracy() + 0.2
 
 
 def test_low_bits_train_save_export_and_match(trained, digits, tmp_path):

@@ -214,7 +214,8 @@ def test_methods_start_from_a_float_stage_and_continue(tmp_path, capsys, method,
         TINY, method=method, weight_bits=bits, epochs=1, float_epochs=1, output=tmp_path / "run"
     )
     result = run(recipe)
-    assert result.accuracy > 0.1
+    # After an epoch each, accuracy is chance and says nothing.
+    assert [stage["name"] for stage in result.stages] == ["float", "quantized"]
     fitted = "weights start from bwnh on" in capsys.readouterr().out
     assert fitted == (method == "bwnh")
     model = tf.keras.models.load_model(tmp_path / "run" / "model.keras")
