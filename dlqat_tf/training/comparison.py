@@ -153,13 +153,14 @@ class Comparison:
                             recipe = self._recipe(
                                 dataset, changes | {"learning_rate": rate}, widths, seed
                             )
-                            starts_from = None if widths == FLOAT else source.name
+                            from_scratch = widths == FLOAT or recipe.stages == 1
+                            starts_from = None if from_scratch else source.name
                             cells[key] = Cell(key.name, recipe, starts_from)
         return cells
 
     def _recipe(self, dataset: Any, changes: dict, widths, seed: int, **more) -> Recipe:
         rounded = self.base.residual_bits
-        return dataclasses.replace(
+        recipe = dataclasses.replace(
             self.base,
             dataset=dataset,
             weight_bits=widths[0],
@@ -169,6 +170,7 @@ class Comparison:
             quantized_learning_rate=QUANTIZED_SHARE * changes["learning_rate"],
             **changes | more,
         )
+        return fitting(recipe, self.losses)
 
     def train(
         self, folder: Path, archive: Path | None = None, patterns: Sequence[str] = ("*",)
@@ -202,6 +204,21 @@ class Comparison:
             ordered[cell.name] = cell
         outcomes = Grid(list(ordered.values()), folder, archive).run()
         return {key: outcomes[key.name] for key in map(Key.parse, ordered) if key}
+
+
+def fitting(recipe: Recipe, losses: dict[str, dict]) -> Recipe:
+    """Return the recipe of a cell without what is asked for all cells and only others have.
+
+    Args:
+        recipe: Of the cell.
+        losses: As in a comparison.
+    """
+    if not recipe.is_quantized:
+        recipe = dataclasses.replace(recipe, teacher=None)
+    if recipe.head != "gml" and any(changes["head"] == "gml" for changes in losses.values()):
+        monitor = tuple(each for each in recipe.monitor if each != "mixture")
+        recipe = dataclasses.replace(recipe, monitor=monitor)
+    return recipe
 
 
 def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -120,7 +120,8 @@ class Grid:
                     "cell by cell, without TF_CONFIG. Received: strategy=multiworker. Choose "
                     "another --strategy."
                 )
-            cell.recipe.validate()
+            if self.outcome(cell.name) is None:  # of a finished one even its teacher may be gone
+                self._validate(cell)
 
     def outcome(self, name: str) -> Outcome | None:
         """Return what a cell ended with, or None while it has not."""
@@ -130,6 +131,12 @@ class Grid:
                     result = read_result(file)
                     return Outcome(self.cells[name], result["accuracy"], result)
         return None
+
+    def _validate(self, cell: Cell) -> None:
+        try:
+            cell.recipe.validate()
+        except ValueError as error:
+            raise ValueError(f"Cell {cell.name!r} cannot be trained. {error}") from None
 
     def outcomes(self) -> dict[str, Outcome]:
         """Return what all finished cells ended with, by name."""

@@ -14,7 +14,7 @@ from dlqat_tf import methods
 from dlqat_tf._host import write_whole
 from dlqat_tf.loading import load_model
 from dlqat_tf.summary import predict
-from dlqat_tf.training.comparison import FLOAT, QUANTIZED_SHARE, chosen, label
+from dlqat_tf.training.comparison import FLOAT, QUANTIZED_SHARE, chosen, fitting, label
 from dlqat_tf.training.grid import Cell, Grid, Outcome
 from dlqat_tf.training.recipe import Recipe
 
@@ -119,7 +119,7 @@ class MethodComparison:
                 recipe = dataclasses.replace(recipe, stages=1, epochs=epochs)
         weight_bits, activation_bits = key.widths
         is_float = activation_bits == 32
-        return dataclasses.replace(
+        recipe = dataclasses.replace(
             recipe,
             weight_bits=weight_bits,
             activation_bits=activation_bits,
@@ -127,6 +127,7 @@ class MethodComparison:
             stages=2 if key.widths == FLOAT else recipe.stages,
             seed=key.seed,
         )
+        return fitting(recipe, self.losses)
 
     def train(
         self, folder: Path, archive: Path | None = None, patterns: Sequence[str] = ("*",)

@@ -6,7 +6,7 @@ import pytest
 
 from dlqat_tf.training import comparison
 from dlqat_tf.training.comparison import Comparison, Key, Swept, best_rates, chosen
-from dlqat_tf.training.grid import Outcome
+from dlqat_tf.training.grid import Grid, Outcome
 from dlqat_tf.training.recipe import Recipe
 
 BASE = Recipe(width=8, float_epochs=7, epochs=5, reference_batch=768)
@@ -49,6 +49,28 @@ def test_each_loss_has_a_float_cell_that_its_widths_start_from():
 def test_a_network_without_rounded_residuals_has_a_float_one_without():
     plan = dataclasses.replace(PLAN, base=dataclasses.replace(BASE, residual_bits=None))
     assert plan.cells({})[Key("cifar10", "CEL", (32, 32), "paper", 0)].recipe.residual_bits is None
+
+
+def test_from_scratch_no_cell_starts_from_another():
+    plan = dataclasses.replace(PLAN, base=dataclasses.replace(BASE, stages=1))
+    assert {cell.starts_from for cell in plan.cells({}).values()} == {None}
+
+
+def test_what_is_asked_for_all_cells_goes_to_those_that_have_a_use_for_it(tmp_path):
+    monitor = ("quantizers", "mixture")
+    plan = dataclasses.replace(
+        PLAN, base=dataclasses.replace(BASE, teacher="float", monitor=monitor), rates=(0.1,)
+    )
+    cells = plan.cells({})
+    Grid([*plan.sweep().values(), *cells.values()], tmp_path)  # each can be trained
+    teachers = {key.widths: cell.recipe.teacher for key, cell in cells.items()}
+    assert teachers == {(32, 32): None, (1, 2): "float", (2, 2): "float"}
+    monitored = {key.loss: cell.recipe.monitor for key, cell in cells.items()}
+    assert monitored == {"CEL": ("quantizers",), "GML": monitor}
+    # Where no loss has a mixture it stays, to be refused.
+    without = dataclasses.replace(plan, losses={"CEL": LOSSES["CEL"]})
+    with pytest.raises(ValueError, match=r"Cell 'cifar10-CEL-W32A32-paper-s0' cannot.*mixture"):
+        Grid(list(without.cells({}).values()), tmp_path)
 
 
 def test_tuned_rates_add_cells_for_the_losses_that_have_one():

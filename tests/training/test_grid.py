@@ -216,6 +216,17 @@ def test_pace_of_an_outcome():
     assert outcome.seconds_per_epoch == {"float": 2.5}
 
 
+def test_a_finished_cell_needs_its_teacher_no_more(tmp_path, runs):
+    teacher = tmp_path / "teacher.keras"
+    teacher.touch()
+    cells = [Cell("a", dataclasses.replace(TINY, teacher=teacher))]
+    Grid(cells, tmp_path / "runs").run()
+    teacher.unlink()
+    assert Grid(cells, tmp_path / "runs").run()["a"].accuracy is not None
+    with pytest.raises(ValueError, match=r"Cell 'a' cannot be trained.*found nothing at"):
+        Grid(cells, tmp_path / "others")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

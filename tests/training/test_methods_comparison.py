@@ -1,6 +1,7 @@
 """Cells and report of a comparison of methods, and one of them trained by its command line."""
 
 import csv
+import dataclasses
 import json
 import runpy
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlqat_tf.training import methods_report
+from dlqat_tf.training.grid import Grid
 from dlqat_tf.training.methods_comparison import Key, MethodComparison
 from dlqat_tf.training.methods_report import MethodsReport
 from dlqat_tf.training.recipe import Recipe
@@ -68,6 +70,20 @@ def test_one_budget_for_all():
     assert (scratch.stages, scratch.epochs) == (1, 40)
     assert scratch.residual_bits == 32  # float activations are added in float
     assert cells["digits-sat-CEL-W1A2-s0"].recipe.residual_bits == 8
+
+
+def test_only_quantized_cells_have_a_teacher(tmp_path):
+    base = dataclasses.replace(BASE, teacher="float", monitor=("mixture",))
+    widths = {name: WIDTHS[name] for name in ("sat", "lsq", "dorefa")}
+    cells = named(base=base, widths=widths)
+    Grid(list(cells.values()), tmp_path)
+    teachers = {name: cell.recipe.teacher for name, cell in cells.items() if "-CEL-" in name}
+    assert {name for name, teacher in teachers.items() if teacher is None} == {
+        "digits-sat-CEL-W32A32-s0",
+        "digits-lsq-CEL-W32A32-s0",
+    }
+    with pytest.raises(ValueError, match=r"'digits-irnet-CEL-W1A32-s0'.*Expected a float stage"):
+        Grid(list(named(base=base).values()), tmp_path)
 
 
 def test_each_as_in_its_paper():
