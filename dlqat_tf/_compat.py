@@ -117,6 +117,24 @@ def convnext_layers() -> tuple[type, type]:
     return convnext.LayerScale, convnext.StochasticDepth
 
 
+def annotate_operators() -> None:
+    """Let operators, as ``x + y`` and slices, be annotated for TF-MOT.
+
+    TF-MOT copies an annotated model to take the annotations off. The copy of a layer is called on
+    the tensors that its configuration lists, and on the tensor where that is one alone, but an
+    operator on what is listed as it is. What was stored as the annotation of an operator, which is
+    a layer, so gave operators a list of their tensor.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_annotate import (
+        QuantizeAnnotate,
+    )
+
+    QuantizeAnnotate._preserve_input_structure_in_config = property(
+        lambda annotation: annotation.layer._preserve_input_structure_in_config,
+        lambda annotation, value: None,  # Keras sets what it is for layers
+    )
+
+
 @contextlib.contextmanager
 def copies_called() -> Iterator[None]:
     """Let copies of layers be called on Keras tensors, so that the layers stay out of the graph.

@@ -8,7 +8,7 @@ import tensorflow_model_optimization as tfmot
 
 from dlqat_tf import methods
 from dlqat_tf.canonical import function_of, is_bilinear
-from dlqat_tf.convert.kinds import POOLS
+from dlqat_tf.convert.kinds import POOLS, ceiling_of
 from dlqat_tf.convert.weights import on_kernel_of
 from dlqat_tf.quantizers import CGPACT, SATWeights
 from dlqat_tf.tfmot.quantizer import LarqQuantizer
@@ -116,6 +116,8 @@ class QuantizeConfig(_api.QuantizeConfig):
     def set_quantize_activations(self, layer, quantize_activations):
         if type(layer) is _layers.ReLU:
             layer.max_value = None
+        elif is_rectified(layer):
+            layer.activation = tf.keras.activations.relu
 
     def get_config(self):
         return dict(self._config)
@@ -123,12 +125,9 @@ class QuantizeConfig(_api.QuantizeConfig):
 
 def is_rectified(layer) -> bool:
     """Return whether a layer ends in a ReLU, or is one."""
-    if type(layer) is _layers.ReLU:
-        return True
-    return (
-        type(layer) in (*KERNELS, _layers.Activation)
-        and layer.activation is tf.keras.activations.relu
-    )
+    if type(layer) in (_layers.Activation, _layers.ReLU):
+        return ceiling_of(layer) is not None
+    return type(layer) in KERNELS and ceiling_of(layer.activation) is not None
 
 
 def refusal(layer, reason: str) -> ValueError:
@@ -148,7 +147,7 @@ def check_quantizable(layer, signed: bool) -> None:
     if signed and kind not in KERNELS and function_of(layer) is not None:
         return
     if kind is _layers.ReLU:
-        if layer.negative_slope or layer.threshold:
+        if not is_rectified(layer):
             raise refusal(layer, "it is no ReLU")
     elif kind in KERNELS or kind is _layers.Activation:
         fine = is_rectified(layer) or (kind in KERNELS and is_final(layer.activation))
