@@ -23,6 +23,7 @@ _WIDEST = 127
 _LEAST = 2.0**-40  # which no code tells from zero
 _FARTHEST = 5  # codes that a slope is moved by
 _TRIED = 128  # steps, up to 6 % longer
+_MOVES = 16  # until codes and step stay what they are
 _DIGITS = 16  # binary ones of a step, so that float32 holds its products with codes
 _DEFAULT = 0.2  # the slope of TensorFlow's function
 
@@ -72,18 +73,31 @@ def codes_of_slopes(
     if not np.all(_suits(np.ones(1), 1, source, target, from_zero=True)):
         return None
     slopes = np.where(np.abs(slopes) < _LEAST, np.float32(0), slopes)
-    largest = float(np.abs(slopes).max())
     if slopes.size == 1:
+        largest = float(np.abs(slopes).max())
         for code in range(_WIDEST, _WIDEST // 2, -1):
             step = np.float32(largest / code if largest else 1.0)
             codes = np.rint(slopes / step)
             if np.all(_suits(codes, step, source, target)):
                 return codes.astype(np.int8), step
         return None
+    for _ in range(_MOVES):
+        held = _near_codes(slopes, source, target)
+        moved = None if held is None else np.float32(held[0]) * held[1]
+        if held is None or np.array_equal(moved, slopes):
+            return held
+        slopes = moved  # the largest may be another one, and so the step that it asks for
+    return None
+
+
+def _near_codes(slopes: np.ndarray, source: ActivationGrid, target: ActivationGrid):
+    """Return codes that suit, near to slopes, and their step; None where there are none."""
+    largest = float(np.abs(slopes).max())
     mantissa, exponent = np.frexp(largest / _WIDEST if largest else 1.0)
     highest = _WIDEST * np.sign(slopes.flat[np.abs(slopes).argmax()])
     for i in range(_TRIED):
-        digits = np.ceil(mantissa * 2**_DIGITS) + 16 * i
+        # A quotient that is a whole number but for its last place is that number.
+        digits = np.ceil(mantissa * 2**_DIGITS - 1e-6) + 16 * i
         step = np.float32(np.ldexp(digits / 2**_DIGITS, exponent))
         if np.all(_suits(np.array([highest]), step, source, target)):
             break

@@ -49,6 +49,17 @@ def test_codes_hold_the_largest_slope_and_stay():
     assert codes_of_slopes(np.zeros(2, np.float32), SIGNED, SIGNED)[0].tolist() == [0, 0]
 
 
+def test_a_largest_slope_that_moves_moves_all_until_they_stay():
+    """The step that it suits is longer, and one code less of it is the nearest: 126."""
+    grids = ActivationGrid(-1, 2, np.float32(0.821)), ActivationGrid(-128, 127, np.float32(0.053))
+    slopes = np.float32([-1.061, 0.092])
+    codes, step = codes_of_slopes(slopes, *grids)
+    assert codes.tolist() == [-127, 10]
+    np.testing.assert_allclose(codes * step, slopes, atol=2 * step)
+    again, same = codes_of_slopes(codes * step, *grids)
+    assert (again.tolist(), same) == ([-127, 10], step)
+
+
 @settings(max_examples=300)
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=5),
