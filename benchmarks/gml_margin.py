@@ -10,14 +10,18 @@ The same command continues what it finds.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
 from dlqat_tf._script import ending
 from dlqat_tf.training.grid import Cell, Grid
+from dlqat_tf.training.history import read_history
 from dlqat_tf.training.recipe import Recipe
 
 LOSSES = {
@@ -42,6 +46,7 @@ def compare(
     learning_rate: float = 0.05,
     output: Path = Path("runs/gml_margin"),
     archive: Path | None = None,
+    picture: Path | None = None,
 ) -> None:
     """Train each loss in float and then as W1A2, and print top-1 of the images held out.
 
@@ -57,7 +62,10 @@ def compare(
         learning_rate: Peak of the float stage at batch 128; the W1A2 stage takes 0.4 of it.
         output: Folder of the runs.
         archive: Folder for the small files of finished runs.
+        picture: PNG file for their accuracies, epoch by epoch.
     """
+    if picture is not None and not picture.absolute().parent.is_dir():
+        sys.exit(f"error: Expected an existing folder for the picture. Received: {picture}.")
     with ending(ValueError, OSError, interrupted="interrupted; the same command goes on"):
         cells = {
             (loss, length, seed): Cell(
@@ -86,6 +94,8 @@ def compare(
             for loss in losses
         }
         outcomes = Grid(list(cells.values()), output, archive).run()
+        if picture is not None:
+            draw([*cells.values()], [output, *([archive] if archive else [])], picture)
     table = Table(
         title=f"top-1 of 5,000 held out, {stem} stem, width {width}, rate {learning_rate}"
     )
@@ -97,6 +107,23 @@ def compare(
         shown = ("diverged" if each is None else f"{each:.2%}" for each in accuracies)
         table.add_row(f"{length} + {quantized_epochs}", str(seed), loss, *shown)
     Console().print(table)
+
+
+def draw(cells: list[Cell], folders: list[Path], picture: Path) -> None:
+    """Draw the accuracies of each cell after every epoch, of both stages."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, 2), ("float", "quantized"), strict=True):
+        for cell in cells:
+            files = (folder / cell.name / stage / "history.csv" for folder in folders)
+            rows = next(filter(None, map(read_history, files)), [])
+            epochs = [row["epoch"] + 1 for row in rows]
+            accuracies = [100 * row["val_accuracy"] for row in rows]
+            axes.plot(epochs, accuracies, marker=".", label=cell.name)
+        axes.set(xlabel=f"epoch of the {stage} stage", ylabel="top-1 of images held out, percent")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(picture, dpi=120)
 
 
 if __name__ == "__main__":
