@@ -81,12 +81,17 @@ def codes_of_slopes(
             if np.all(_suits(codes, step, source, target)):
                 return codes.astype(np.int8), step
         return None
+    moved = slopes
     for _ in range(_MOVES):
-        held = _near_codes(slopes, source, target)
-        moved = None if held is None else np.float32(held[0]) * held[1]
-        if held is None or np.array_equal(moved, slopes):
-            return held
-        slopes = moved  # the largest may be another one, and so the step that it asks for
+        held = _near_codes(moved, source, target)
+        if held is None:
+            return None
+        codes, step = held
+        before, moved = moved, np.float32(codes) * step
+        if np.array_equal(moved, before):
+            is_near = np.abs(slopes / step - codes).max() <= _FARTHEST
+            return held if is_near else None
+        # The largest may be another one, and so the step that it asks for.
     return None
 
 
@@ -96,8 +101,7 @@ def _near_codes(slopes: np.ndarray, source: ActivationGrid, target: ActivationGr
     mantissa, exponent = np.frexp(largest / _WIDEST if largest else 1.0)
     highest = _WIDEST * np.sign(slopes.flat[np.abs(slopes).argmax()])
     for i in range(_TRIED):
-        # A quotient that is a whole number but for its last place is that number.
-        digits = np.ceil(mantissa * 2**_DIGITS - 1e-6) + 16 * i
+        digits = np.ceil(mantissa * 2**_DIGITS) + 16 * i
         step = np.float32(np.ldexp(digits / 2**_DIGITS, exponent))
         if np.all(_suits(np.array([highest]), step, source, target)):
             break
