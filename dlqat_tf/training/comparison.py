@@ -160,6 +160,10 @@ class Comparison:
 
     def _recipe(self, dataset: Any, changes: dict, widths, seed: int, **more) -> Recipe:
         rounded = self.base.residual_bits
+        epochs = more.pop("epochs", self.base.epochs)
+        if self.base.stages == 1 and widths != FLOAT:
+            # From scratch, for as long as the others train in both stages together.
+            epochs += more.get("float_epochs", self.base.float_epochs)
         recipe = dataclasses.replace(
             self.base,
             dataset=dataset,
@@ -167,6 +171,7 @@ class Comparison:
             activation_bits=widths[1],
             residual_bits=32 if rounded and widths == FLOAT else rounded,
             seed=seed,
+            epochs=epochs,
             quantized_learning_rate=QUANTIZED_SHARE * changes["learning_rate"],
             **changes | more,
         )
@@ -230,13 +235,13 @@ def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     names = list(names)
     found: dict[str, None] = {}
     for pattern in patterns:
-        fitting = [name for name in names if fnmatchcase(name, pattern)]
-        if not fitting:
+        fits = [name for name in names if fnmatchcase(name, pattern)]
+        if not fits:
             raise ValueError(
                 f"Expected names of cells, or patterns that fit some. Received: {pattern!r}, which "
                 f"fits none of {len(names)}, from {names[0]!r} to {names[-1]!r}."
             )
-        found |= dict.fromkeys(fitting)
+        found |= dict.fromkeys(fits)
     return list(found)
 
 

@@ -92,7 +92,8 @@ class Grid:
 
     Raises:
         ValueError: There is a file where a folder should be, two cells have one name, a cell starts
-            from one that there is not, or needs several processes at once.
+            from one that there is not, needs several processes at once, or cannot be trained and
+            has not been; or the result of one is damaged.
     """
 
     def __init__(self, cells: Sequence[Cell], folder: Path, archive: Path | None = None):

@@ -117,6 +117,8 @@ class MethodComparison:
                 # From scratch, for as long as the others train in both stages together.
                 epochs = recipe.float_epochs + recipe.epochs
                 recipe = dataclasses.replace(recipe, stages=1, epochs=epochs)
+        if recipe.stages == 1 and recipe.teacher == "float":
+            recipe = dataclasses.replace(recipe, teacher=None)  # there is no float stage
         weight_bits, activation_bits = key.widths
         is_float = activation_bits == 32
         recipe = dataclasses.replace(

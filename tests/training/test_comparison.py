@@ -53,7 +53,13 @@ def test_a_network_without_rounded_residuals_has_a_float_one_without():
 
 def test_from_scratch_no_cell_starts_from_another():
     plan = dataclasses.replace(PLAN, base=dataclasses.replace(BASE, stages=1))
-    assert {cell.starts_from for cell in plan.cells({}).values()} == {None}
+    cells = plan.cells({})
+    assert {cell.starts_from for cell in cells.values()} == {None}
+    # As many epochs as both stages have together.
+    epochs = {key.widths: cell.recipe.epochs for key, cell in cells.items()}
+    assert epochs == {(32, 32): 5, (1, 2): 12, (2, 2): 12}
+    swept = dataclasses.replace(plan, rates=(0.1,), rate_epochs=(3, 2)).sweep()
+    assert {cell.recipe.epochs for cell in swept.values()} == {5}
 
 
 def test_what_is_asked_for_all_cells_goes_to_those_that_have_a_use_for_it(tmp_path):
