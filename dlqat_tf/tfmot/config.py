@@ -33,7 +33,7 @@ class QuantizeConfig(_api.QuantizeConfig):
     Conv2D, DepthwiseConv2D, Conv2DTranspose and Dense get the weights of a method, SAT unless said
     otherwise; where their activation is a ReLU, the method's activation quantizer, CG-PACT of SAT,
     rounds and rectifies the output. So it does at ReLU and Activation("relu") layers; a ReLU6 loses
-    its upper bound, since the trained range clips instead.
+    its upper bound, since the trained range clips instead, but for activations of 32 bits.
 
     Args:
         weight_bits: 1 to 8, or 32; of the method's.
@@ -114,6 +114,8 @@ class QuantizeConfig(_api.QuantizeConfig):
         return []  # the output is rounded instead: a ReLU before CG-PACT changes nothing
 
     def set_quantize_activations(self, layer, quantize_activations):
+        if self._config["activation_bits"] == 32:
+            return  # no range clips instead of the bound
         if type(layer) is _layers.ReLU:
             layer.max_value = None
         elif is_rectified(layer):
