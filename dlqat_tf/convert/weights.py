@@ -40,20 +40,23 @@ def kernel_of(layer: tf.keras.layers.Layer) -> tuple[tf.Variable, tuple[int, ...
 def on_kernel_of(layer: tf.keras.layers.Layer, quantizer: WeightQuantizer) -> WeightQuantizer:
     """Return what rounds a layer's kernel so that a method finds output channels where they are.
 
-    What has one scale for all channels, as SAT's clamp has, stays itself, and so does what does not
-    round.
+    Where that makes no difference it is the method's own: SAT's clamp over all channels, what does
+    not round, and on depthwise kernels whatever has no scale, mean or levels of each channel, or of
+    one weight a channel, which has no deviation from its mean.
 
     Args:
         layer: A convolution or dense layer, of Keras or of Larq.
         quantizer: The method's.
     """
-    has_channels = not clamps(quantizer) or getattr(quantizer, "keep_scale", False)
-    if quantizer.bits == 32 or not has_channels:
+    if quantizer.bits == 32:
         return quantizer
     if isinstance(layer, _layers.Conv2DTranspose):
-        return TransposedWeights(quantizer)
+        # Export looks for the nearest codes of each output channel, whatever the method has.
+        is_same = clamps(quantizer) and not quantizer.of_channels
+        return quantizer if is_same else TransposedWeights(quantizer)
     if isinstance(layer, _layers.DepthwiseConv2D):
-        return DepthwiseWeights(quantizer)
+        is_one = tuple(layer.kernel_size) == (1, 1)
+        return DepthwiseWeights(quantizer) if quantizer.of_channels and not is_one else quantizer
     return quantizer
 
 

@@ -81,6 +81,8 @@ class ABCNetWeights(WeightQuantizer):
         ValueError: ``bits`` is anything else.
     """
 
+    of_channels = True
+
     def __init__(self, bits: int = 1, **kwargs):
         super().__init__(check_widths("ABC-Net of weights", bits, _WIDTHS), **kwargs)
 

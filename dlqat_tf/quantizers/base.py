@@ -172,7 +172,15 @@ class WeightQuantizer(_Quantizer):
     """Base class of the quantizers that go into ``kernel_quantizer``."""
 
     order: Literal["channels last", "transposed", "depthwise"] = "channels last"
-    """Which kernels it reads: those of layers that keep the output channels there."""
+    """Which kernels it reads: of layers whose output channels are last, or of these other two."""
+
+    groups = 1
+    """How many inputs have output channels of their own, which an input's fan-out leaves out."""
+
+    @property
+    def of_channels(self) -> bool:
+        """Whether each output channel has a scale, a mean or levels of its own."""
+        return False
 
     @property
     def of_channels_last(self) -> WeightQuantizer:

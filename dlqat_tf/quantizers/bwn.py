@@ -54,6 +54,8 @@ class BWNWeights(WeightQuantizer):
         ValueError: ``bits`` is anything else.
     """
 
+    of_channels = True
+
     def __init__(self, bits: int = 1, **kwargs):
         super().__init__(check_widths("BWN", bits, (1,)), **kwargs)
 

@@ -48,6 +48,8 @@ class HAWQWeights(WeightQuantizer):
         ValueError: ``bits`` is anything else.
     """
 
+    of_channels = True
+
     def __init__(self, bits: int = 4, **kwargs):
         super().__init__(check_widths("HAWQ-V3 of weights", bits, tuple(range(2, 9))), **kwargs)
 

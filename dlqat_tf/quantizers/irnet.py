@@ -79,6 +79,8 @@ class IRNetWeights(WeightQuantizer):
         ValueError: ``bits`` is anything else.
     """
 
+    of_channels = True
+
     def __init__(self, bits: int = 1, **kwargs):
         super().__init__(check_widths("IR-Net", bits, (1,)), **kwargs)
         self.progress = None

@@ -35,12 +35,16 @@ class _Reordered(WeightQuantizer):
     def on_same_kernel(self, quantizer):
         return type(self)(quantizer)
 
+    def _shape_for_other(self, shape) -> tf.TensorShape:
+        """Return the shape of what :meth:`reordered` returns of a kernel of ``shape``."""
+        raise NotImplementedError
+
     def _of_channels(self, step: np.ndarray, shape) -> np.ndarray:
         """Return a value of each channel in the shape that multiplies a kernel of ``shape``."""
         raise NotImplementedError
 
     def build(self, input_shape):
-        self.quantizer.build(self.reordered(tf.zeros(input_shape)).shape)
+        self.quantizer.build(self._shape_for_other(input_shape))
         super().build(input_shape)
 
     def quantize(self, values, training=None):
@@ -100,6 +104,10 @@ class TransposedWeights(_Reordered):
     def in_order(self, values, shape):
         return channels_last(values)
 
+    def _shape_for_other(self, shape):
+        *positions, outputs, inputs = shape
+        return tf.TensorShape([*positions, inputs, outputs])
+
     def _of_channels(self, step, shape):
         return step[:, None]
 
@@ -126,9 +134,16 @@ class DepthwiseWeights(_Reordered):
 
     order = "depthwise"
 
+    def build(self, input_shape):
+        self.quantizer.groups = int(input_shape[-2])
+        super().build(input_shape)
+
     def reordered(self, kernel):
-        *positions, inputs, multiplier = kernel.shape
-        return _reshaped(kernel, (*positions, 1, inputs * multiplier))
+        return _reshaped(kernel, self._shape_for_other(kernel.shape))
+
+    def _shape_for_other(self, shape):
+        *positions, inputs, multiplier = shape
+        return tf.TensorShape([*positions, 1, inputs * multiplier])
 
     def in_order(self, values, shape):
         return _reshaped(values, shape)

@@ -83,6 +83,8 @@ class LQNetWeights(WeightQuantizer):
         ValueError: ``bits`` is anything else.
     """
 
+    of_channels = True
+
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_widths("LQ-Net of weights", bits, _WIDTHS), **kwargs)
         self.basis = None
@@ -95,7 +97,7 @@ class LQNetWeights(WeightQuantizer):
         super().build(input_shape)
 
     def _start(self, shape) -> np.ndarray:
-        fan_out = math.prod(int(size) for size in shape[:-2]) * int(shape[-1])
+        fan_out = math.prod(int(size) for size in shape[:-2]) * int(shape[-1]) // self.groups
         largest = _QUARTILE * math.sqrt(2 / fan_out)
         return np.array(
             [largest * 2.0 ** (i + 1 - self.bits) for i in range(self.bits)], np.float32

@@ -168,6 +168,10 @@ class SATWeights(WeightQuantizer):
         self.scale_adjust = scale_adjust
         self.keep_scale = keep_scale
 
+    @property
+    def of_channels(self):
+        return self.keep_scale
+
     def quantize(self, values, training=None):
         return sat_weights(values, self.bits, self.scale_adjust, self.keep_scale)
 

@@ -37,7 +37,7 @@ def test_it_rounds_what_is_hidden(name):
     model, report = quantize(source(), bits, 3, "linear", images=IMAGES, method=name)
     first, depth, hidden = map(model.get_layer, ("first", "depth", "hidden"))
     assert type(first.kernel_quantizer) is type(method.end_weights(8))
-    assert type(depth.depthwise_quantizer) is type(method.weights(bits))
+    assert type(depth.depthwise_quantizer.of_channels_last) is type(method.weights(bits))
     assert type(hidden.kernel_quantizer) is type(method.weights(bits))
     assert [each.bits for each in (first.kernel_quantizer, hidden.kernel_quantizer)] == [8, bits]
     constraint = method.kernel_constraint or type(None)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf import BWNWeights, SATWeights
+from dlqat_tf import BWNWeights, IRNetWeights, LSQWeights, SATWeights
 from dlqat_tf.convert.weights import (
     latents,
     mixture_means,
@@ -12,6 +12,7 @@ from dlqat_tf.convert.weights import (
     started,
     unit,
 )
+from dlqat_tf.quantizers import DepthwiseWeights
 
 
 def test_latents_use_the_whole_range_of_each_channel():
@@ -83,9 +84,14 @@ def test_unit():
 
 
 def test_depthwise_kernels():
-    layer = tf.keras.layers.DepthwiseConv2D(1)
-    for same in (BWNWeights(32), SATWeights(2)):
+    layer = tf.keras.layers.DepthwiseConv2D((1, 2))
+    for same in (BWNWeights(32), SATWeights(2), LSQWeights(2)):
         assert on_kernel_of(layer, same) is same
+    # A weight less the mean of itself is nothing.
+    assert isinstance(on_kernel_of(layer, IRNetWeights()), DepthwiseWeights)
+    assert not isinstance(
+        on_kernel_of(tf.keras.layers.DepthwiseConv2D(1), IRNetWeights()), DepthwiseWeights
+    )
     kernel = np.array([[[[1.0], [-3.0]]]])  # a channel, and another
     for inner in (SATWeights(1, keep_scale=True), BWNWeights()):
         start, values = started(kernel, (0, 1), on_kernel_of(layer, inner))

@@ -195,9 +195,11 @@ def test_kernels_have_steps_of_output_channels(name, bits, kind, tmp_path):
     if kind == "transposed":
         kernel = np.swapaxes(source.get_layer("odd").kernel, 2, 3)
         expected = np.swapaxes(methods.get(name).weights(bits)(kernel), 2, 3)
-    else:  # each channel has two filters of one channel
+    else:  # each of four channels has two filters of one channel
         kernel = source.get_layer("odd").depthwise_kernel.numpy().reshape(2, 2, 1, 8)
-        expected = methods.get(name).weights(bits)(kernel).numpy().reshape(2, 2, 4, 2)
+        quantizer = methods.get(name).weights(bits)
+        quantizer.groups = 4
+        expected = quantizer(kernel).numpy().reshape(2, 2, 4, 2)
     latent = parts.kernel.latent_variable
     np.testing.assert_allclose(parts.kernel_quantizer(latent), expected, 1e-5, 1e-6)
     model(images(16), training=True)

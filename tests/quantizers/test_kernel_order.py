@@ -89,6 +89,23 @@ def test_a_latent_kernel_has_the_levels(order):
     np.testing.assert_array_equal(again.step, grid.step)
 
 
+def test_levels_start_from_the_fan_out_of_an_input_channel():
+    quantizer = DepthwiseWeights(LQNetWeights(2))
+    quantizer.build((3, 3, 32, 2))
+    expected = 0.6745 * (2 / (3 * 3 * 2)) ** 0.5
+    np.testing.assert_allclose(quantizer.quantizer.basis[1], np.full(64, expected), 1e-4)
+
+
+def test_progress_is_told_of_filters():
+    kernel = tf.Variable(np.float32([[[[4.0]], [[1.0]]], [[[2.0]], [[0.25]]]]))  # (2, 2, 1, 1)
+    quantizer = DepthwiseWeights(INQWeights(3))
+    quantizer.build(kernel.shape)
+    quantizer.advance(0.0, kernel)
+    assert quantizer.quantizer.frozen.shape == (2, 2, 1, 1)
+    kernel.assign_add(tf.ones_like(kernel))
+    assert quantizer(kernel).numpy().ravel().tolist() == [4.0, 2.0, 2.0, 1.25]
+
+
 def test_what_depends_on_progress_is_told():
     kernel = tf.Variable(np.float32([[[[4.0, 1.0]], [[2.0, 0.25]]]]))  # (1, 2, 1, 2)
     quantizer = TransposedWeights(INQWeights(3))
@@ -100,21 +117,27 @@ def test_what_depends_on_progress_is_told():
     assert not hasattr(TransposedWeights(BWNWeights()), "advance")
 
 
-def test_it_comes_back(tmp_path):
+@pytest.mark.parametrize("order", [TransposedWeights, DepthwiseWeights])
+def test_it_comes_back(tmp_path, order):
     inputs = tf.keras.Input((2, 2, 2))
-    quantizer = TransposedWeights(LQNetWeights(2))
-    x = lq.layers.QuantConv2DTranspose(4, 1, kernel_quantizer=quantizer)(inputs)
+    quantizer = order(LQNetWeights(2))
+    if order is TransposedWeights:
+        layer = lq.layers.QuantConv2DTranspose(4, 1, kernel_quantizer=quantizer)
+    else:
+        layer = lq.layers.QuantDepthwiseConv2D(1, depth_multiplier=2, depthwise_quantizer=quantizer)
+    x = layer(inputs)
     x = tf.keras.layers.GlobalAveragePooling2D()(x)
     model = tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
     model.compile("sgd", "mse")
     fit(model)
     model.save(tmp_path / "model.keras")
     loaded = tf.keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.layers[1].kernel_quantizer.quantizer.basis.shape == (2, 4)
+    name = "kernel_quantizer" if order is TransposedWeights else "depthwise_quantizer"
+    assert getattr(loaded.layers[1], name).quantizer.basis.shape == (2, 4)
     for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     config = json.loads(json.dumps(quantizer.get_config()))
-    assert TransposedWeights.from_config(config).get_config() == quantizer.get_config()
+    assert order.from_config(config).get_config() == quantizer.get_config()
 
 
 @pytest.mark.parametrize("order", [TransposedWeights, DepthwiseWeights])

@@ -19,7 +19,7 @@ from dlqat_tf.export.integer.nodes import (
     Sign,
 )
 from dlqat_tf.preprocessing import UNIT
-from dlqat_tf.quantizers import TransposedWeights
+from dlqat_tf.quantizers import DepthwiseWeights, TransposedWeights
 from tests.export.networks import (
     convolution,
     images_for,
@@ -218,6 +218,22 @@ def refused(*stack, shape=(4, 4, 3)):
                 )
             ],
             "'odd'.*TransposedWeights is for transposed convolutions",
+        ),
+        (
+            [
+                lq.layers.QuantDepthwiseConv2D(
+                    1, depthwise_quantizer=TransposedWeights(BWNWeights()), name="odd"
+                )
+            ],
+            "'odd'.*TransposedWeights is for transposed convolutions",
+        ),
+        (
+            [
+                lq.layers.QuantConv2D(
+                    3, 1, kernel_quantizer=DepthwiseWeights(BWNWeights()), name="odd"
+                )
+            ],
+            "'odd'.*DepthwiseWeights is for depthwise convolutions",
         ),
         (
             [lq.layers.QuantConv2D(2, 1, activation=lq.quantizers.NoOp(2), name="odd")],
