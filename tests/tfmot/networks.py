@@ -8,6 +8,7 @@ import tensorflow_model_optimization as tfmot
 from dlqat_tf import CGPACT, SATWeights
 from dlqat_tf.export import lower
 from dlqat_tf.export.integer.nodes import Activation, Weighted
+from dlqat_tf.quantizers import DepthwiseWeights
 from dlqat_tf.tfmot import Scheme
 
 layers = tf.keras.layers
@@ -52,7 +53,7 @@ def larq_network():
     x = CGPACT(2, 2.0)(layers.Add()([x, shortcut]))
     x = layers.MaxPool2D()(x)
     kept = dict(keep_scale=True)  # no batch norm follows
-    depthwise = SATWeights(1, **kept)
+    depthwise = DepthwiseWeights(SATWeights(1, **kept))
     x = lq.layers.QuantDepthwiseConv2D(3, depthwise_quantizer=depthwise, name="depthwise")(x)
     x = CGPACT(2, 2.0)(x)
     x = lq.layers.QuantConv2D(8, 1, kernel_quantizer=SATWeights(1, **kept), name="third")(x)
