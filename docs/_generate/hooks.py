@@ -53,7 +53,8 @@ def on_files(files, config):
     add("reference/command.md", _commands())
     add("networks.md", (ROOT / "results" / "models.md").read_text())
     add("larq_zoo.md", (ROOT / "results" / "larq_zoo.md").read_text())
-    add("figure1/figure1.png", (ROOT / "results" / "figure1" / "figure1.png").read_bytes())
+    for picture in ("figure1/figure1.png", "gml_margin/cifar16.png", "gml_margin/imagenet64.png"):
+        add(picture, (ROOT / "results" / picture).read_bytes())
     for name in dlqat_tf.methods.names():
         add(f"methods/pictures/{name}.svg", methods.picture(name))
         if files.get_file_from_path(f"methods/{name}.md") is None:
