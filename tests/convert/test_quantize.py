@@ -53,7 +53,7 @@ def test_8_bits_keep_the_predictions(trained, digits, head):
     assert np.mean(predictions(model, test) == predictions(trained, test)) >= 0.98
 
 
-def test_statistics_keep_low_bits_alive(trained, digits, monkeypatch):
+def test_statistics_keep_low_bits_alive(trained, digits, monkeypatch, request):
     """Chance is 0.1. Batch norms that keep the statistics of the float network have 0.2 to 0.3."""
     images, _, test, test_labels = digits
 
@@ -62,8 +62,9 @@ def test_statistics_keep_low_bits_alive(trained, digits, monkeypatch):
         return np.mean(predictions(model, test) == test_labels)
 
     corrected = accuracy()
+    # What the float MobileNet has learned differs with the number of threads: 0.50 to 0.75.
+    assert corrected >= (0.4 if "mobile" in request.node.name else 0.6)
     if not any(isinstance(layer, layers.BatchNormalization) for layer in trained.layers):
-        assert corrected >= 0.6
         return
     monkeypatch.setattr(Builder, "_correct", lambda *_: None)
     assert corrected >= accuracy() + 0.2

@@ -208,14 +208,20 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (recipe.output / "model.keras").exists()
 
 
-@pytest.mark.parametrize(("method", "bits"), [("lsq", 2), ("inq", 2), ("bwnh", 1)])
-def test_methods_start_from_a_float_stage_and_continue(tmp_path, capsys, method, bits):
+@pytest.mark.parametrize(
+    ("method", "bits", "epochs"), [("lsq", 2, 1), ("inq", 2, 1), ("bwnh", 1, 2)]
+)
+def test_methods_start_from_a_float_stage_and_continue(tmp_path, capsys, method, bits, epochs):
     recipe = dataclasses.replace(
-        TINY, method=method, weight_bits=bits, epochs=1, float_epochs=1, output=tmp_path / "run"
+        TINY,
+        method=method,
+        weight_bits=bits,
+        float_epochs=epochs,
+        epochs=epochs,
+        output=tmp_path / "run",
     )
     result = run(recipe)
-    # After an epoch each, accuracy is chance and says nothing.
-    assert [stage["name"] for stage in result.stages] == ["float", "quantized"]
+    assert result.accuracy > 0.1
     fitted = "weights start from bwnh on" in capsys.readouterr().out
     assert fitted == (method == "bwnh")
     model = tf.keras.models.load_model(tmp_path / "run" / "model.keras")
