@@ -153,17 +153,13 @@ class Comparison:
                             recipe = self._recipe(
                                 dataset, changes | {"learning_rate": rate}, widths, seed
                             )
-                            from_scratch = widths == FLOAT or recipe.stages == 1
-                            starts_from = None if from_scratch else source.name
+                            has_source = widths != FLOAT and recipe.stages == 2
+                            starts_from = source.name if has_source else None
                             cells[key] = Cell(key.name, recipe, starts_from)
         return cells
 
     def _recipe(self, dataset: Any, changes: dict, widths, seed: int, **more) -> Recipe:
         rounded = self.base.residual_bits
-        epochs = more.pop("epochs", self.base.epochs)
-        if self.base.stages == 1 and widths != FLOAT:
-            # From scratch, for as long as the others train in both stages together.
-            epochs += more.get("float_epochs", self.base.float_epochs)
         recipe = dataclasses.replace(
             self.base,
             dataset=dataset,
@@ -171,10 +167,11 @@ class Comparison:
             activation_bits=widths[1],
             residual_bits=32 if rounded and widths == FLOAT else rounded,
             seed=seed,
-            epochs=epochs,
             quantized_learning_rate=QUANTIZED_SHARE * changes["learning_rate"],
             **changes | more,
         )
+        if recipe.stages == 1 and widths != FLOAT:
+            recipe = from_scratch(recipe)
         return fitting(recipe, self.losses)
 
     def train(
@@ -209,6 +206,11 @@ class Comparison:
             ordered[cell.name] = cell
         outcomes = Grid(list(ordered.values()), folder, archive).run()
         return {key: outcomes[key.name] for key in map(Key.parse, ordered) if key}
+
+
+def from_scratch(recipe: Recipe) -> Recipe:
+    """Return a recipe of one stage, as long as both of those that it is compared with."""
+    return dataclasses.replace(recipe, stages=1, epochs=recipe.float_epochs + recipe.epochs)
 
 
 def fitting(recipe: Recipe, losses: dict[str, dict]) -> Recipe:

@@ -14,7 +14,14 @@ from dlqat_tf import methods
 from dlqat_tf._host import write_whole
 from dlqat_tf.loading import load_model
 from dlqat_tf.summary import predict
-from dlqat_tf.training.comparison import FLOAT, QUANTIZED_SHARE, chosen, fitting, label
+from dlqat_tf.training.comparison import (
+    FLOAT,
+    QUANTIZED_SHARE,
+    chosen,
+    fitting,
+    from_scratch,
+    label,
+)
 from dlqat_tf.training.grid import Cell, Grid, Outcome
 from dlqat_tf.training.recipe import Recipe
 
@@ -114,9 +121,7 @@ class MethodComparison:
                 quantized_learning_rate=QUANTIZED_SHARE * recipe.learning_rate,
             )
             if own.get("stages") == 1 and key.widths != FLOAT:
-                # From scratch, for as long as the others train in both stages together.
-                epochs = recipe.float_epochs + recipe.epochs
-                recipe = dataclasses.replace(recipe, stages=1, epochs=epochs)
+                recipe = from_scratch(recipe)
         if recipe.stages == 1 and recipe.teacher == "float":
             recipe = dataclasses.replace(recipe, teacher=None)  # there is no float stage
         weight_bits, activation_bits = key.widths
