@@ -121,7 +121,7 @@ class Grid:
                     "cell by cell, without TF_CONFIG. Received: strategy=multiworker. Choose "
                     "another --strategy."
                 )
-            if self.outcome(cell.name) is None:  # of a finished one even its teacher may be gone
+            if self._is_needed(cell.name):  # of a finished one even its teacher may be gone
                 self._validate(cell)
 
     def outcome(self, name: str) -> Outcome | None:
