@@ -10,7 +10,7 @@ The same command continues what it finds.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import tyro
@@ -19,7 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
+from dlqat_tf._host import replacing
 from dlqat_tf._script import ending
+from dlqat_tf.report import check_target
 from dlqat_tf.training.grid import Cell, Grid
 from dlqat_tf.training.history import read_history
 from dlqat_tf.training.recipe import Recipe
@@ -64,9 +66,9 @@ def compare(
         archive: Folder for the small files of finished runs.
         picture: PNG file for their accuracies, epoch by epoch.
     """
-    if picture is not None and not picture.absolute().parent.is_dir():
-        sys.exit(f"error: Expected an existing folder for the picture. Received: {picture}.")
     with ending(ValueError, OSError, interrupted="interrupted; the same command goes on"):
+        if picture is not None:
+            check_target(picture, force=True)
         cells = {
             (loss, length, seed): Cell(
                 f"{stem}{width}-{loss}-{length}+{quantized_epochs}"
@@ -95,7 +97,7 @@ def compare(
         }
         outcomes = Grid(list(cells.values()), output, archive).run()
         if picture is not None:
-            draw([*cells.values()], [output, *([archive] if archive else [])], picture)
+            draw(cells.values(), list(filter(None, (output, archive))), picture)
     table = Table(
         title=f"top-1 of 5,000 held out, {stem} stem, width {width}, rate {learning_rate}"
     )
@@ -109,7 +111,7 @@ def compare(
     Console().print(table)
 
 
-def draw(cells: list[Cell], folders: list[Path], picture: Path) -> None:
+def draw(cells: Iterable[Cell], folders: list[Path], picture: Path) -> None:
     """Draw the accuracies of each cell after every epoch, of both stages."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, stage in zip(figure.subplots(1, 2), ("float", "quantized"), strict=True):
@@ -123,7 +125,8 @@ def draw(cells: list[Cell], folders: list[Path], picture: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
-    figure.savefig(picture, dpi=120)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 if __name__ == "__main__":
