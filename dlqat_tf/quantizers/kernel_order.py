@@ -9,14 +9,7 @@ from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer
 
 
 class _Reordered(WeightQuantizer):
-    """Shows a kernel to another quantizer with the output channels last.
-
-    Args:
-        quantizer: A weight quantizer of this package of its own, or its configuration.
-
-    Raises:
-        ValueError: ``quantizer`` is none.
-    """
+    """Shows a kernel to another quantizer with the output channels last."""
 
     def __init__(self, quantizer: WeightQuantizer | dict, **kwargs):
         if isinstance(quantizer, dict):
@@ -134,15 +127,12 @@ class DepthwiseWeights(_Reordered):
 
     order = "depthwise"
 
-    def build(self, input_shape):
-        self.quantizer.groups = int(input_shape[-2])
-        super().build(input_shape)
-
     def reordered(self, kernel):
         return _reshaped(kernel, self._shape_for_other(kernel.shape))
 
     def _shape_for_other(self, shape):
         *positions, inputs, multiplier = shape
+        self.quantizer.groups = int(inputs)  # whether it is built, or asked before that
         return tf.TensorShape([*positions, 1, inputs * multiplier])
 
     def in_order(self, values, shape):

@@ -45,39 +45,41 @@ def test_filters_of_a_depthwise_kernel_by_hand():
     assert BWNWeights().grid(kernel).step.tolist() == [2, 3.5]
 
 
-@pytest.mark.parametrize("inner", [HAWQWeights(3), IRNetWeights(), SYQWeights(2), LQNetWeights(2)])
-def test_it_is_the_other_one_on_filters_of_one_channel(inner):
-    generator = np.random.default_rng(0)
-    kernel, upstream = generator.normal(size=(2, 2, 3, 3, 2)).astype(np.float32)
-    quantizer = DepthwiseWeights(inner)
-    quantizer(kernel, training=True)
-    values, gradient = gradient_of(quantizer, kernel, upstream)
-    of_one = kernel.reshape(2, 3, 1, 6), upstream.reshape(2, 3, 1, 6)
-    expected = [each.reshape(2, 3, 3, 2) for each in gradient_of(inner, *of_one)]
-    np.testing.assert_array_equal([values, gradient], expected)
-    if isinstance(inner, LQNetWeights):
-        total = sum(sign * scale for sign, scale in quantizer.planes(kernel))
-        np.testing.assert_allclose(total, values, 1e-6)
-    elif not isinstance(inner, SYQWeights):
-        check_grid(quantizer, kernel)
+def turned(kernel):
+    return np.swapaxes(kernel, 2, 3)
 
 
-@pytest.mark.parametrize("inner", [HAWQWeights(3), IRNetWeights(), SYQWeights(2), LQNetWeights(2)])
-def test_it_is_the_other_one_turned(inner):
+# What each shows to the other quantizer of a (2, 3, 3, 4) kernel, and back.
+SHOWN = {
+    TransposedWeights: (turned, turned),
+    DepthwiseWeights: (
+        lambda kernel: kernel.reshape(2, 3, 1, 12),
+        lambda kernel: kernel.reshape(2, 3, 3, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("order", SHOWN)
+@pytest.mark.parametrize(
+    ("make", "bits"), [(HAWQWeights, 3), (IRNetWeights, 1), (SYQWeights, 2), (LQNetWeights, 2)]
+)
+def test_it_is_the_other_one_on_what_it_shows(make, bits, order):
     generator = np.random.default_rng(0)
     kernel, upstream = generator.normal(size=(2, 2, 3, 3, 4)).astype(np.float32)
-    quantizer = TransposedWeights(inner)
+    inner, (show, back) = make(bits), SHOWN[order]
+    quantizer = order(inner)
     quantizer(kernel, training=True)
     values, gradient = gradient_of(quantizer, kernel, upstream)
-    turned = np.swapaxes(kernel, 2, 3), np.swapaxes(upstream, 2, 3)
-    expected = [np.swapaxes(each, 2, 3) for each in gradient_of(inner, *turned)]
+    expected = [back(each) for each in gradient_of(inner, show(kernel), show(upstream))]
     np.testing.assert_array_equal([values, gradient], expected)
-    try:
+    if make is LQNetWeights:
+        total = sum(sign * scale for sign, scale in quantizer.planes(kernel))
+        np.testing.assert_allclose(total, values, 1e-6)
+    elif make is SYQWeights:
+        with pytest.raises(NoGrid):
+            quantizer.grid(kernel)
+    else:
         check_grid(quantizer, kernel)
-    except NoGrid:
-        if inner.bits == 2 and not isinstance(inner, SYQWeights):
-            total = sum(sign * scale for sign, scale in quantizer.planes(kernel))
-            np.testing.assert_allclose(total, values, 1e-6)
 
 
 @pytest.mark.parametrize("order", [TransposedWeights, DepthwiseWeights])
@@ -94,6 +96,10 @@ def test_levels_start_from_the_fan_out_of_an_input_channel():
     quantizer.build((3, 3, 32, 2))
     expected = 0.6745 * (2 / (3 * 3 * 2)) ** 0.5
     np.testing.assert_allclose(quantizer.quantizer.basis[1], np.full(64, expected), 1e-4)
+    # And so they are before it is built.
+    kernel = np.ones((3, 3, 32, 2), np.float32)
+    (_, largest) = DepthwiseWeights(LQNetWeights(2)).planes(kernel)[1]
+    np.testing.assert_allclose(largest, np.full((32, 2), expected), 1e-4)
 
 
 def test_progress_is_told_of_filters():
