@@ -42,9 +42,9 @@ script at commit c48c752 with the losses of the table.
    the paper says. Where it does not, a margin that sets in early costs accuracy: 2 points at power
    4 after 15 epochs, at a mean probability of about 0.5. So the default is power 8, hardly there
    below a probability of 0.7 and whole at 1: while it underfits, GML is then within a point of
-   alpha 0. At this learning rate it is 0.6 to 1.5 points behind cross-entropy after 15 and 30 epochs and, with
-   the 7x7 stem at width 64, after 10 (one seed each: differences of a point may be chance); at
-   each loss's own best rate it is a point ahead (both in results/README.md).
+   alpha 0. At this learning rate it is 0.6 to 1.5 points behind cross-entropy after 15 and 30
+   epochs and, with the 7x7 stem at width 64, after 10 (one seed each: differences of a point may be
+   chance); at each loss's own best rate it is a point ahead (both in results/README.md).
 
 What mattered for the quantized stage (7x7 stem, former margin, a float stage of 38.4 %):
 
