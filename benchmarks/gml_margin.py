@@ -124,7 +124,7 @@ def draw(cells: Iterable[Cell], folders: list[Path], picture: Path) -> None:
         axes.set(xlabel=f"epoch of the {stage} stage", ylabel="top-1 of images held out, percent")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    figure.axes[0].legend(fontsize="small", loc="lower right")
     with replacing(picture) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

@@ -309,7 +309,7 @@ def activation_ranges(
     axes.use_sticky_edges = False  # a bar's left end is no edge of the picture
     axes.margins(x=0.1)
     _rows(axes, "range of the activations")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper right", ncols=2, fontsize="small")
     return figure
 
 

@@ -203,6 +203,7 @@ def test_activation_ranges_before_and_after():
     assert texts(axes) == ["1.00", "1.00", "3.00", "2.00"]
     low, high = axes.get_xlim()
     assert low < -2 < 3 < high  # no bar ends at the frame
+    assert axes.get_legend() is None  # it stands outside: a search for its place takes seconds
     with pytest.raises(ValueError, match="layers a, b and a"):
         plots.activation_ranges(before, {"a": (0.0, 1.0)})
 

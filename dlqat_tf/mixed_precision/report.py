@@ -113,6 +113,6 @@ class MixedPrecisionReport(Report):
             axes.set(xlabel=unit, ylabel="estimated increase of the loss", yscale="log")
             axes.set_xscale("log")
             axes.grid(alpha=0.3)
-        panels[0].legend(fontsize="small")
+        panels[0].legend(fontsize="small", loc="upper right")
         with replacing(Path(path)) as temporary:
             figure.savefig(temporary, dpi=120, format="png")

@@ -271,7 +271,7 @@ class ComparisonReport(TableReport):
                 axes.set_title(f"{dataset}: {panel}")
                 axes.grid(alpha=0.3)
             axes_row[0].set_ylabel("test top-1, %")
-        grid[0][0].legend()
+        grid[0][0].legend(loc="lower left")
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=120)
 

@@ -217,7 +217,7 @@ class MethodsReport(TableReport):
             axes.set_xticks(range(len(names)), names, fontsize=8, rotation=60, ha="right")
             axes.set(title=dataset, ylabel="test top-1, %")
             axes.grid(alpha=0.3, axis="y")
-        panels[0].legend(fontsize="small")
+        panels[0].legend(fontsize="small", loc="lower left")
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=120)
 

@@ -162,6 +162,6 @@ def draw_curves(histories: dict[str, list[dict]], path: Path, *, measured_on: st
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[1].set_ylim(bottom=0)
-    figure.axes[1].legend(fontsize="small")
+    figure.axes[1].legend(fontsize="small", loc="lower right")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
