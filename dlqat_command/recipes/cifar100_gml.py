@@ -3,7 +3,7 @@
 - Paper (Table 1): 73.6 % float, 71.3 % W1A2, 150 epochs, batch 768, learning rate 0.2.
 - Ours, --budget paper: not run.
 - Ours, shortened to 20 + 5 epochs, 3x3 stem, width 16, bfloat16, batch 128, its own rate out of
-  two: 62.9 ± 0.2 % float, 51.7 ± 0.6 % W1A2 (mean and sample standard deviation of two seeds,
+  two: 62.8 ± 0.2 % float, 51.8 ± 0.4 % W1A2 (mean and sample standard deviation of three seeds,
   last epoch, whole test set, 2 shared cores; command and commit: results/README.md).
 - Ours, --budget short: not run since the margin follows the fit. With the former margin
   (--gml-fit-power 0 --margin-warmup-epochs 5 --final-gain 0.15), that is 7x7 stem, 10 + 5 epochs,
@@ -46,7 +46,8 @@ script at commit c48c752 with the losses of the table.
    epochs and, with the 7x7 stem at width 64, after 10 (one seed each: differences of a point may be
    chance); at each loss's own best rate it is a point ahead (both in results/README.md).
 
-What mattered for the quantized stage (7x7 stem, former margin, a float stage of 38.4 %):
+What mattered for the quantized stage (7x7 stem, former margin, a float stage of 38.4 %, commit
+a7b5093c7b):
 
 3. Activation ranges calibrated on the float stage: 27.7 % after 100 quantized steps, against 1.0 %
    and a diverged loss from SAT's fixed 8.
