@@ -184,9 +184,11 @@ def _by_registered_name(config):
 
 def refresh(model: tf.keras.Model) -> None:
     """Let a model whose weights were set compute with them: Normalization layers keep others."""
-    for layer in model.submodules:
-        if isinstance(layer, tf.keras.layers.Normalization):
-            layer.finalize_state()
+    norms = [x for x in model.submodules if isinstance(x, tf.keras.layers.Normalization)]
+    for norm in norms:
+        norm.finalize_state()
+    if norms:  # what they keep is a constant of functions that were compiled before
+        model.train_function = model.test_function = model.predict_function = None
 
 
 def training_of(call, around: bool | None = None) -> bool | None:

@@ -19,7 +19,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from dlqat_tf._compat import check_keras_2_file
 from dlqat_tf._host import check_name
-from dlqat_tf.graph import leaves
+from dlqat_tf.graph import leaves, refresh
 from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
@@ -195,6 +195,7 @@ def load_weights(
         )
     for name, value in values.items():
         here[name].assign(value)
+    refresh(model)
     report = LoadReport(
         described, list(values), kept, [name for name in there if name not in taken]
     )

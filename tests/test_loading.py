@@ -101,6 +101,22 @@ def test_own_models_need_no_trust(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_normalization_computes_with_what_was_loaded(nested):
+    def adapted(values):
+        norm = layers.Normalization(axis=None, name="norm")
+        norm.adapt(np.float32(values))
+        model = tf.keras.Sequential([tf.keras.Input((1,)), norm])
+        return tf.keras.Sequential([tf.keras.Input((1,)), model]) if nested else model
+
+    model = adapted([0.0])
+    model.predict(np.float32([[3.0]]), verbose=0)  # which keeps what it has compiled
+    report = load_weights(model, adapted([1.0, 3.0]), quiet=True)
+    assert {"norm/mean", "norm/variance"} <= set(report.loaded)
+    for compute in (model, lambda x: model.predict(x, verbose=0)):
+        assert np.asarray(compute(np.float32([[3.0]]))).item() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
