@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
+from dlqat_tf.export.integer.endings import end_of, ending_of
 from dlqat_tf.heads import CosineHead
 from dlqat_tf.losses import AMS_SCALE
 
-_layers = tf.keras.layers
-_SMALLEST = 1e-7  # probability, of a teacher that ends with a softmax
+_SMALLEST = 1e-7  # probability, of a model that ends with a softmax
 
 
 def distill(
@@ -31,7 +32,8 @@ def distill(
 
     the mean over the batch, with the logits :math:`z^t` of the teacher in inference mode, which get
     no gradient, and :math:`z^s` of the student. The factor :math:`T^2` keeps the gradient's size
-    for every temperature. Outside of training nothing is added and the teacher does not run.
+    for every temperature. Of a model with a softmax at its end, the logits are the logarithms of
+    its probabilities. Outside of training nothing is added and the teacher does not run.
 
     The returned model has the student's own layers, inputs and outputs: fit it, then save or export
     the student. The teacher is no part of it: neither its summary, nor its weights, nor a
@@ -44,9 +46,10 @@ def distill(
     >>> student.save("student.keras")
 
     Args:
-        student: Functional or Sequential model with one output, logits (batch, classes).
-        teacher: Model of the same inputs and classes, with logits, or with probabilities by a
-            softmax at its end. Its head may be another than the student's.
+        student: Functional or Sequential model with one output (batch, classes), logits or the
+            probabilities of a softmax.
+        teacher: Model of the same inputs and classes, likewise. Its head may be another than the
+            student's.
         weight: :math:`w > 0`.
         temperature: :math:`T > 0`; higher ones show more of the classes that are wrong.
         cosine_scale: What the cosines of a :class:`dlqat_tf.CosineHead` are multiplied by to be
@@ -62,8 +65,8 @@ def distill(
         teacher,
         weight,
         temperature,
-        student_scale=_scale(student, cosine_scale),
-        teacher_scale=_scale(teacher, cosine_scale),
+        student_logits=_logits_of(student, cosine_scale),
+        teacher_logits=_logits_of(teacher, cosine_scale),
     )
     return tf.keras.Model(student.inputs, distillation([student.outputs[0], *student.inputs]))
 
@@ -94,42 +97,39 @@ def _check(student: tf.keras.Model, teacher: tf.keras.Model) -> None:
             )
 
 
-def _scale(model: tf.keras.Model, cosine_scale: float) -> float:
-    return cosine_scale if isinstance(model.layers[-1], CosineHead) else 1.0
-
-
-def _gives_probabilities(model: tf.keras.Model) -> bool:
-    last = model.layers[-1]
-    softmaxes = (tf.keras.activations.softmax, tf.nn.softmax)
-    return isinstance(last, _layers.Softmax) or getattr(last, "activation", None) in softmaxes
+def _logits_of(model: tf.keras.Model, cosine_scale: float) -> Callable:
+    """Return what makes logits of a model's outputs."""
+    (output,) = model.outputs
+    end = end_of(output)
+    operator = str(getattr(end, "symbol", "")).rsplit(".", 1)[-1]
+    if ending_of(output) == "softmax" or operator == "softmax":
+        return lambda outputs: tf.math.log(tf.maximum(outputs, _SMALLEST))
+    scale = cosine_scale if isinstance(end, CosineHead) else 1.0
+    return lambda outputs: scale * outputs
 
 
 class _Distillation(tf.keras.layers.Layer):
-    """Passes the student's logits on, and adds the loss in training."""
+    """Passes the student's outputs on, and adds the loss in training."""
 
-    def __init__(self, teacher, weight, temperature, student_scale, teacher_scale):
+    def __init__(self, teacher, weight, temperature, student_logits, teacher_logits):
         super().__init__(dtype="float32")
         self._teacher = lambda: teacher  # not an attribute, which Keras would track
         self._weight, self._temperature = weight, temperature
-        self._student_scale, self._teacher_scale = student_scale, teacher_scale
+        self._student_logits, self._teacher_logits = student_logits, teacher_logits
 
     def call(self, inputs, training=None):
-        logits, *images = inputs
+        outputs, *images = inputs
         if training:
-            teacher = self._teacher()
-            shown = tf.cast(teacher(images, training=False), tf.float32)
-            if _gives_probabilities(teacher):
-                shown = tf.math.log(tf.maximum(shown, _SMALLEST))
-            shown = tf.stop_gradient(self._teacher_scale * shown / self._temperature)
+            shown = self._teacher_logits(
+                tf.cast(self._teacher()(images, training=False), tf.float32)
+            )
+            shown = tf.stop_gradient(shown / self._temperature)
+            logits = self._student_logits(outputs) / self._temperature
             divergence = tf.reduce_sum(
-                tf.nn.softmax(shown)
-                * (
-                    tf.nn.log_softmax(shown)
-                    - tf.nn.log_softmax(self._student_scale * logits / self._temperature)
-                )
+                tf.nn.softmax(shown) * (tf.nn.log_softmax(shown) - tf.nn.log_softmax(logits))
             )
             # The share of a replica in a last batch may have no image.
-            count = tf.cast(tf.reduce_prod(tf.shape(logits)[:-1]), tf.float32)
+            count = tf.cast(tf.reduce_prod(tf.shape(outputs)[:-1]), tf.float32)
             divergence = tf.math.divide_no_nan(divergence, count)
             self.add_loss(self._weight * self._temperature**2 * divergence)
-        return logits
+        return outputs

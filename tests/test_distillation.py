@@ -63,13 +63,32 @@ def test_of_scores_at_positions_it_is_the_mean_too():
     assert float(trainer.losses[0]) == pytest.approx(DIVERGENCE)
 
 
-def test_a_teacher_with_a_softmax_is_the_same():
-    student = linear(STUDENT)
-    for ended in (
-        linear(TEACHER, activation="softmax"),
-        tf.keras.Sequential([linear(TEACHER), tf.keras.layers.Softmax()]),
-    ):
-        assert added_loss(student, ended, temperature=1.0) == pytest.approx(DIVERGENCE)
+@pytest.mark.parametrize(
+    "ended",
+    [
+        lambda weights: linear(weights, activation="softmax"),
+        lambda weights: tf.keras.Sequential([linear(weights), tf.keras.layers.Softmax()]),
+        lambda weights: tf.keras.Sequential([linear(weights, activation="softmax")]),  # nested
+        lambda weights: tf.keras.Model(
+            (model := linear(weights)).inputs, tf.nn.softmax(model.outputs[0])
+        ),
+    ],
+    ids=["activation", "layer", "nested", "operator"],
+)
+def test_probabilities_of_a_softmax_are_no_logits(ended):
+    student, teacher = ended(STUDENT), ended(TEACHER)
+    assert added_loss(student, linear(TEACHER), temperature=1.0) == pytest.approx(DIVERGENCE)
+    assert added_loss(linear(STUDENT), teacher, temperature=1.0) == pytest.approx(DIVERGENCE)
+    assert added_loss(teacher, linear(TEACHER)) == pytest.approx(0, abs=1e-6)
+    trainer = dlqat_tf.distill(student, teacher)
+    assert trainer(ONE).numpy().tolist() == [[0.5, 0.5]]  # the student's outputs stay what they are
+    with tf.GradientTape() as tape:
+        trainer(ONE, training=True)
+        (loss,) = trainer.losses
+    # T^2 / T (softmax(z / T) - softmax(z_teacher / T)) at temperature 4.
+    p = 3**0.25 / (3**0.25 + 1)
+    gradient = tape.gradient(loss, student.trainable_weights[0])
+    np.testing.assert_allclose(gradient, [[4 * (0.5 - p), 4 * (p - 0.5)]], rtol=1e-5)
 
 
 def test_cosines_are_scaled():
@@ -79,7 +98,8 @@ def test_cosines_are_scaled():
     head.kernel.assign([[1.0, 0.0], [0.0, 1.0]])
     images = np.float32([[1, 0]])  # cosines 1 and 0
     flat = linear([[0.0, 0.0], [0.0, 0.0]])
-    for student, teacher in ((cosine, flat), (flat, cosine)):
+    nested = tf.keras.Sequential([cosine])
+    for student, teacher in ((cosine, flat), (flat, cosine), (nested, flat), (flat, nested)):
         losses = []
         for scale in (1e-6, 3.0):
             trainer = dlqat_tf.distill(student, teacher, temperature=1.0, cosine_scale=scale)
@@ -90,7 +110,7 @@ def test_cosines_are_scaled():
         p = [q, 1 - q]
         expected = (
             -0.5 * np.log(4 * q * (1 - q))
-            if student is cosine
+            if teacher is flat
             else np.sum(p * np.log(2 * np.array(p)))
         )
         assert losses[1] == pytest.approx(expected, rel=1e-5)

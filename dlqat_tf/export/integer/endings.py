@@ -22,14 +22,19 @@ _KINDS = {
 Outputs = str | dict[str, str] | None
 
 
-def ending_of(tensor) -> str:
-    """Return "softmax" or "sigmoid" where an output of a model comes from one, else ""."""
+def end_of(tensor) -> tf.keras.layers.Layer:
+    """Return the layer that an output of a model comes from, in nested models too."""
     layer = tensor.node.layer
     if hasattr(layer, "_nodes_by_depth"):
         index = [id(each) for each in tf.nest.flatten(tensor.node.outputs)].index(id(tensor))
-        return ending_of(layer.outputs[index])
+        return end_of(layer.outputs[index])
+    return layer
+
+
+def ending_of(tensor) -> str:
+    """Return "softmax" or "sigmoid" where an output of a model comes from one, else ""."""
     try:
-        layer = unwrapped(layer).layer
+        layer = unwrapped(end_of(tensor)).layer
     except ValueError:  # export says what it is
         return ""
     if type(layer) is _layers.Softmax:
