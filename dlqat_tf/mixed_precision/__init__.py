@@ -103,10 +103,12 @@ def choose_bits(
             f"Expected at least {FEWEST_PROBES} probes, for a standard error. Received: {probes}."
         )
     budgets = _budgets(size, bit_operations, latency)
+    weight_widths = _widths("weight_bits", weight_bits)
+    activation_widths = _widths("activation_bits", activation_bits)
     candidates = Candidates(
         model,
-        _widths("weight_bits", weight_bits),
-        _widths("activation_bits", activation_bits),
+        weight_widths,
+        activation_widths,
         methods.get(method),
         dict(head=head, residual_bits=residual_bits, preprocessing=preprocessing, method=method),
         budgets,
@@ -120,7 +122,7 @@ def choose_bits(
     rises = {name: rise for name, (_, rise) in found.items()}
     choice = programme.solve(rises, budgets)
     overrides = candidates.overrides(choice)
-    exact, _ = candidates.costs(max(weight_bits), max(activation_bits), overrides)
+    exact, _ = candidates.costs(weight_widths[-1], activation_widths[-1], overrides)
     report = MixedPrecisionReport(
         [
             LayerBits(

@@ -369,14 +369,17 @@ def test_bad_input(options, message):
 
 
 def test_latencies_are_a_budget():
-    """Two bits cost 3 where one costs 1, and there is time for one of the two."""
+    """Two bits cost 3 where one costs 1, and there is time for one of the two.
+
+    The widths are iterators, which can be read once.
+    """
     table = {name: {(1, 2): 1.0, (2, 2): 3.0} for name in ("a", "b")}
     overrides, report = choose_bits(
         source(),
         IMAGES,
         LABELS,
-        weight_bits=(1, 2),
-        activation_bits=(2,),
+        weight_bits=iter((1, 2)),
+        activation_bits=iter((2,)),
         latency=(4.0, table),
         probes=2,
     )
