@@ -114,6 +114,56 @@ def test_what_has_no_standard_layer_is_left(function):
     assert StandardLayers().of(node) is None
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: tf.nn.depth_to_space(x, 2),
+        lambda x: tf.nn.space_to_depth(x, 2),
+        lambda x: tf.reshape(x, [-1, 4, 6, 4]),
+        lambda x: tf.squeeze(layers.Reshape((1, -1, 2))(x), 2),
+        lambda x: tf.expand_dims(x, 1),
+        lambda x: x[:, 1:],
+        lambda x: tf.split(x, 2, 3)[0],
+        lambda x: tf.image.resize(x, (8, 12)),
+        lambda x: tf.reduce_mean(x, [1]),
+    ],
+)
+def test_operators_on_free_sizes_are_left(function):
+    assert StandardLayers().of(function(tf.keras.Input((None, None, 4))).node) is None
+
+
+def test_the_first_axis_is_that_of_the_images():
+    assert StandardLayers().of(tf.expand_dims(tf.keras.Input((4,)), 0).node) is None
+
+
+FREE = {
+    "squeeze": (lambda x: tf.squeeze(x, 2), (None, 1, 3), ["Reshape"]),
+    "expand": (lambda x: tf.expand_dims(x, 1), (None, 3), ["Reshape"]),
+    "mean": (lambda x: tf.reduce_mean(x, [1, 2]), (None, None, 3), ["GlobalAveragePooling2D"]),
+    "transpose": (lambda x: tf.transpose(x, [0, 2, 1, 3]), (None, None, 3), ["Permute"]),
+    "concat": (lambda x: tf.concat([x, x], 3), (None, None, 3), ["Concatenate"]),
+    "convolution": (layers.Conv1D(2, 3), (None, 3), ["Reshape", "Conv2D", "Reshape"]),
+    "whole pool": (
+        layers.GlobalAveragePooling1D(),
+        (None, 3),
+        ["Reshape", "GlobalAveragePooling2D"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_free_sizes_that_standard_layers_find_out(name):
+    function, shape, kinds = FREE[name]
+    inputs = tf.keras.Input(shape)
+    node = function(inputs).node
+    part = StandardLayers().of(node)
+    assert [type(each).__name__ for each in part.layers if each not in part._input_layers] == kinds
+    x = np.random.default_rng(0).normal(size=(2, *(5 if s is None else s for s in shape)))
+    values = [x] * len(part.inputs)
+    expected = tf.keras.Model(inputs, node.outputs)(x)
+    np.testing.assert_allclose(part(values), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_layers_of_convnext_are_such_as_keras_loads(tmp_path):
     scale, depth = convnext_layers()
     part = check(scale(0.5, 3), IMAGE, kinds=["LayerScale"])

@@ -70,9 +70,19 @@ def _pooled(kind) -> Callable:
 
 
 def _reshaped(part: Part):
-    if len(part.inputs) != 1 or math.prod(part.shape) != math.prod(part.inputs[0].shape[1:]):
-        return None  # which mixes the images of a batch
+    if len(part.inputs) != 1:
+        return None
+    (free, known), (free_before, known_before) = map(_sizes, (part.shape, part.inputs[0].shape[1:]))
+    # Other values mix the images of a batch; standard layers find out one free size.
+    if known != known_before or free != free_before or free > 1:
+        return None
     return part.add(_layers.Reshape, *part.inputs, target_shape=part.shape)
+
+
+def _sizes(shape) -> tuple[int, int]:
+    """Return how many sizes of a shape are free, and the product of the others."""
+    known = [size for size in shape if size is not None]
+    return len(shape) - len(known), math.prod(known)
 
 
 def _transposed(part: Part):
@@ -178,9 +188,16 @@ def _resized(part: Part):
     return part.add(_layers.UpSampling2D, x, size=size, interpolation=method)
 
 
+def _is_no_image(x, part: Part) -> bool:
+    """Return whether a tensor is no image of known sizes, its channels last."""
+    if x.shape.rank != 4 or None in x.shape[1:]:
+        return True
+    return part.arguments.get("data_format", "NHWC") != "NHWC"
+
+
 def _depth_to_space(part: Part):
     (x,), size = part.inputs, part.arguments["block_size"]
-    if x.shape.rank != 4 or part.arguments.get("data_format", "NHWC") != "NHWC":
+    if _is_no_image(x, part):
         return None
     rows, columns, channels = x.shape[1:]
     blocks = (rows, columns, size, size, channels // size**2)
@@ -191,7 +208,7 @@ def _depth_to_space(part: Part):
 
 def _space_to_depth(part: Part):
     (x,), size = part.inputs, part.arguments["block_size"]
-    if x.shape.rank != 4 or part.arguments.get("data_format", "NHWC") != "NHWC":
+    if _is_no_image(x, part):
         return None
     rows, columns, channels = x.shape[1:]
     blocks = (rows // size, size, columns // size, size, channels)

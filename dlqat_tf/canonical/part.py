@@ -51,6 +51,9 @@ class Part:
             is_operator = hasattr(self.layer, "symbol")
             dtype = tensors.dtype if is_operator and hasattr(tensors, "dtype") else None
             dtype = dtype or (None if is_operator else self.layer.dtype_policy)
+            if "target_shape" in config:  # where one free size is what is left
+                sizes = (-1 if size is None else size for size in config["target_shape"])
+                config["target_shape"] = tuple(sizes)
             self._made[key] = kind(**{"dtype": dtype, **config}, name=name)
         made = self._made[key]
         output = made(tensors)
