@@ -18,6 +18,7 @@ from dlqat_tf.quantizers import (
     ActivationGrid,
     ActivationQuantizer,
     WeightQuantizer,
+    rounding_with,
     unwrapped,
 )
 
@@ -102,7 +103,7 @@ def activation_ranges(model: tf.keras.Model) -> dict[str, tuple[float, float]]:
         a grid are left out: those of 32 bits, and those that start from the first batch before it.
     """
     ranges = {}
-    for name, quantizer in _activation_quantizers(model):
+    for name, _, quantizer in _activation_quantizers(model):
         grid = _grid(quantizer)
         if grid is not None:
             ranges[name] = float(grid.lowest * grid.step), float(grid.highest * grid.step)
@@ -125,8 +126,6 @@ def clip_shares(model: tf.keras.Model, images) -> dict[str, float]:
         Shares, 0 to 1, by the quantizer's layer.
     """
     counts: dict[str, list[int]] = {}  # beyond the range, and all
-    grids = {name: (each, _grid(each)) for name, each in _activation_quantizers(model)}
-    counted = {name: (each, grid) for name, (each, grid) in grids.items() if grid is not None}
 
     def counting(name, quantize, grid):
         lowest = grid.lowest * grid.step if grid.lowest else -np.inf
@@ -142,17 +141,21 @@ def clip_shares(model: tf.keras.Model, images) -> dict[str, float]:
         return count_and_quantize
 
     # Eagerly, and around the quantizers themselves, since layers and wrappers hold some of them.
-    for name, (quantizer, grid) in counted.items():
-        quantizer.__dict__["quantize"] = counting(name, quantizer.quantize, grid)
-    try:
+    with contextlib.ExitStack() as changes:
+        for name, layer, quantizer in _activation_quantizers(model):
+            grid = _grid(quantizer)
+            if grid is not None:
+                changes.enter_context(rounding_with(layer, quantizer))
+                quantizer.__dict__["quantize"] = counting(name, quantizer.quantize, grid)
+                changes.callback(quantizer.__dict__.pop, "quantize")
         model(images, training=False)
-    finally:
-        for quantizer, _ in counted.values():
-            del quantizer.__dict__["quantize"]
     return {name: beyond / total for name, (beyond, total) in counts.items() if total}
 
 
-def _activation_quantizers(model) -> Iterator[tuple[str, ActivationQuantizer]]:
+def _activation_quantizers(
+    model,
+) -> Iterator[tuple[str, tf.keras.layers.Layer, ActivationQuantizer]]:
+    """Return the activation quantizers of a model, their names, and the layers that hold them."""
     for layer in leaves(model):
         own = layer if isinstance(layer, ActivationQuantizer) else unwrapped(layer).output_quantizer
         for suffix, quantizer in (
@@ -160,7 +163,7 @@ def _activation_quantizers(model) -> Iterator[tuple[str, ActivationQuantizer]]:
             ("", own),
         ):
             if isinstance(quantizer, ActivationQuantizer):
-                yield layer.name + suffix, quantizer
+                yield layer.name + suffix, layer, quantizer
 
 
 def _grid(quantizer: ActivationQuantizer) -> ActivationGrid | None:

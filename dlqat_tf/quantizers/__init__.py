@@ -27,7 +27,7 @@ from dlqat_tf.quantizers.sat import SATWeights
 from dlqat_tf.quantizers.snapped import SnappedWeights, nearest_codes
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
 from dlqat_tf.quantizers.syq import SYQWeights
-from dlqat_tf.quantizers.wrapped import Unwrapped, unwrapped
+from dlqat_tf.quantizers.wrapped import Unwrapped, rounding_with, unwrapped
 
 __all__ = [
     "CGPACT",
@@ -66,5 +66,6 @@ __all__ = [
     "WeightQuantizer",
     "bwnh",
     "nearest_codes",
+    "rounding_with",
     "unwrapped",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -44,3 +45,16 @@ def unwrapped(layer: tf.keras.layers.Layer) -> Unwrapped:
     if isinstance(layer, (tf.keras.layers.DepthwiseConv1D, tf.keras.layers.DepthwiseConv2D)):
         names = ("depthwise_kernel", "depthwise_quantizer")
     return Unwrapped(layer, *(getattr(layer, name, None) for name in names))
+
+
+@singledispatch
+def rounding_with(layer: tf.keras.layers.Layer, quantizer) -> contextlib.AbstractContextManager:
+    """Let a layer call the very quantizer of its output that :func:`unwrapped` returned.
+
+    Wrappers may make another with each call. A module that brings such a one registers how.
+
+    Args:
+        layer: Any Keras layer.
+        quantizer: What rounds its output, that layer itself or what its wrapper holds.
+    """
+    return contextlib.nullcontext()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
-from dlqat_tf.quantizers import Unwrapped, unwrapped
+from dlqat_tf.quantizers import Unwrapped, rounding_with, unwrapped
 from dlqat_tf.tfmot.quantizer import LarqQuantizer
 
 _api = tfmot.quantization.keras
@@ -32,6 +34,20 @@ def _unwrap(wrapper) -> Unwrapped:
         output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars, shape)
         parts = replace(parts, output_quantizer=output_quantizer)
     return parts
+
+
+@rounding_with.register(_api.QuantizeWrapper)
+@contextlib.contextmanager
+def _round_with(wrapper, quantizer) -> Iterator[None]:
+    def called(values, training, weights):
+        return quantizer.call(values, training=training)
+
+    held = wrapper._output_quantizers
+    vars(wrapper)["_output_quantizers"] = [called]  # not as an attribute, which Keras would track
+    try:
+        yield
+    finally:
+        vars(wrapper)["_output_quantizers"] = held
 
 
 @unwrapped.register(tf.keras.utils.get_custom_objects()["QuantizeLayer"])

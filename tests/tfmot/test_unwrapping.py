@@ -1,10 +1,12 @@
 """What is read of wrappers."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
 import dlqat_tf
+from dlqat_tf import levels
 from dlqat_tf.export import ExportError, lower
 from tests.tfmot.networks import (
     applied,
@@ -38,6 +40,23 @@ def test_summary_of_what_others_quantized():
     report = dlqat_tf.summary(tfmot.quantization.keras.quantize_model(model))
     assert "tfmot.Scheme" in report.storage[-1].reason
     assert "not counted" in report.notes[0]
+
+
+def test_clip_shares_of_what_wrappers_round(tmp_path):
+    inputs = tf.keras.Input((2,))
+    x = layers.Dense(2, activation="relu", use_bias=False, name="first")(inputs)
+    model = applied(tf.keras.Model(inputs, layers.Dense(1, name="last")(x)), 8, 2, alpha_init=3.0)
+    first = model.get_layer("quant_first")
+    levels.rounded_kernels(model)["quant_first"].kernel.assign([[1.0, 0.0], [0.0, 1.0]])
+    values = np.float32([[1.0, 4.0], [5.0, -4.0]])  # 4 and 5 are beyond 3; -4 is rectified
+    before, held = model(values), first._output_quantizers
+    ranges = levels.activation_ranges(model)
+    assert ranges["quant_first"] == pytest.approx((0.0, 3.0))
+    assert levels.clip_shares(model, values)["quant_first"] == 0.5
+    assert first._output_quantizers is held
+    np.testing.assert_array_equal(model(values), before)
+    model.save_weights(tmp_path / "weights")  # Keras tracks nothing else than before
+    model.load_weights(tmp_path / "weights").assert_consumed()
 
 
 def test_export_refuses_what_this_package_did_not_quantize():
