@@ -312,10 +312,22 @@ def _read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
     graph = TrackableObjectGraph.FromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
     return _by_name(
         (each.full_name.split("/")[0], each.full_name, reader.get_tensor(each.checkpoint_key))
-        for node in graph.nodes
+        for node in _in_place(graph.nodes)
         for each in node.attributes
         if "/" in each.full_name and not _NOT_OF_THE_MODEL & set(each.checkpoint_key.split("/"))
     )
+
+
+def _in_place(nodes) -> list:
+    """Return the nodes of a checkpoint from the first on, those of nested models in their place."""
+    found: dict[int, Any] = {}
+    rest = [0]
+    while rest:
+        number = rest.pop()
+        if number not in found:
+            found[number] = nodes[number]
+            rest += [child.node_id for child in reversed(nodes[number].children)]
+    return list(found.values())
 
 
 class _Matching:

@@ -117,6 +117,26 @@ def test_normalization_computes_with_what_was_loaded(nested):
         assert np.asarray(compute(np.float32([[3.0]]))).item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("name", ["x.keras", "x.h5", "saved", "w.h5", "x.weights.h5", "checkpoint"])
+@pytest.mark.parametrize("nested", ["first", "last", "between"])
+def test_layers_of_equal_names_in_nested_models(tmp_path, name, nested):
+    def network():
+        x = inputs = tf.keras.Input((1,))
+        models = {"first": ["a", "b", ""], "last": ["", "a", "b"], "between": ["a", "", "b"]}
+        for model in [*models[nested], *(f"model{i}" for i in range(10))]:
+            inner = tf.keras.Input((1,))
+            layer = layers.Dense(1, use_bias=False, name="d")
+            x = tf.keras.Model(inner, layer(inner), name=model)(x) if model else layer(x)
+        return tf.keras.Model(inputs, x)
+
+    source, model = network(), network()
+    source.set_weights([np.full((1, 1), i) for i in range(13)])
+    is_model = name in ("x.keras", "x.h5", "saved")
+    (source.save if is_model else source.save_weights)(tmp_path / name)
+    load_weights(model, tmp_path / name, quiet=True)
+    assert [each.item() for each in model.get_weights()] == list(range(13))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
