@@ -44,11 +44,21 @@ def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> 
 
 def leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
     """Return the layers of a model, those of nested models in their place."""
+    return (layer for _, layer in named_leaves(model))
+
+
+def named_leaves(
+    model: tf.keras.Model, prefix: str = ""
+) -> Iterator[tuple[str, tf.keras.layers.Layer]]:
+    """Return the layers likewise, each with its name, after those of the nested models around it.
+
+    Names are those of :func:`dlqat_tf.summary`: ``body/conv`` is the layer ``conv`` in ``body``.
+    """
     for layer in model.layers:
         if isinstance(layer, tf.keras.Model):
-            yield from leaves(layer)
+            yield from named_leaves(layer, f"{prefix}{layer.name}/")
         else:
-            yield layer
+            yield prefix + layer.name, layer
 
 
 def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:

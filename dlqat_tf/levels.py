@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf.graph import leaves
+from dlqat_tf.graph import named_leaves
 from dlqat_tf.quantizers import (
     ActivationGrid,
     ActivationQuantizer,
@@ -39,14 +39,15 @@ def rounded_kernels(model: tf.keras.Model) -> dict[str, RoundedKernel]:
         model: Functional or Sequential model that is built; nested ones are searched too.
 
     Returns:
-        Kernel and quantizer by the layer's name; layers of 32 bits are left out.
+        Kernel and quantizer by the layer's name, as in :func:`dlqat_tf.summary`: after that of a
+        nested model and a slash for a layer in one. Layers of 32 bits are left out.
     """
     kernels = {}
-    for layer in leaves(model):
+    for name, layer in _layers(model):
         parts = unwrapped(layer)
         quantizer = parts.kernel_quantizer
         if isinstance(quantizer, WeightQuantizer) and quantizer.bits != 32:
-            kernels[layer.name] = RoundedKernel(parts.kernel, quantizer)
+            kernels[name] = RoundedKernel(parts.kernel, quantizer)
     return kernels
 
 
@@ -152,18 +153,26 @@ def clip_shares(model: tf.keras.Model, images) -> dict[str, float]:
     return {name: beyond / total for name, (beyond, total) in counts.items() if total}
 
 
+def _layers(model: tf.keras.Model) -> Iterator[tuple[str, tf.keras.layers.Layer]]:
+    """Return each layer once, by its first name where several nested models have it."""
+    first: dict[tf.keras.layers.Layer, str] = {}
+    for name, layer in named_leaves(model):
+        first.setdefault(layer, name)
+    return ((name, layer) for layer, name in first.items())
+
+
 def _activation_quantizers(
     model,
 ) -> Iterator[tuple[str, tf.keras.layers.Layer, ActivationQuantizer]]:
     """Return the activation quantizers of a model, their names, and the layers that hold them."""
-    for layer in leaves(model):
+    for name, layer in _layers(model):
         own = layer if isinstance(layer, ActivationQuantizer) else unwrapped(layer).output_quantizer
         for suffix, quantizer in (
             ("/input", getattr(layer, "input_quantizer", None)),
             ("", own),
         ):
             if isinstance(quantizer, ActivationQuantizer):
-                yield layer.name + suffix, layer, quantizer
+                yield name + suffix, layer, quantizer
 
 
 def _grid(quantizer: ActivationQuantizer) -> ActivationGrid | None:

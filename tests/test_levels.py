@@ -54,12 +54,59 @@ def test_ranges_are_the_outermost_levels():
     x = dlqat_tf.CGPACT(2, alpha_init=0.5, signed=True, name="signed")(x)
     x = dlqat_tf.LSQActivations(2, name="not_started")(x)
     x = dlqat_tf.CGPACT(32, name="not_rounded")(x)
-    inner = tf.keras.Model(inputs, x)
+    inner = tf.keras.Model(inputs, x, name="inner")
     outer = tf.keras.Sequential([tf.keras.Input((2,)), inner])  # nested ones are found too
     found = levels.activation_ranges(outer)
-    assert found.keys() == {"unsigned", "signed"}
-    assert found["unsigned"] == pytest.approx((0.0, 3.0))
-    assert found["signed"] == pytest.approx((-0.5, 0.5))
+    assert found.keys() == {"inner/unsigned", "inner/signed"}
+    assert found["inner/unsigned"] == pytest.approx((0.0, 3.0))
+    assert found["inner/signed"] == pytest.approx((-0.5, 0.5))
+
+
+def nested():
+    """Three layers named "d" with a quantizer named "act" behind, two of them in nested models."""
+    x = inputs = tf.keras.Input((2,))
+    for value, name in enumerate(("a", "b", None), 1):
+        dense = lq.layers.QuantDense(
+            2, use_bias=False, kernel_quantizer=dlqat_tf.SATWeights(1), name="d"
+        )
+        act = dlqat_tf.CGPACT(2, alpha_init=float(value), name="act")
+        if name:
+            inner = tf.keras.Input((2,))
+            x = tf.keras.Model(inner, act(dense(inner)), name=name)(x)
+        else:
+            x = act(dense(x))
+        dense.kernel.assign(np.full((2, 2), value))
+    return tf.keras.Model(inputs, x)
+
+
+def test_layers_of_equal_names_in_nested_models():
+    model = nested()
+    kernels = levels.rounded_kernels(model)
+    assert {name: each.kernel[0, 0].numpy() for name, each in kernels.items()} == {
+        "a/d": 1,
+        "b/d": 2,
+        "d": 3,
+    }
+    assert levels.weight_codes(model).keys() == kernels.keys()
+    ranges = levels.activation_ranges(model)
+    highest = {name: highest for name, (_, highest) in ranges.items()}
+    assert highest == pytest.approx({"a/act": 1, "b/act": 2, "act": 3})
+    shares = levels.clip_shares(model, np.float32([[0.25, 0.25]]))
+    assert shares.keys() == ranges.keys()
+    named = {each.layer for each in dlqat_tf.summary(model).layers}
+    assert {*kernels, *ranges} <= named
+
+
+def test_a_layer_in_two_nested_models_counts_once():
+    act = dlqat_tf.CGPACT(2, alpha_init=1.0, name="act")
+    x = inputs = tf.keras.Input((2,))
+    for name in ("a", "b"):
+        inner = tf.keras.Input((2,))
+        x = tf.keras.Model(inner, act(inner), name=name)(x)
+    model = tf.keras.Model(inputs, x)
+    # Of two values the first call clips one, the second none: one of four.
+    assert levels.clip_shares(model, np.float32([[0.5, 2.0]])) == {"a/act": 0.25}
+    assert levels.activation_ranges(model).keys() == {"a/act"}
 
 
 def test_clip_shares_count_what_is_beyond_the_range():

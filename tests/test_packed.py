@@ -9,6 +9,7 @@ import pytest
 import dlqat_tf
 from dlqat_tf.loading import ModelFileError
 from dlqat_tf.packed import load_packed, save_packed
+from tests.test_levels import nested
 
 import tensorflow as tf  # isort: skip
 
@@ -86,6 +87,13 @@ def test_nested_models_come_back(tmp_path):
     model = tf.keras.Sequential([tf.keras.Input((8, 8, 3)), body, tf.keras.layers.Softmax()])
     save_packed(model, tmp_path / "x.npz")
     same(model, load_packed(tmp_path / "x.npz"), (8, 8, 3))
+
+
+def test_layers_of_equal_names_in_nested_models_are_packed(tmp_path):
+    save_packed(nested(), tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as stored:
+        assert sum(name.endswith(".codes") for name in stored) == 3
+    same(nested(), load_packed(tmp_path / "x.npz"), (2,))
 
 
 def test_code_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
+from dlqat_tf.graph import named_leaves
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
 from dlqat_tf.report import Report
 
@@ -143,7 +144,7 @@ def snap(
     lowered = lower(model)
     network = plan(lowered) if network is None else network
     copy = copy_in_float32(model)
-    layers = _layers(copy)
+    layers = dict(named_leaves(copy))
     shifts = _snap_biases(network, lowered, layers)
     levels = level_shifts(network)
     _snap_levels(levels, _slopes(network), layers)
@@ -273,16 +274,6 @@ def _factor(node: Weighted, before: Weighted) -> np.ndarray:
     if node.step is None:
         return np.ones(1)
     return node.step.astype(np.float64) / before.step.astype(np.float64)
-
-
-def _layers(model: tf.keras.Model, prefix: str = "") -> dict:
-    """Return the layers by name; that of a nested model and a slash stand before its layers'."""
-    found = {}
-    for layer in model.layers:
-        found[prefix + layer.name] = layer
-        if isinstance(layer, tf.keras.Model):
-            found |= _layers(layer, f"{prefix}{layer.name}/")
-    return found
 
 
 def _move(layer, shift: np.ndarray) -> None:
