@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def load_packed(path: str | Path) -> tf.keras.Model:
         kind = next(code_in(configuration), None)
         if kind is None:
             return _model(configuration, arrays)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a damaged archive or configuration leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(
             f"{path} is damaged or no packed network: {reason} Layers of your own must be "

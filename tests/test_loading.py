@@ -157,6 +157,24 @@ def test_a_damaged_file_is_named(tmp_path, damage, trust):
         load_model(path, trust=trust)
 
 
+def with_version(data, version):
+    """An archive whose list of files says that this version of the format is needed."""
+    place = data.index(b"PK\1\2") + 6
+    return data[:place] + bytes([version]) + data[place + 1 :]
+
+
+def test_archives_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "model.keras"
+    small_network().save(path)
+    path.write_bytes(with_version(path.read_bytes(), 148))
+    with pytest.raises(ModelFileError, match=r"model\.keras is damaged \(zip file version 14"):
+        load_model(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "5")
+    with pytest.raises(ModelFileError, match=r"model\.keras is damaged"):
+        load_model(path)
+
+
 @pytest.mark.parametrize("name", ["model.h5", "model.weights.h5"])
 def test_damaged_weights_are_named(tmp_path, name):
     path, model = tmp_path / name, small_network()

@@ -115,6 +115,32 @@ def test_damage_is_named(tmp_path):
         load_packed(path)
 
 
+def test_random_damage_is_named(tmp_path):
+    path = tmp_path / "x.npz"
+    save_packed(nested(), path)
+    data, generator, messages = path.read_bytes(), np.random.default_rng(0), []
+    for _ in range(200):
+        start, length = generator.integers(len(data)), generator.integers(1, 20)
+        path.write_bytes(data[:start] + generator.bytes(length) + data[start + length :])
+        try:
+            load_packed(path)  # some damage is to what nothing reads, or to the values of a weight
+        except ModelFileError as error:
+            messages.append(str(error))
+    assert len(messages) > 150
+    assert all(f"{path} is damaged or no packed network" in message for message in messages)
+
+
+@pytest.mark.parametrize("part", ["levels", "codes"])
+def test_codes_without_levels_are_named(tmp_path, part):
+    path = tmp_path / "x.npz"
+    save_packed(nested(), path)
+    with np.load(path) as stored:
+        arrays = {name: each[:0] if name.endswith(part) else each for name, each in stored.items()}
+    np.savez(path, **arrays)
+    with pytest.raises(ModelFileError, match=r"x.npz is damaged or no packed network"):
+        load_packed(path)
+
+
 def test_what_cannot_be_packed(tmp_path):
     model = tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(1)])
     with pytest.raises(ValueError, match=r"ends in .npz. Received: .*x.keras"):
