@@ -8,6 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from dlqat_tf.export.integer.endings import end_of, ending_of
+from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import CosineHead
 from dlqat_tf.losses import AMS_SCALE
 
@@ -48,7 +49,7 @@ def distill(
     Args:
         student: Functional or Sequential model with one output (batch, classes), logits or the
             probabilities of a softmax.
-        teacher: Model of the same inputs and classes, likewise. Its head may be another than the
+        teacher: One of the same inputs and classes, likewise. Its head may be another than the
             student's.
         weight: :math:`w > 0`.
         temperature: :math:`T > 0`; higher ones show more of the classes that are wrong.
@@ -56,8 +57,8 @@ def distill(
             logits, the ``scale`` of the :class:`dlqat_tf.AMSLoss`.
 
     Raises:
-        ValueError: A number is not above zero, a model has several outputs, or inputs or classes
-            differ.
+        ValueError: A number is not above zero, a model has several outputs or is of another kind,
+            or inputs or classes differ.
     """
     check_numbers(weight=weight, temperature=temperature, cosine_scale=cosine_scale)
     _check(student, teacher)
@@ -80,6 +81,7 @@ def check_numbers(**numbers: float) -> None:
 
 def _check(student: tf.keras.Model, teacher: tf.keras.Model) -> None:
     for role, model in (("student", student), ("teacher", teacher)):
+        check_graph(model)
         if len(model.outputs) != 1:
             raise ValueError(
                 f"Expected a {role} with one output. Received: {len(model.outputs)}. Distil "

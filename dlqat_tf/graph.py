@@ -14,7 +14,7 @@ from dlqat_tf._compat import is_keras_3, with_lambdas
 
 
 def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> None:
-    """Raise an error unless the model knows how its layers are connected."""
+    """Raise an error unless the model knows how its layers are connected, and has their weights."""
     if is_keras_3(model):
         raise error(
             f"Expected a model of Keras 2. Received: {type(model).__name__} of Keras 3 (import "
@@ -22,6 +22,7 @@ def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> 
             "its weights: new.set_weights(old.get_weights())."
         )
     if isinstance(model, tf.keras.Model) and hasattr(model, "_nodes_by_depth"):
+        _check_weights(model, error)
         return
     if isinstance(model, tf.keras.Sequential):
         advice = "Say the shape of one image: model.build((None, height, width, channels))."
@@ -34,12 +35,53 @@ def check_graph(model: tf.keras.Model, error: type[ValueError] = ValueError) -> 
         )
     elif isinstance(model, tf.keras.layers.Layer):
         advice = "Put the layer into a model: tf.keras.Model(inputs, layer(inputs))."
+    elif isinstance(model, tuple) and model and isinstance(model[0], tf.keras.Model):
+        advice = "dlqat_tf.quantize returns (model, report): pass the model."
     else:
         advice = "Load a file with tf.keras.models.load_model(path)."
     raise error(
         "Expected a functional or Sequential Keras model with a known input shape. Received: "
         f"{type(model).__name__}. {advice}"
     )
+
+
+def _check_weights(model: tf.keras.Model, error: type[ValueError]) -> None:
+    """Raise an error where operators compute with variables that are no weights of the model."""
+    of_keras_3: set[str] = set()
+    others: set[str] = set()
+    for call in _calls(model):
+        for value in tf.nest.flatten([call.call_args, call.call_kwargs]):
+            if is_keras_3(value):
+                of_keras_3.add(getattr(value, "path", "").rpartition("/")[0] or call.layer.name)
+            elif isinstance(value, tf.Variable):
+                others.add(call.layer.name)
+    if of_keras_3:
+        raise error(
+            f"Expected layers of Keras 2. Received: {_some(of_keras_3)} of Keras 3 (import keras), "
+            "called on tensors of Keras 2, so that their weights are none of the model's, which "
+            "nothing trains or saves. Build them with tf.keras.layers, which is Keras 2 once "
+            "dlqat_tf is imported; whole networks are in tf.keras.applications."
+        )
+    if others:
+        raise error(
+            f"Expected weights of layers. Received: a tf.Variable in {_some(others)}, which is no "
+            "weight of the model, so that nothing trains or saves it. Give it to a layer of your "
+            "own, by add_weight, or compute with its value: variable.numpy()."
+        )
+
+
+def _calls(model: tf.keras.Model) -> Iterator:
+    """Return the Keras nodes of all calls in a model, those in nested models too."""
+    for call in (call for calls in model._nodes_by_depth.values() for call in calls):
+        yield call
+        if hasattr(call.layer, "_nodes_by_depth"):
+            yield from _calls(call.layer)
+
+
+def _some(names) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
 
 
 def leaves(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:

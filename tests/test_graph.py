@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import dlqat_tf
+from dlqat_tf.convert import ConversionError
 from dlqat_tf.graph import apply, check_graph, copied, follow, tensors_of, training_of, unique
+from dlqat_tf.packed import save_packed
 
 layers = tf.keras.layers
 
@@ -53,6 +56,53 @@ def test_check_graph():
 
     with pytest.raises(TypeError, match=r"Received: Subclassed.*Model\(inputs, model\.call"):
         check_graph(Subclassed(), TypeError)
+
+
+def test_what_quantize_returns_is_no_model():
+    model = tf.keras.Sequential([tf.keras.Input((2,)), layers.Dense(1)])
+    message = r"Received: tuple\. dlqat_tf\.quantize returns \(model, report\): pass the model"
+    for take in (
+        check_graph,
+        dlqat_tf.quantize,
+        dlqat_tf.summary,
+        dlqat_tf.export.snap,
+        lambda pair: dlqat_tf.export.to_tflite(pair, "model.tflite"),
+        lambda pair: dlqat_tf.export.to_lce(pair, "model.tflite"),
+        lambda pair: dlqat_tf.distill(pair, model),
+        lambda pair: save_packed(pair, "model.npz"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            take((model, "report"))
+    with pytest.raises(ValueError, match=r"Received: tuple\. Load a file"):
+        check_graph((1, 2))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("nested", [False, True])
+def test_layers_of_keras_3_on_tensors_of_keras_2(nested):
+    import keras
+
+    x = inputs = tf.keras.Input((8, 8, 3))
+    for i in range(4):
+        x = keras.layers.Conv2D(2, 1, name=f"conv{i}")(x)
+    model = tf.keras.Model(inputs, keras.layers.ReLU()(x))
+    if nested:
+        model = tf.keras.Sequential([tf.keras.Input((8, 8, 3)), model])
+    with pytest.raises(
+        ConversionError,
+        match=r"Received: 'conv0', 'conv1', 'conv2' and 1 more of Keras 3.*tf\.keras",
+    ):
+        dlqat_tf.quantize(model)
+    # Those without weights are operators like others.
+    check_graph(tf.keras.Model(inputs, keras.layers.ReLU()(inputs)))
+
+
+def test_variables_that_are_no_weights():
+    inputs = tf.keras.Input((2,))
+    model = tf.keras.Model(inputs, tf.multiply(inputs, tf.Variable([1.0, 2.0])))
+    with pytest.raises(ValueError, match=r"a tf\.Variable in 'tf\.math\.multiply.*add_weight"):
+        check_graph(model)
+    check_graph(tf.keras.Model(inputs, tf.multiply(inputs, tf.constant([1.0, 2.0]))))
 
 
 def test_training_of():
