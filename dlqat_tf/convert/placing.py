@@ -108,7 +108,7 @@ class Placing:
             taken = self._graph.taken[image]
             place.preprocessing = taken.preprocessing
             place.range, _ = range_of(taking.prepared(call, taken.examples))
-        functions = {function_of(each.layer) for each in calls if each.role == "function"}
+        functions = {each.role == "function" and function_of(each.layer) for each in calls}
         if place.bits == 8 and len(functions) == 1:
             place.range = FIXED_RANGES.get(*functions)
         return place
@@ -124,17 +124,18 @@ class Placing:
         return unique(f"{call.name}_residual" if is_residual else f"{call.name}_act", names)
 
     def _join(self, groups: dict[tuple, list[Call]]) -> None:
-        """Let ReLUs of 8 bits share the quantizer of other values that they come together with.
+        """Let activations of 8 bits share the quantizer of other values that they meet.
 
-        As behind the stem of DenseNet: a file has one grid there, and with signed values on it
-        there is no room for 255 levels above zero. They stay layers of their own, in front of it.
+        As behind the stem of DenseNet and in the stages of YOLOv8: a file has one grid there, and
+        with signed values on it there is no room for 255 levels above zero. ReLUs stay layers of
+        their own, in front of it.
         """
         for key in [key for key in groups if key[0] == "activation_bits"]:
             calls, others = groups[key], groups.get(("residual_bits", *key[1:]), [])
             every = [*others, *calls]
             if (
                 others
-                and all(call.role == "relu" and ceiling_of(call.layer) in _ENDS for call in calls)
+                and all(map(self._joins, calls))
                 and not any(
                     self._graph.image_of(call) or self._graph.overrides.of(call.name)
                     for call in every
@@ -143,7 +144,14 @@ class Placing:
             ):
                 others += groups.pop(key)
                 for call in calls:
-                    call.role = "rectified"
+                    if call.role == "relu":
+                        call.role = "rectified"
+
+    def _joins(self, call: Call) -> bool:
+        """Return whether another quantizer may round what an activation computes."""
+        if call.role == "relu":
+            return ceiling_of(call.layer) in _ENDS
+        return call.role == "function" and self._default(call, "activation_bits") == 8
 
     def _default(self, call: Call, width: str) -> int | None:
         """Return the width of a quantizer behind a call, where no override says another."""

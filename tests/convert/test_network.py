@@ -288,6 +288,35 @@ def test_what_a_concatenation_brings_together_has_one_quantizer():
     assert rows["pool0"] == rows["pool1"] == "outputs rounded by pool0_residual"
 
 
+def test_functions_share_the_quantizer_of_what_they_meet():
+    """As in the stages of YOLOv8: a file has one grid there, and Keras rounds to it too."""
+    inputs = tf.keras.Input((8, 8, 3))
+    one, two = tf.split(tf.nn.silu(layers.Conv2D(8, 3)(inputs)), 2, axis=-1)
+    x = two + layers.Activation("swish", name="deeper")(layers.Conv2D(4, 3, padding="same")(two))
+    x = layers.Conv2D(4, 1)(tf.concat([one, two, x], -1))
+    source = Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    model, _ = quantize(source, 8, 8, "linear")
+    joint = [q for q in model.layers if isinstance(q, CGPACT) and len(q.inbound_nodes) > 1]
+    assert [(q.name, q.bits, q.signed) for q in joint] == [
+        ("tf.__operators__.add_residual", 8, True)
+    ]
+    model, _ = quantize(source, 4, 4, "linear")  # whose levels all have room on one grid
+    assert all(len(q.inbound_nodes) == 1 for q in model.layers if isinstance(q, CGPACT))
+
+
+def test_the_range_of_a_function_is_not_that_of_what_it_meets():
+    inputs = tf.keras.Input((8, 8, 3))
+    gate = layers.Activation("sigmoid", name="gate")(layers.Conv2D(4, 3, name="first")(inputs))
+    x = layers.Concatenate()([layers.Conv2D(4, 3, name="second")(inputs), gate])
+    x = layers.Conv2D(4, 1)(x)
+    source = Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    source.get_layer("second").bias.assign(tf.fill([4], 5.0))
+    images = np.random.default_rng(0).random((16, 8, 8, 3)).astype(np.float32)
+    model, _ = quantize(source, 8, 8, "linear", images=images)
+    (joint,) = [q for q in model.layers if isinstance(q, CGPACT) and len(q.inbound_nodes) > 1]
+    assert float(joint.alpha) > 5
+
+
 def test_nested_models_called_by_name_with_several_outputs():
     """Its inputs in the order of its own list, and each output where it goes."""
     inner = [tf.keras.Input((8, 8, channels), name=f"in{channels}") for channels in (2, 1)]
