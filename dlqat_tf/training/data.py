@@ -128,7 +128,8 @@ def load(
                 f"{train.count - len(classes)} (so that as many training images remain), received "
                 f"{validation_size}."
             )
-        held_out = _stratified(train.labels, validation_size, _HELD_OUT_SEED)
+        with readable(train):
+            held_out = _stratified(train.labels, "validation_size", validation_size, _HELD_OUT_SEED)
         rest = np.setdiff1d(np.arange(train.count), held_out)
         train, test = train.subset(rest), train.subset(held_out)
     if train_size is not None:
@@ -138,7 +139,7 @@ def load(
                 f"(its training images), received {train_size}."
             )
         with readable(train):
-            train = train.subset(_stratified(train.labels, train_size, seed))
+            train = train.subset(_stratified(train.labels, "train_size", train_size, seed))
     for source in (train, test):
         source.verify()
         if cache == "memory":
@@ -334,7 +335,8 @@ class ImageData:
         return _reproducible(batches.apply(tf.data.experimental.assert_cardinality(steps)))
 
 
-def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+def _stratified(labels: np.ndarray, name: str, size: int, seed: int) -> np.ndarray:
+    """Return sorted indices of ``size`` images, the classes in proportion; errors say ``name``."""
     from sklearn.model_selection import train_test_split
 
     every = np.arange(len(labels))
@@ -345,10 +347,10 @@ def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     try:
         kept, _ = train_test_split(every, train_size=size, stratify=stratify, random_state=seed)
     except ValueError as error:
-        raise DataError(f"Cannot take train_size {size} in proportion: {error}") from error
+        raise DataError(f"Cannot take {name} {size} in proportion: {error}") from error
     if missing := len(np.unique(labels)) - len(np.unique(labels[kept])):
         raise DataError(
-            f"A train_size of {size} leaves {missing} rare classes without an image: "
+            f"A {name} of {size} leaves {missing} rare classes without an image: "
             "choose a larger one."
         )
     return np.sort(kept)

@@ -189,6 +189,18 @@ def test_validation_size_out_of_range(validation_size):
         load("digits", validation_size=validation_size)
 
 
+@pytest.mark.parametrize("name", ["train_size", "validation_size"])
+def test_classes_too_rare_for_a_share(folder, name):
+    for number in range(18):
+        random_image(number).save(folder / "train" / "dog" / f"more-{number}.png")
+    with pytest.raises(DataError, match=f"A {name} of 3 leaves 1 rare classes without an image"):
+        load("folder", data_dir=folder, image_size=SIZE, **{name: 3})
+    for extra in sorted((folder / "train" / "cat").iterdir())[1:]:
+        extra.unlink()
+    with pytest.raises(DataError, match=f"Cannot take {name} 3 in proportion: The least populated"):
+        load("folder", data_dir=folder, image_size=SIZE, **{name: 3})
+
+
 def test_bad_arguments(digits):
     with pytest.raises(ValueError, match="'mnist': expected one of digits, cifar10, cifar100"):
         load("mnist")
@@ -514,9 +526,10 @@ def test_damaged_records_are_named(tiny_tfds, name, change):
     root = tiny_tfds(name, (32, 32, 3) if name == "cifar10" else (None, None, 3), other)
     (file,) = root.rglob("*train.tfrecord*")
     change(file)
-    options = {} if name == "cifar10" else dict(image_size=SIZE, train_size=4)
-    with pytest.raises(DataError, match=rf"{file} \(.*\): delete its folder and prepare the data"):
-        load(name, data_dir=root, **options)
+    options = {} if name == "cifar10" else dict(image_size=SIZE)
+    for size in ("train_size", "validation_size"):
+        with pytest.raises(DataError, match=rf"{file} \(.*\): delete its folder and prepare the"):
+            load(name, data_dir=root, **options, **{size: 4})
     if name == "imagenet2012":
         images = load(name, data_dir=root, image_size=SIZE)
         with pytest.raises(DataError, match=str(file)), images.readable():
