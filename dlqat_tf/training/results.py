@@ -112,19 +112,19 @@ def environment() -> dict:
 
 
 def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Return the commit of the package's files, None where no repository tracks them."""
+    file = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "."],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        git("ls-files", "--error-unmatch", str(file))
+        commit = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.CalledProcessError):
-        return None  # installed from a wheel, or no git
+        return None  # installed, perhaps inside another repository, or no git
     return commit + ("-modified" if changed else "")
 
 

@@ -1,0 +1,50 @@
+"""Which commit a result names: that of the package's own files, and no other."""
+
+import subprocess
+
+import pytest
+
+from dlqat_tf.training import results
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A repository with one commit, the package in its .venv."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "README").write_text("a project\n")
+    commit(tmp_path, "README")
+    for module in ("quantizers/sat.py", "training/results.py"):
+        file = tmp_path / ".venv" / "dlqat_tf" / module
+        file.parent.mkdir(parents=True)
+        file.write_text("first\n")
+    return tmp_path
+
+
+def git(folder, *arguments):
+    author = ("-c", "user.name=A", "-c", "user.email=a@b.c")
+    command = ["git", "-C", folder, *author, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(folder, *files):
+    git(folder, "add", "--force", *files)
+    git(folder, "commit", "--quiet", "--message", "a change")
+
+
+@pytest.mark.parametrize("ignored", ["", ".venv\n"])
+def test_an_installed_package_has_no_commit_of_the_project_around_it(project, monkeypatch, ignored):
+    (project / ".gitignore").write_text(ignored)
+    monkeypatch.setattr(results, "__file__", f"{project}/.venv/dlqat_tf/training/results.py")
+    assert results._commit() is None
+    commit(project, ".venv")
+    assert results._commit() == git(project, "rev-parse", "--short=10", "HEAD")
+
+
+def test_changes_anywhere_in_the_package_are_said(project, monkeypatch):
+    monkeypatch.setattr(results, "__file__", f"{project}/.venv/dlqat_tf/training/results.py")
+    commit(project, ".venv")
+    (project / "README").write_text("a better project\n")
+    head = git(project, "rev-parse", "--short=10", "HEAD")
+    assert results._commit() == head
+    (project / ".venv" / "dlqat_tf" / "quantizers" / "sat.py").write_text("second\n")
+    assert results._commit() == f"{head}-modified"
