@@ -104,6 +104,7 @@ class ComparisonReport(TableReport):
     """
 
     def __init__(self, folders: Iterable[Path], paper: PaperFigures, losses: tuple[str, ...]):
+        folders = list(folders)
         self.paper, self.losses = paper, losses
         self.results: dict[Key, dict] = {}
         self.swept: dict[Swept, dict] = {}

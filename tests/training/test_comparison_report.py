@@ -127,8 +127,16 @@ def test_the_first_folder_that_has_a_cell_counts(report, tmp_path):
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(ValueError, match="found none"):
-        ComparisonReport([tmp_path], PAPER, LOSSES)
+    for folders in ([tmp_path], iter([tmp_path])):
+        with pytest.raises(ValueError, match=rf"in {tmp_path}, found none"):
+            ComparisonReport(folders, PAPER, LOSSES)
+
+
+def test_float_cells_alone(tmp_path):
+    store(tmp_path, Key("cifar100", "CEL", FLOAT, "paper", 0).name, 0.6)
+    found = ComparisonReport([tmp_path], PAPER, LOSSES)
+    assert row(found.markdown(), "cifar100", "float", "CEL")[3:] == ["66.2", "60.0 (1)", "", ""]
+    assert all(path.is_file() for path in found.write(tmp_path / "out"))
 
 
 def test_spread():
