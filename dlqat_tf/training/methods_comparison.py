@@ -90,8 +90,8 @@ class MethodComparison:
         """Return the method whose float network a method is compared with and starts from."""
         if self.as_in_papers:
             return method
-        clamped = _is_clamped(method)
-        return next(each for each in self.widths if _is_clamped(each) == clamped)
+        clamped = is_clamped(method)
+        return next(each for each in self.widths if is_clamped(each) == clamped)
 
     def cells(self) -> dict[Key, Cell]:
         """Return the cells, float ones before those that start from them."""
@@ -164,7 +164,8 @@ class MethodComparison:
         return {cells[name][0]: outcome for name, outcome in outcomes.items()}
 
 
-def _is_clamped(method: str) -> bool:
+def is_clamped(method: str) -> bool:
+    """Return whether the float kernels of a method pass a tanh clamp."""
     return methods.clamps(methods.get(method).weights(32))
 
 

@@ -19,7 +19,7 @@ from dlqat_tf.training.comparison_report import (
     spread,
     table,
 )
-from dlqat_tf.training.methods_comparison import SIZES, Key
+from dlqat_tf.training.methods_comparison import SIZES, Key, is_clamped
 
 _TARGETS = ("int8", "int4", "lce")
 _Row = tuple[str, str, tuple[int, int], str]  # dataset, method, widths, loss
@@ -33,7 +33,7 @@ class MethodsReport(TableReport):
         step_times: What ``benchmarks/step_time.py --method all --output FILE`` wrote, or None.
 
     Raises:
-        ValueError: No folder has a finished cell.
+        ValueError: No folder has a finished cell of a registered method beside float networks.
     """
 
     def __init__(self, folders: Iterable[Path], step_times: Path | None = None):
@@ -47,6 +47,12 @@ class MethodsReport(TableReport):
         }
         if not self.results:
             raise no_cells(folders)
+        if not self.rows:
+            raise ValueError(
+                "Expected finished cells of networks that are quantized by registered methods in "
+                f"{', '.join(map(str, folders))}, found {len(self.results)} others only: "
+                f"{', '.join(key.name for key in sorted(self.results))}."
+            )
         self.sizes = {key: _sizes(folders, key) for key in self.results}
         self.step_times = {} if step_times is None else _step_times(step_times)
 
@@ -71,13 +77,11 @@ class MethodsReport(TableReport):
 
     def twin(self, dataset, method, widths, loss) -> dict[int, float]:
         """Return top-1 in percent by seed of the float networks that a row is compared with."""
-        clamped = methods.clamps(methods.get(method).weights(32))
         found: dict[int, float] = {}
-        sources = [method] + [
-            name
-            for name in methods.names()
-            if methods.clamps(methods.get(name).weights(32)) == clamped
-        ]
+        sources = [method]
+        if method in methods.names():
+            clamped = is_clamped(method)
+            sources += [name for name in methods.names() if is_clamped(name) == clamped]
         for source in sources:
             found = self.accuracies(dataset, source, FLOAT, loss) | found
         return found

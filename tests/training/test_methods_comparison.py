@@ -166,6 +166,27 @@ def test_csv_and_picture(report, tmp_path):
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("method", "widths"), [("lsq", FLOAT), ("mine", (2, 2))])
+def test_cells_without_a_row_alone_are_refused(tmp_path, method, widths):
+    key = Key("digits", method, "CEL", widths, 0)
+    store(tmp_path / "runs", key, 0.6)
+    with pytest.raises(ValueError, match=rf"found 1 others only: {key.name}\."):
+        MethodsReport([tmp_path / "runs"])
+
+
+def test_cells_of_a_method_that_is_not_registered_stand_in_the_csv(report, tmp_path):
+    store(tmp_path, Key("digits", "mine", "CEL", (2, 2), 0), 0.5)
+    store(tmp_path, Key("digits", "mine", "CEL", FLOAT, 0), 0.7)
+    found = MethodsReport([tmp_path])
+    assert found.rows == report.rows
+    (line,) = [
+        line
+        for line in csv.DictReader(found.csv().splitlines())
+        if (line["method"], line["weight_bits"]) == ("mine", "2")
+    ]
+    assert (line["top1"], line["drop"]) == ("50.00", "20.00")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"sat:W1A2": 1.08}', '{"a": {"time_ratio": [1]}}'])
 def test_step_times_that_are_none(tmp_path, content):
     file = tmp_path / "step_times.json"
