@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -117,14 +118,14 @@ class Comparison:
         cells = {}
         for dataset in self.widths:
             for loss, changes in self.losses.items():
-                for rate in self.rates:
+                for rate, seed in itertools.product(self.rates, self.seeds[:1]):
                     key = Swept(dataset, loss, rate)
                     epochs, quantized_epochs = self.rate_epochs
                     recipe = self._recipe(
                         dataset,
                         changes | {"learning_rate": rate},
                         self.rate_widths,
-                        self.seeds[0],
+                        seed,
                         validation_size=self.held_out,
                         float_epochs=epochs,
                         epochs=quantized_epochs,
@@ -232,9 +233,13 @@ def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Return the names that a pattern fits, pattern by pattern.
 
     Raises:
-        ValueError: A pattern fits none.
+        ValueError: A pattern fits none, or there are no names.
     """
     names = list(names)
+    if not names:
+        raise ValueError(
+            "Expected a comparison of one cell at least. Received: none: name a loss and a seed."
+        )
     found: dict[str, None] = {}
     for pattern in patterns:
         fits = [name for name in names if fnmatchcase(name, pattern)]

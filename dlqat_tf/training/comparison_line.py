@@ -89,7 +89,7 @@ def of_methods(
         _refuse(options, defaults, (*_DECIDED, "method", "stages"), instead)
         return MethodComparison(
             base=options.recipe,
-            widths=_widths_of_methods(options.methods or methods.names(), as_in_papers),
+            widths=_widths_of_methods(options.methods, as_in_papers),
             losses=_losses(options, losses),
             seeds=options.seeds,
             as_in_papers=as_in_papers,
@@ -153,15 +153,34 @@ def _widths_of_table(figures: PaperFigures, dataset: str) -> dict[str, tuple[tup
 def _widths_of_methods(
     names: tuple[str, ...], as_in_papers: bool
 ) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Return the widths of each method: of its paper's rows, or its lowest bits with A32 and A2."""
-    found = {}
-    for name in names:
-        method = methods.get(name)
-        if as_in_papers:
-            found[name] = tuple((row.weight_bits, row.activation_bits) for row in method.rows)
-        else:
-            found[name] = tuple((method.lowest_bits, bits) for bits in _METHOD_ACTIVATIONS)
-    return {name: widths for name, widths in found.items() if widths}
+    """Return the widths of each method: of its paper's rows, or its lowest bits with A32 and A2.
+
+    Args:
+        names: Of the methods; none for all that have rows where those are asked for.
+        as_in_papers: Whether they are.
+
+    Raises:
+        ValueError: A method is unknown, or has no rows.
+    """
+    chosen = [methods.get(name) for name in names or methods.names()]
+    if not as_in_papers:
+        return {
+            each.name: tuple((each.lowest_bits, bits) for bits in _METHOD_ACTIVATIONS)
+            for each in chosen
+        }
+    without = [each.name for each in chosen if not each.rows]
+    if names and without:
+        known = [name for name in methods.names() if methods.get(name).rows]
+        raise ValueError(
+            "Expected methods with rows in the paper's tables. Received: "
+            f"{', '.join(without)}. Those with rows: {', '.join(known)}. "
+            "`dlqat table methods` takes all."
+        )
+    return {
+        each.name: tuple((row.weight_bits, row.activation_bits) for row in each.rows)
+        for each in chosen
+        if each.rows
+    }
 
 
 def _losses(options: MethodOptions, losses: dict[str, dict]) -> dict[str, dict]:

@@ -29,6 +29,7 @@ def test_cells_are_trained_kept_and_reported(run_recipe, tmp_path, capsys):
     [
         (["--cells", "digits-XYZ-*"], "which fits none of 27"),
         (["--learning-rate", "0.3"], "Received: --learning-rate, which the comparison decides"),
+        (["--seeds", "--rates", "0.1"], "Expected a comparison of one cell at least"),
         (["--report", "nowhere"], "found none"),
     ],
 )

@@ -230,8 +230,15 @@ def test_a_cell_is_trained_measured_and_reported(run_recipe, tmp_path, capsys):
         (["--losses", "XYZ"], "Expected losses of CEL, AMS, GML. Received: XYZ"),
         (["--learning-rates", "0.1", "0.2"], "a learning rate for each of 1 losses, CEL"),
         (["--weight-bits", "2"], "Received: --weight-bits, which the comparison decides"),
+        (["--seeds"], "Expected a comparison of one cell at least"),
+        (["--losses"], "Expected a comparison of one cell at least"),
         (["--report", "nowhere"], "found none"),
     ],
 )
 def test_mistakes_are_one_sentence(assert_refused, arguments, message):
     assert_refused(METHODS, arguments, message)
+
+
+def test_methods_without_a_row_of_the_paper_are_refused(assert_refused):
+    message = "Received: dorefa. Those with rows: sat, pact, lsq,"
+    assert_refused("imagenet_methods.py", ["--methods", "lsq", "dorefa"], message)
