@@ -184,11 +184,14 @@ def sweep(
 
 def _epochs(recipe: Recipe, data_dir: Path | None, steps: int) -> dict[str, int]:
     """Return the recipe's fields that make at least ``steps`` steps."""
+    if steps < 1:
+        raise ValueError(f"Expected at least 1 step of training. Received: {steps}.")
     images = data.load(
         recipe.dataset,
         data_dir=data_dir,
         image_size=recipe.image_size,
         train_size=recipe.train_size,
+        validation_size=recipe.validation_size,
         seed=recipe.seed,
     )
     epochs = math.ceil(steps / images.steps_per_epoch(recipe.batch_size))

@@ -32,7 +32,8 @@ class Recipe:
     validation_size: Annotated[int | None, COUNT] = None
     """Hold out this many training images and measure on them instead of the test set."""
     images_per_epoch: Annotated[int | None, COUNT] = None
-    """Call it an epoch after this many images; all of them by default. The order goes on."""
+    """Call it an epoch after this many images, all of them by default and at most. The order goes
+    on."""
     cache: Literal["none", "memory"] = "none"
     """Read the files of imagenet2012 or folder once and hold them in memory, still encoded."""
     augment: tuple[Literal["crop", "flip", "randaugment", "cutmix", "mixup"], ...] = (

@@ -92,6 +92,11 @@ def run(recipe: Recipe) -> TrainingResult | None:
                     cache=recipe.cache,
                 )
                 _rehearse(recipe, images)
+                if (recipe.images_per_epoch or 0) > images.train_count:
+                    _console.print(
+                        f"[yellow]images_per_epoch {recipe.images_per_epoch:,} is above the "
+                        f"{images.train_count:,} training images: an epoch is all of them.[/yellow]"
+                    )
                 if workers.is_chief:
                     claim_output(recipe)
                 workers.any(False)  # nobody reads the folder before it is claimed

@@ -25,6 +25,8 @@ from dlqat_tf.training.stages import run
 
 import tensorflow as tf  # isort: skip
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
 # 1437 digits of 8x8 pixels, a ResNet-18 of 4 to 32 channels: seconds an epoch.
 TINY = Recipe(
     dataset="digits",
@@ -152,7 +154,7 @@ def test_a_quantized_stage_is_no_float_stage(finished, tmp_path):
 def test_parity_sweep(finished, tmp_path, monkeypatch, capsys):
     recipe, result = finished
     assert read_recipe(recipe.output) == recipe
-    script = Path(__file__).parents[2] / "benchmarks" / "parity_sweep.py"
+    script = BENCHMARKS / "parity_sweep.py"
     report = tmp_path / "report.json"
     arguments = [recipe.output, "--widths", 2, 2, "--steps", 3, "--binary", "--int4"]
     arguments += ["--output", tmp_path / "sweep", "--json", report]
@@ -474,6 +476,28 @@ def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
     )
     run(recipe)
     assert "1 epochs of 2 steps" in capsys.readouterr().out
+
+
+def test_images_per_epoch_above_the_training_set_are_all_of_it_and_said(tmp_path, capsys):
+    recipe = dataclasses.replace(
+        TINY, head="cosine", stages=1, epochs=1, train_size=70, images_per_epoch=200
+    )
+    run(dataclasses.replace(recipe, output=tmp_path / "run"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "images_per_epoch 200 is above the 70 training images" in printed
+    assert "1 epochs of 1 steps" in printed
+
+
+@pytest.mark.parametrize("held_out", [None, 180])
+def test_parity_sweep_plans_no_fewer_steps_than_asked_for(held_out):
+    plan = runpy.run_path(str(BENCHMARKS / "parity_sweep.py"))["_epochs"]
+    # Of 1,437 images 180 are held out: 39 steps make an epoch, instead of 44.
+    recipe = dataclasses.replace(TINY, batch_size=32, train_size=None, validation_size=held_out)
+    planned = dataclasses.replace(recipe, **plan(recipe, None, 380))
+    images = data.load("digits", validation_size=held_out)
+    assert 380 <= planned.epochs * stages._steps(planned, images) <= 390
+    with pytest.raises(ValueError, match="at least 1 step"):
+        plan(recipe, None, 0)
 
 
 def test_learning_rate_scales_with_the_batch():
