@@ -62,23 +62,23 @@ def _measured(run: Path, counts: tuple[int, ...], data_dir: Path | None) -> list
         validation_size=recipe.validation_size,
         seed=recipe.seed,
     )
-    test = images.test_batches(250)
-
-    def accuracy(model) -> float:
-        right = [
-            np.mean(np.argmax(model.predict_on_batch(batch), axis=1) == labels)
-            for batch, labels in test
-        ]
-        return 100 * float(np.mean(right))
-
-    found = [accuracy(load_model(run / "model.keras"))]
+    found = [_accuracy(load_model(run / "model.keras"), images)]
     for count in counts:
         for augment in ((), recipe.augment):
             model = load_model(run / "model.keras")
             batches = images.train_batches(recipe.batch_size, seed=recipe.seed, augment=augment)
             reestimate(model, batches.take(math.ceil(count / recipe.batch_size)))
-            found.append(accuracy(model))
+            found.append(_accuracy(model, images))
     return found
+
+
+def _accuracy(model, images: data.ImageData) -> float:
+    """Return top-1 on the test set in percent."""
+    right = sum(
+        np.sum(np.argmax(model.predict_on_batch(batch), axis=1) == labels)
+        for batch, labels in images.test_batches(250)
+    )
+    return 100 * float(right) / images.test_count
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from dlqat_tf.training import data
 from dlqat_tf.training.batch_norm import reestimate
 
 BATCHES = np.float32([[[0], [2]], [[4], [8]], [[1], [1]]])  # means 1, 6, 1; variances 1, 4, 0
@@ -48,3 +52,18 @@ def test_momenta_come_back_after_an_error():
     assert norm.momentum == 0.9
     with pytest.raises(ValueError, match="at least one batch"):
         reestimate(model_of(norm), tf.data.Dataset.from_tensor_slices(BATCHES).take(0))
+
+
+def test_the_benchmark_counts_images_and_not_batches():
+    script = Path(__file__).parents[2] / "benchmarks" / "reestimation.py"
+    images = data.load("digits")  # 360 to test on: 250 and 110
+    right = iter([True, False])
+
+    class Model:
+        def predict_on_batch(self, batch):
+            labels = next(given)
+            return np.eye(11)[labels if next(right) else np.full_like(labels, 10)]
+
+    given = (labels.numpy() for _, labels in images.test_batches(250))
+    found = runpy.run_path(str(script))["_accuracy"](Model(), images)
+    assert found == pytest.approx(100 * 250 / 360)
