@@ -132,12 +132,28 @@ def pin(core: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def apart(function, *arguments):
+    """Return what a function returns in a process of its own.
+
+    This one stays without the package until it is pinned: what that imports has to start on the one
+    core, and a process counts the peak of the one that started it as its own.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(function, arguments)
+
+
+def check(output: Path) -> None:
+    """Raise an OSError where the figures cannot be written."""
+    from dlqat_tf.report import check_target
+
+    check_target(output, force=True)
+
+
 def memory_of(settings: Settings, name: str) -> tuple[float, float, float]:
     """Return the peak in MB of a process, of its network, and of each image that it trains on."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as process:
-        peak, network = process.apply(peak_memory, (settings, name))
-        larger = dataclasses.replace(settings, batch_size=4 * settings.batch_size)
-        _, of_larger = process.apply(peak_memory, (larger, name))
+    peak, network = apart(peak_memory, settings, name)
+    larger = dataclasses.replace(settings, batch_size=4 * settings.batch_size)
+    _, of_larger = apart(peak_memory, larger, name)
     return peak, network, (of_larger - network) / (3 * settings.batch_size)
 
 
@@ -158,12 +174,15 @@ def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
-    if settings.output and not settings.output.absolute().parent.is_dir():
-        # Without the package: what it imports has to start on the one core.
-        print(f"error: Expected a folder for {settings.output}, found none.", file=sys.stderr)
+    try:
+        if settings.output:
+            apart(check, settings.output)
+        if settings.method is not None:
+            configurations = apart(of_methods, settings.method)
+            settings = dataclasses.replace(settings, configurations=configurations)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if settings.method is not None:
-        settings = dataclasses.replace(settings, configurations=of_methods(settings.method))
     peaks = {name: [] for name in settings.configurations}
     for _ in range(settings.memory_repeats):
         for name in settings.configurations:
@@ -214,7 +233,9 @@ def main() -> None:
         table.add_row(*row)
     Console().print(table)
     if settings.output:
-        settings.output.write_text(json.dumps(figures, indent=2) + "\n")
+        from dlqat_tf._host import write_whole
+
+        write_whole(settings.output, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

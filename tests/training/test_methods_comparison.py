@@ -198,14 +198,19 @@ def test_step_times_that_are_none(tmp_path, content):
 @pytest.mark.parametrize(
     "script", ["conversion.py", "latency.py", "models.py", "step_time.py", "zoo_of_larq.py"]
 )
-def test_benchmarks_refuse_an_output_without_a_folder(tmp_path, monkeypatch, capsys, script):
+@pytest.mark.parametrize(
+    ("output", "message"), [("absent/x.json", "Expected a"), (".", "Expected the name of a file")]
+)
+def test_benchmarks_refuse_an_output_that_is_no_file(
+    tmp_path, monkeypatch, capsys, script, output, message
+):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    arguments = [script, "--output", str(tmp_path / "absent" / "x.json")]
+    arguments = [script, "--output", str(tmp_path / output)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: Expected a")
+    assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (tmp_path / "absent").exists()
 
 
