@@ -27,6 +27,7 @@ class _Monitor(tf.keras.callbacks.Callback):
     def __init__(self, log_dir: str | Path, network: tf.keras.Model | None = None):
         super().__init__()
         self.log_dir, self._network = Path(log_dir), network
+        self.writer = tf.summary.create_noop_writer()  # until training begins
 
     @property
     def network(self) -> tf.keras.Model:
@@ -37,6 +38,10 @@ class _Monitor(tf.keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(self.log_dir))
 
     def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self) -> None:
+        """Close the event file; for training that ends by an error, of which Keras says nothing."""
         self.writer.close()
 
     def write(self, values: dict[str, float], epoch: int) -> None:

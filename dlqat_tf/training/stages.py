@@ -332,7 +332,8 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         # Last: an epoch counts as done when everything about it is on disk.
         backup,
     ]
-    callbacks[:0] = _monitors(recipe, images, stage, student, folder / "tensorboard")
+    monitors = _monitors(recipe, images, stage, student, folder / "tensorboard")
+    callbacks[:0] = monitors
     if recipe.head != "linear":
         ramp = recipe.margin_warmup_epochs if stage.starts_random else 0.0
         callbacks.insert(0, MarginWarmup(ramp, steps))
@@ -359,6 +360,8 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
         )
     finally:
         backup.release()
+        for monitor in monitors:
+            monitor.close()
 
 
 def _records(folder: Path, is_taught: bool) -> list[tf.keras.callbacks.Callback]:

@@ -61,6 +61,14 @@ def test_quantizer_monitor_by_hand(tmp_path):
     assert all(height > 100 and width > 100 for height, width, _ in pictures.values())
 
 
+def test_a_monitor_can_be_closed_before_and_after_training(tmp_path):
+    monitor = QuantizerMonitor(tmp_path, np.zeros((1, 2), np.float32))
+    monitor.close()
+    monitor.on_train_begin()
+    monitor.close()
+    monitor.close()
+
+
 def test_a_kernel_that_gets_codes_during_an_epoch_flips_from_the_next_one_on(tmp_path):
     quantizer = dlqat_tf.INQWeights(2)
     layer = lq.layers.QuantDense(2, use_bias=False, kernel_quantizer=quantizer, name="dense")

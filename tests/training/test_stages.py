@@ -201,13 +201,27 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    monitors = []
+    make = stages._monitors
+    monkeypatch.setattr(
+        stages, "_monitors", lambda *given: monitors.extend(make(*given)) or monitors
+    )
     recipe = dataclasses.replace(
-        TINY, head="linear", stages=1, learning_rate=1e38, momentum=0.0, output=tmp_path / "run"
+        TINY,
+        head="linear",
+        stages=1,
+        learning_rate=1e38,
+        momentum=0.0,
+        monitor=("quantizers",),
+        output=tmp_path / "run",
     )
     with pytest.raises(TrainingDiverged, match="last good checkpoint: none yet"):
         run(recipe)
     assert not (recipe.output / "model.keras").exists()
+    (monitor,) = monitors
+    with pytest.raises(RuntimeError, match="already closed"):
+        monitor.write({"late": 1.0}, 1)
 
 
 @pytest.mark.parametrize(
