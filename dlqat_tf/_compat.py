@@ -30,6 +30,7 @@ _NOTES = re.compile(
     rb"|INFO: Created TensorFlow Lite \w+ delegate"
 )
 _CALLING = threading.RLock()
+_DIVERTING = threading.RLock()
 _ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
 
 
@@ -182,7 +183,7 @@ def without_notes() -> contextlib.AbstractContextManager[None]:
     a missing GPU is no error. Whatever else is written to the standard error is passed on, and with
     ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it.
     """
-    return _diverted(tempfile.TemporaryFile)
+    return _sifted(tempfile.TemporaryFile)
 
 
 def silenced() -> contextlib.AbstractContextManager[None]:
@@ -190,30 +191,56 @@ def silenced() -> contextlib.AbstractContextManager[None]:
 
     With ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it is passed on.
     """
-    return _diverted(lambda: open(os.devnull, "r+b", buffering=0))
+    return _sifted(lambda: open(os.devnull, "r+b", buffering=0))
 
 
 @contextlib.contextmanager
-def _diverted(opened: Callable[[], IO[bytes]]) -> Iterator[None]:
-    """Write the standard error into a file; pass on what it holds in the end, without notes."""
-    try:
-        shown = None if os.environ.get(_LEVEL) == "0" else os.dup(2)
-    except OSError:  # closed
-        shown = None
-    if shown is None:
+def _sifted(opened: Callable[[], IO[bytes]]) -> Iterator[None]:
+    """Divert the standard error; pass on what the file holds in the end, without notes."""
+    if os.environ.get(_LEVEL) == "0":
         yield
         return
-    with opened() as held:
-        os.dup2(held.fileno(), 2)
+    text = b""
+    try:
+        with diverted(opened) as held:
+            try:
+                yield
+            finally:
+                text = held()
+    finally:
+        for line in text.splitlines(keepends=True):
+            if not _NOTES.match(line):
+                os.write(2, line)
+
+
+@contextlib.contextmanager
+def diverted(
+    opened: Callable[[], IO[bytes]] = tempfile.TemporaryFile,
+) -> Iterator[Callable[[], bytes]]:
+    """Write the process's standard error into a file, and give a function that returns what it has.
+
+    A process has one standard error, so other threads wait. One that is closed stays so.
+    """
+    with _DIVERTING:
         try:
-            yield
-        finally:
-            os.dup2(shown, 2)
-            os.close(shown)
-            held.seek(0)
-            for line in held:
-                if not _NOTES.match(line):
-                    os.write(2, line)
+            shown = os.dup(2)
+        except OSError:  # closed
+            shown = None
+        if shown is None:
+            yield lambda: b""
+            return
+        with opened() as held:
+
+            def text() -> bytes:
+                held.seek(0)
+                return held.read()
+
+            os.dup2(held.fileno(), 2)
+            try:
+                yield text
+            finally:
+                os.dup2(shown, 2)
+                os.close(shown)
 
 
 def tflite_interpreter(

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
 import warnings
 
@@ -18,6 +20,8 @@ from dlqat_tf.loading import ModelFileError, load_model
 
 WORKS = """
 import sys
+import threading
+import time
 import dlqat_tf
 import larq as lq
 import tensorflow as tf
@@ -233,3 +237,45 @@ def test_what_is_silenced_is_written_at_level_0_only(capfd, monkeypatch):
             os.write(2, b"inside\n")
         os.write(2, b"after\n")
         assert capfd.readouterr().err == expected
+
+
+def test_threads_divert_the_standard_error_one_after_the_other(capfd):
+    entered, said = threading.Barrier(2), {}
+
+    def work(name):
+        entered.wait()
+        with _compat.diverted() as held:
+            os.write(2, name)
+            time.sleep(0.1)
+            said[name] = held()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in (b"first", b"second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {b"first": b"first", b"second": b"second"}
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
+def test_a_standard_error_that_is_closed_stays_so(monkeypatch):
+    def closed(_):
+        raise OSError("Bad file descriptor")
+
+    monkeypatch.setattr(os, "dup", closed)
+    for diverting in (_compat.diverted, _compat.without_notes, _compat.silenced):
+        with diverting() as held:
+            assert held is None or held() == b""
+
+
+def test_what_was_held_is_passed_on_after_an_error(capfd, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+
+    def fail():
+        os.write(2, b"why")
+        raise KeyError
+
+    with pytest.raises(KeyError), _compat.without_notes():
+        fail()
+    assert capfd.readouterr().err == "why"

@@ -9,12 +9,11 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf._compat import diverted
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.verify import BITS, elements
 from dlqat_tf.export.integer.errors import ExportError
@@ -41,12 +40,13 @@ class MicroInterpreter:
         graph = model.subgraphs[0]
         self._outputs = len(graph.outputs)
         inputs = [graph.tensors[int(i)] for i in graph.inputs]
-        with _said() as said:
+        # TFLite Micro says there, and nowhere else, which operation it does not know.
+        with diverted() as said:
             try:
                 self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=_room(model))
                 self.run([np.zeros(each.shape, _DTYPES[each.type]) for each in inputs])
             except RuntimeError as error:
-                raise ExportError(_refusal(path, [*said(), str(error)])) from None
+                raise ExportError(_refusal(path, f"{_text(said())} {error}")) from None
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for an array of each input."""
@@ -80,8 +80,8 @@ def arena_bytes(data: bytes, path="the file") -> int:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").splitlines()
-        raise ExportError(_refusal(path, said or [f"it ends the process, {done.returncode}"]))
+        said = _text(done.stderr) or f"it ends the process, {done.returncode}"
+        raise ExportError(_refusal(path, said))
     return int(done.stdout)
 
 
@@ -150,8 +150,12 @@ def _room(model: schema.ModelT) -> int:
     return 2 * sum(-(-elements(each) * BITS[each.type] // 8) for each in tensors) + _SLACK
 
 
-def _refusal(path, said: list[str]) -> str:
-    return f"TFLite Micro refuses {path}: {' '.join(' '.join(said).split())}"
+def _refusal(path, said: str) -> str:
+    return f"TFLite Micro refuses {path}: {' '.join(said.split())}"
+
+
+def _text(written: bytes) -> str:
+    return written.decode(errors="replace")
 
 
 def _runtime():
@@ -169,24 +173,3 @@ def is_installed() -> bool:
     with contextlib.suppress(ExportError):
         return bool(_runtime())
     return False
-
-
-@contextlib.contextmanager
-def _said() -> Iterator:
-    """Hold back what is written to the standard error, and give a function that returns its lines.
-
-    TFLite Micro says there, and nowhere else, which operation it does not know.
-    """
-    shown = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-
-        def lines() -> list[str]:
-            held.seek(0)
-            return [line.strip() for line in held.read().decode(errors="replace").splitlines()]
-
-        try:
-            yield lines
-        finally:
-            os.dup2(shown, 2)
-            os.close(shown)
