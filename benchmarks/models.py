@@ -29,7 +29,7 @@ import tyro
 from networks import NETWORKS, Network
 
 import dlqat_tf
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import check_folder, write_whole
 from dlqat_tf._script import ending
 from dlqat_tf.report import check_target
 from dlqat_tf.training.results import environment
@@ -212,6 +212,7 @@ def run(settings: Settings) -> list[Row]:
     with ending():
         if settings.output:
             check_target(settings.output, force=True)
+        check_folder(settings.rows)
         settings.rows.mkdir(parents=True, exist_ok=True)
     commit = environment()["commit"] or "unknown"
     found = []

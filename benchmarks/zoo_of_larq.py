@@ -27,7 +27,7 @@ import tyro
 from networks import CLASSES, Network
 
 import dlqat_tf
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import check_folder, write_whole
 from dlqat_tf._script import ending
 from dlqat_tf.report import check_target
 from dlqat_tf.training.results import environment
@@ -153,6 +153,7 @@ def rows_of(settings: Settings) -> list[Row]:
     with ending():
         if settings.output:
             check_target(settings.output, force=True)
+        check_folder(settings.rows)
         settings.rows.mkdir(parents=True, exist_ok=True)
     started, found = multiprocessing.get_context("spawn"), []
     for name in settings.networks:

@@ -53,7 +53,7 @@ def figure1(
     from rich.console import Console
 
     from dlqat_tf import analysis, plots
-    from dlqat_tf._host import replacing, write_whole
+    from dlqat_tf._host import check_folder, replacing, write_whole
     from dlqat_tf._script import ending
     from dlqat_tf.export.command import test_images
     from dlqat_tf.loading import load_model
@@ -62,6 +62,7 @@ def figure1(
 
     keys = [Key(dataset, loss, each, rate, seed) for loss in LOSSES for each in (FLOAT, widths)]
     with ending(ValueError):
+        check_folder(output)
         paths = {key: runs / key.name / "model.keras" for key in keys}
         missing = [key.name for key, path in paths.items() if not path.is_file()]
         if missing:

@@ -105,6 +105,25 @@ def check_name(path: str | Path) -> None:
         ) from None
 
 
+def check_folder(path: str | Path) -> None:
+    """Refuse a folder that cannot be written to, or made.
+
+    Raises:
+        OSError: A file has its name or that of a folder above it, or who runs this may not write.
+    """
+    path = Path(path).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(
+            f"Expected a folder to write to, received {path}, where {there} is a file: choose "
+            "another name."
+        )
+    if not os.access(there, os.W_OK):
+        raise PermissionError(
+            f"Expected a folder that can be written to, received {there}: choose another one."
+        )
+
+
 def check_regular(path: Path) -> None:
     """Refuse to write where a folder, a device or a pipe is, which renaming a file would replace.
 

@@ -4,7 +4,7 @@ import stat
 import numpy as np
 import pytest
 
-from dlqat_tf._host import read_object, replacing, write_whole
+from dlqat_tf._host import check_folder, read_object, replacing, write_whole
 
 
 def test_a_link_stays_one(tmp_path):
@@ -49,3 +49,13 @@ def test_an_object_that_is_none(tmp_path, content):
         read_object(tmp_path / "x.json", "delete it", "a")
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert read_object(tmp_path / "x.json", "delete it", "a") == {"a": 1}
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(OSError, match=rf"received {path}, where {tmp_path}/file is a file"):
+            check_folder(path)
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "one")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

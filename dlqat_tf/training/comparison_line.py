@@ -11,6 +11,7 @@ from rich.markdown import Markdown
 
 from dlqat_command.comparison_options import LossOptions, MethodOptions, Options
 from dlqat_tf import methods
+from dlqat_tf._host import check_folder
 from dlqat_tf._script import ending
 from dlqat_tf.training.command_line import MENDABLE, print_shortening
 from dlqat_tf.training.comparison import Comparison
@@ -110,6 +111,7 @@ def _run(
     interrupted = f"interrupted; the same command goes on with what is in {recipe.output}"
     with ending(ValueError, *MENDABLE, interrupted=interrupted):
         if options.report is not None:
+            check_folder(options.report)
             found = report([folder for folder in (recipe.output, options.archive) if folder])
             _console.print(Markdown(found.markdown()))
             _console.print("\n".join(map(str, found.write(options.report))))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlqat_tf._host import replacing, write_whole
+from dlqat_tf._host import check_folder, check_regular, replacing, write_whole
 from dlqat_tf.analysis import delta_p
 from dlqat_tf.training.comparison import FLOAT, PAPER_RATE, TUNED_RATE, Key, Swept, label
 from dlqat_tf.training.grid import DIVERGED, RESULT, read_result
@@ -77,12 +77,20 @@ class TableReport:
         raise NotImplementedError
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``table.md``, ``table.csv`` and ``table.png`` to a folder, and return the paths."""
+        """Write ``table.md``, ``table.csv`` and ``table.png`` to a folder, and return the paths.
+
+        Raises:
+            OSError: The folder cannot be written to, or holds a folder of one of these names.
+        """
+        check_folder(folder)
+        markdown, lines, picture = (folder / f"table.{kind}" for kind in ("md", "csv", "png"))
+        for each in (markdown, lines, picture):
+            check_regular(each)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "table.md", self.markdown())
-        write_whole(folder / "table.csv", self.csv())
-        self.draw(folder / "table.png")
-        return [folder / f"table.{kind}" for kind in ("md", "csv", "png")]
+        write_whole(markdown, self.markdown())
+        write_whole(lines, self.csv())
+        self.draw(picture)
+        return [markdown, lines, picture]
 
 
 def no_cells(folders: Iterable[Path]) -> ValueError:

@@ -31,6 +31,7 @@ def test_cells_are_trained_kept_and_reported(run_recipe, tmp_path, capsys):
         (["--learning-rate", "0.3"], "Received: --learning-rate, which the comparison decides"),
         (["--seeds", "--rates", "0.1"], "Expected a comparison of one cell at least"),
         (["--report", "nowhere"], "found none"),
+        (["--report", __file__], f"Expected a folder to write to, received {__file__}"),
     ],
 )
 def test_mistakes_are_one_sentence(assert_refused, arguments, message):

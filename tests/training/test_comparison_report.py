@@ -119,6 +119,13 @@ def test_files(report, tmp_path):
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_file_is_written_where_one_cannot_be(report, tmp_path):
+    (tmp_path / "out" / "table.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="Expected the name of a file"):
+        report.write(tmp_path / "out")
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["table.png"]
+
+
 def test_the_first_folder_that_has_a_cell_counts(report, tmp_path):
     name = Key("cifar100", "CEL", FLOAT, "tuned", 0).name
     store(tmp_path / "other", name, 0.99)
