@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf._host import check_folder, check_regular
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.census import count
 from dlqat_tf.export.files.census_report import Census
@@ -24,6 +26,7 @@ from dlqat_tf.report import Report
 LITERT_JS = "2.5.3"  # what npm installs where no folder is given
 _PAGE = Path(__file__).with_name("page")
 _FOLDER = "DLQAT_LITERT_JS"  # environment variable: where LiteRT.js lies
+_MODEL, _ABOUT = "model.tflite", "about.json"
 _RUNTIME = {  # of LiteRT.js in node_modules/@litertjs -> in the site
     "core/dist/index.js": "core/index.js",
     "wasm-utils/dist/index.js": "wasm-utils/index.js",
@@ -83,8 +86,8 @@ def to_web(
         force: Write into a folder that holds something; files of equal names are overwritten.
 
     Raises:
-        ExportError: An argument or the file is not as above, or there is no LiteRT.js. Nothing is
-            written.
+        ExportError: An argument or the file is not as above, there is no LiteRT.js, or a file and a
+            folder have one name: nothing is written. Or writing fails, which leaves a part.
     """
     file, folder = Path(file), Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
@@ -100,10 +103,13 @@ def to_web(
     about |= dict(title=title or file.stem, labels=_labels(labels, about.pop("classes")))
     source = find_litert_js(litert_js)
     version = json.loads((source / "core" / "package.json").read_text())["version"]
+    about |= dict(file=_MODEL, litert=version)
+    described = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    _check_names(folder, [*_runtime(source), _MODEL, _ABOUT])
     write_runtime(source, folder)
-    (folder / "model.tflite").write_bytes(data)
-    about |= dict(file="model.tflite", litert=version)
-    (folder / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    with _writing(folder):
+        (folder / _MODEL).write_bytes(data)
+        (folder / _ABOUT).write_bytes(described.encode())
     return WebsiteReport(
         folder=str(folder),
         litert_js=version,
@@ -136,17 +142,37 @@ def write_runtime(litert_js: Path, folder: Path) -> None:
     Raises:
         ExportError: The folder cannot be written to.
     """
+    with _writing(folder):
+        for name, origin in _runtime(litert_js).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(origin, folder / name)
+
+
+def _runtime(litert_js: Path) -> dict[Path, Path]:
+    """Return the files of the page and of LiteRT.js by their names in the site."""
+    files = {origin.relative_to(_PAGE): origin for origin in _PAGE.rglob("*") if origin.is_file()}
+    for source, target in _RUNTIME.items():
+        root = litert_js / source
+        for origin in root.rglob("*") if root.is_dir() else (root,):
+            if origin.is_file() and "jspi" not in origin.name:  # the page has no use for that one
+                files[Path("litert") / target / origin.relative_to(root)] = origin
+    return files
+
+
+def _check_names(folder: Path, names: Iterable[str | Path]) -> None:
+    """Raise ExportError where a folder has the name of a file, or the reverse."""
     try:
-        shutil.copytree(_PAGE, folder, dirs_exist_ok=True)
-        for source, target in _RUNTIME.items():
-            origin, copy = litert_js / source, folder / "litert" / target
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if origin.is_dir():
-                # The page has no use for the fourth one.
-                unused = shutil.ignore_patterns("*jspi*")
-                shutil.copytree(origin, copy, dirs_exist_ok=True, ignore=unused)
-            else:
-                shutil.copy(origin, copy)
+        for name in names:
+            check_folder((folder / name).parent)
+            check_regular(folder / name)
+    except OSError as error:
+        raise ExportError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ExportError(f"Cannot write to the folder {folder}: {error.strerror}.") from None
 

@@ -70,6 +70,29 @@ def test_a_folder_that_holds_something_is_left_alone(file, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("name", ["model.tflite", "about.json", "index.html", "litert/wasm"])
+def test_a_name_that_is_taken_by_another_kind_leaves_all_as_it_was(file, litert_js, tmp_path, name):
+    taken = tmp_path / "site" / name
+    taken.parent.mkdir(parents=True)
+    if name == "litert/wasm":
+        taken.write_text("mine")
+    else:
+        taken.mkdir()
+    before = sorted((tmp_path / "site").rglob("*"))
+    with pytest.raises(ExportError, match=rf"{taken}.*choose another name"):
+        to_web(file, tmp_path / "site", force=True)
+    assert sorted((tmp_path / "site").rglob("*")) == before
+
+
+def test_a_disk_that_is_full_is_one_sentence(file, litert_js, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full_disk)
+    with pytest.raises(ExportError, match=rf"folder {tmp_path / 'site'}: No space left"):
+        to_web(file, tmp_path / "site")
+
+
 def test_labels_are_one_for_each_score(file, tmp_path):
     with pytest.raises(ExportError, match=r"Expected 5 labels.*Received: 2"):
         to_web(file, tmp_path / "site", labels=["cat", "dog"])
