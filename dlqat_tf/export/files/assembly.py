@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -249,16 +246,18 @@ def measure(images: Images | tf.data.Dataset | None, network: IntegerNetwork):
 
 
 def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportReport:
-    """Write all files of an export, or none, and return its report."""
+    """Write all files of an export, or none, and return its report.
+
+    All are written beside their places before the first one takes its own.
+    """
     report, copy = SnapReport([]), None
     if len(targets) > 1:
         say("moves the biases of a copy to those of the file")
         copy, report = snap(model, built.planned)
-    places = list(map(target_of, targets))  # links stay links
-    with _saved(copy, places[-1]) as temporary:
-        flatbuffer.write(built.data, places[0])
-        if temporary:
-            os.replace(temporary, places[1])
+    with flatbuffer.writing(*targets) as temporaries:
+        temporaries[0].write_bytes(built.data)
+        if copy is not None:
+            _save(copy, temporaries[1])
     counted = count(built.data, targets[0])
     if built.kernels == "builtin":  # a file for microcontrollers
         counted = with_arena(counted)
@@ -279,27 +278,14 @@ def finish(model: tf.keras.Model, built: Built, targets: list[Path]) -> ExportRe
     )
 
 
-@contextlib.contextmanager
-def _saved(model: tf.keras.Model | None, path: Path) -> Iterator[Path | None]:
-    """Save a model beside ``path`` under a temporary name, which is gone in the end."""
-    if model is None:
-        yield None
-        return
+def _save(model: tf.keras.Model, path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ExportError(f"Cannot write to the folder {path.parent}: {error.strerror}.") from None
-    with folder:
-        temporary = Path(folder.name) / "model.keras"
-        try:
-            model.save(temporary)
-        except (TypeError, NotImplementedError) as error:  # settings that are no JSON, or none
-            raise ExportError(
-                f"Keras cannot save {model.name!r}, whose snapped copy stands beside the file: "
-                f"{error} Mend the layer, or export with snap=False."
-            ) from error
-        yield temporary
+        model.save(path)
+    except (TypeError, NotImplementedError) as error:  # settings that are no JSON, or none
+        raise ExportError(
+            f"Keras cannot save {model.name!r}, whose snapped copy stands beside the file: "
+            f"{error} Mend the layer, or export with snap=False."
+        ) from error
 
 
 def _dead_channels(network: IntegerNetwork) -> list[str]:

@@ -92,8 +92,9 @@ def to_c_array(file: str | Path, source: str | Path | None = None, *, force=Fals
     )
     lines = "\n".join(_header(model, file, report))
     array = "\n".join(_array(data, header, report.name))
-    flatbuffer.write(lines.encode(), header)
-    flatbuffer.write(array.encode(), source)
+    with flatbuffer.writing(header, source) as (new_header, new_source):
+        new_header.write_bytes(lines.encode())
+        new_source.write_bytes(array.encode())
     return report
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import flatbuffers
@@ -9,7 +11,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf._host import check_name, write_whole
+from dlqat_tf._host import check_name, replacing, target_of
 from dlqat_tf.export.files.verify import number_of, problems
 from dlqat_tf.export.integer.errors import ExportError
 
@@ -198,14 +200,21 @@ def metadata(model: schema.ModelT, name: str) -> bytes | None:
     return None
 
 
-def write(data: bytes, path: Path) -> None:
-    """Write ``data`` to ``path`` whole or not at all.
+@contextlib.contextmanager
+def writing(*paths: Path) -> Iterator[list[Path]]:
+    """Give temporary names beside files, which take their places when all of them are written.
+
+    Their folders are made.
 
     Raises:
-        ExportError: The folder does not exist or cannot be written to.
+        ExportError: A folder cannot be made or written to, or a file cannot take its place. The
+            files are as they were.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        for path in map(target_of, paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(replacing(path)) for path in paths]
     except OSError as error:
-        raise ExportError(f"Cannot write to the folder {path.parent}: {error.strerror}.") from None
+        where = f"Cannot write to the folder {paths[0].parent}: {error.strerror}."
+        raise ExportError(where if error.strerror else str(error)) from None

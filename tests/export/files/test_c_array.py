@@ -81,6 +81,17 @@ def test_existing_files_are_kept_unless_forced(tmp_path):
         to_c_array(path, tmp_path / "other.py")
 
 
+def test_a_source_that_cannot_be_replaced_leaves_the_header_as_it_was(tmp_path):
+    path = tmp_path / "model.tflite"
+    to_tflite(small_network(), path, kernels="builtin", snap=False)
+    (tmp_path / "model.cc").mkdir()
+    (tmp_path / "model.h").write_text("old")
+    with pytest.raises(ExportError, match=r"received .*model\.cc, which is a folder"):
+        to_c_array(path, force=True)
+    assert (tmp_path / "model.h").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_files_that_no_microcontroller_runs(tmp_path):
     model = small_network(channels=32)
     to_lce(model, tmp_path / "lce.tflite", snap=False)

@@ -215,6 +215,25 @@ def test_a_failed_export_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_that_cannot_replace_one_file_replaces_none(tmp_path, monkeypatch):
+    path, replace = tmp_path / "model.tflite", os.replace
+    for name in ("model.tflite", "model.snapped.keras"):
+        (tmp_path / name).write_text("old")
+
+    def refused(source, target):
+        if str(target).endswith(".keras"):
+            raise PermissionError(1, "Operation not permitted")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(ExportError, match="not permitted"):
+        to_tflite(dlqat_tf.resnet18(10, width=4, residual_bits=8), path, force=True)
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {
+        "model.tflite": "old",
+        "model.snapped.keras": "old",
+    }
+
+
 def test_a_model_that_keras_cannot_save_has_no_snapped_one(tmp_path):
     inputs = tf.keras.Input((4, 4, 3))
     x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 4, 1, weight_bits=2))
