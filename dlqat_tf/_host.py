@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import platform
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PARTIAL = "partial-"  # in the names of files that are being written
 
@@ -30,21 +38,52 @@ def replacing(path: str | Path) -> Iterator[Path]:
     given, path = Path(path), target_of(path)
     check_regular(path)
     # What is written may go by the ending, which what a link points to need not have.
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.{PARTIAL}", suffix=given.suffix
-    )
-    os.close(handle)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=given.suffix)
     temporary = Path(name)
+    with _held(handle):
+        try:
+            yield temporary
+            # mkstemp makes files that only their owner reads.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def clear_partial(path: str | Path) -> None:
+    """Remove what killed processes of this host left of a file that they were writing.
+
+    Files of :func:`replacing` are locked while they are written, and stay. Other hosts', whose
+    locks need not be seen from here, stay too.
+    """
+    path = target_of(path)
+    for leftover in path.parent.glob(glob.escape(_prefix(path)) + "*") if fcntl else ():
+        with contextlib.suppress(OSError), leftover.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def _prefix(path: Path) -> str:
+    """Return how the names begin of files that this host writes in place of one."""
+    return f".{path.name}.{PARTIAL}{zlib.crc32(socket.gethostname().encode()):08x}-"
+
+
+@contextlib.contextmanager
+def _held(handle: int) -> Iterator[None]:
+    """Lock an open file until the end, or as long as the process lives, and close it."""
+    if fcntl is None:  # what is open cannot be renamed there
+        os.close(handle)
+        yield
+        return
     try:
-        yield temporary
-        # mkstemp makes files that only their owner reads.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def target_of(path: str | Path) -> Path:

@@ -1,10 +1,13 @@
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from dlqat_tf._host import check_folder, read_object, replacing, write_whole
+from dlqat_tf._host import check_folder, clear_partial, read_object, replacing, write_whole
 
 
 def test_a_link_stays_one(tmp_path):
@@ -40,6 +43,28 @@ def test_what_is_no_file_is_not_replaced(tmp_path, make):
         write_whole(tmp_path / "x", "text")
     assert stat.S_IFMT((tmp_path / "x").stat().st_mode) == before
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+def test_only_what_a_killed_process_of_this_host_left_is_removed(tmp_path):
+    path = tmp_path / "a[1].txt"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys; from dlqat_tf._host import replacing\n"
+        "with replacing(sys.argv[1]) as half:\n"
+        "    half.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, path]).returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".*")
+    here = left.name[len(".a[1].txt.partial-") :].partition("-")[0]
+    others = [".a[1].txt.mine", ".a1.txt.partial-x", left.name.replace(here, "00000000")]
+    for name in others:
+        (tmp_path / name).write_text("kept")
+    with replacing(path) as writing:
+        writing.write_text("new")
+        clear_partial(path)
+        assert not left.exists()
+    assert path.read_text() == "new"
+    assert sorted(each.name for each in tmp_path.glob(".*")) == sorted(others)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b"\xff", b'{"b": 1}', b"NaN"])

@@ -11,7 +11,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from dlqat_tf._compat import tflite_interpreter
-from dlqat_tf._host import check_name, replacing, target_of
+from dlqat_tf._host import check_name, clear_partial, replacing, target_of
 from dlqat_tf.export.files.verify import number_of, problems
 from dlqat_tf.export.integer.errors import ExportError
 
@@ -204,7 +204,7 @@ def metadata(model: schema.ModelT, name: str) -> bytes | None:
 def writing(*paths: Path) -> Iterator[list[Path]]:
     """Give temporary names beside files, which take their places when all of them are written.
 
-    Their folders are made.
+    Their folders are made; what a killed process left of the same files is removed.
 
     Raises:
         ExportError: A folder cannot be made or written to, or a file cannot take its place. The
@@ -213,6 +213,7 @@ def writing(*paths: Path) -> Iterator[list[Path]]:
     try:
         for path in map(target_of, paths):
             path.parent.mkdir(parents=True, exist_ok=True)
+            clear_partial(path)
         with contextlib.ExitStack() as stack:
             yield [stack.enter_context(replacing(path)) for path in paths]
     except OSError as error:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._host import replacing
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.runtimes.host import runner
@@ -232,6 +233,18 @@ def test_an_export_that_cannot_replace_one_file_replaces_none(tmp_path, monkeypa
         "model.tflite": "old",
         "model.snapped.keras": "old",
     }
+
+
+def test_what_a_killed_export_left_is_gone_after_the_next(tmp_path):
+    path = tmp_path / "model.tflite"
+    with replacing(path) as first, replacing(tmp_path / "model.snapped.keras") as second:
+        names = first.name, second.name
+    for name in names:  # as of a process that is not there any more
+        (tmp_path / name).write_text("half")
+    path.unlink()
+    (tmp_path / "model.snapped.keras").unlink()
+    to_tflite(dlqat_tf.resnet18(10, width=4, residual_bits=8), path)
+    assert sorted(os.listdir(tmp_path)) == ["model.snapped.keras", "model.tflite"]
 
 
 def test_a_model_that_keras_cannot_save_has_no_snapped_one(tmp_path):
