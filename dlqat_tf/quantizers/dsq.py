@@ -28,7 +28,6 @@ from dlqat_tf.quantizers.ste import (
     divide_exactly,
     in_xla,
     round_to_range,
-    straight_through,
     values_of,
 )
 
@@ -73,12 +72,18 @@ def soft_steps(
 
 
 def hard_with_soft_gradient(
-    x: tf.Tensor, high: tf.Tensor, alpha: tf.Tensor, bits: int, *, fused: bool = False
+    x: tf.Tensor,
+    high: tf.Tensor,
+    alpha: tf.Tensor,
+    bits: int,
+    *,
+    signed: bool = False,
+    fused: bool = False,
 ) -> tf.Tensor:
-    r"""Round to the :math:`2^b` levels from 0 to u, with the gradient of :func:`soft_steps`.
+    r"""Round to :math:`2^b` levels up to u, with the gradient of :func:`soft_steps`.
 
-    With :math:`D = \partial Q_S / \partial x`, zero outside of the range, and :math:`t = \tanh(k (x
-    - m_i))` that is
+    They begin at zero, or at -u. With :math:`D = \partial Q_S / \partial x`, zero outside of the
+    range, and :math:`t = \tanh(k (x - m_i))` that is
 
     .. math::
         D &= \frac{k \Delta}{2} \frac{1 - t^2}{1 - \alpha} \qquad
@@ -91,59 +96,78 @@ def hard_with_soft_gradient(
         high: u, float32 scalar above zero.
         alpha: float32 scalar from 0 to 1.
         bits: 1 to 8.
-        fused: Compute the values by one kernel and the gradient by one loop, for training; see
-            :func:`~dlqat_tf.quantizers.ste.clip_and_round`.
+        signed: Whether levels begin at -u, so that they are odd multiples of u / (2^b - 1).
+        fused: Compute the values by one kernel or loop and the gradient by one loop, for training;
+            see :func:`~dlqat_tf.quantizers.ste.clip_and_round`.
 
     Returns:
         float32 tensor of the shape of ``x``.
     """
+    intervals, in_loop = 2**bits - 1, fused and not in_xla()
 
     @tf.custom_gradient
     def quantize(x, high, alpha):
         values, limit = values_of(x, high)
-        y = round_to_range(values, limit, codes_of(bits), fused=fused)
+        if signed:
+            levels = _looped_levels(intervals) if in_loop else _odd_levels(intervals)
+            y = tf.ensure_shape(levels(values, divide_exactly(limit, intervals)), x.shape)
+        else:
+            y = round_to_range(values, limit, codes_of(bits), fused=fused)
 
         def gradient(upstream):
             before = rematerialize(x, upstream) if fused else x
-            in_loop = fused and not in_xla()
-            backward = _looped(bits) if in_loop else functools.partial(_soft_gradient, bits)
+            backward = _looped(bits, signed) if in_loop else _soft_gradient(bits, signed)
             from_x, of_high, of_alpha = backward(upstream, before, high, alpha)
             from_x.set_shape(x.shape)
-            intervals = 2**bits - 1
-            half_width = 0.5 * high / intervals
-            from_alpha = tf.reduce_sum(of_alpha) * (half_width / (1.0 - alpha))
-            return from_x, tf.reduce_sum(of_high) / intervals, from_alpha
+            width = (1.0 + signed) / intervals  # of an interval, in units of u
+            from_alpha = tf.reduce_sum(of_alpha) * (0.5 * width * high / (1.0 - alpha))
+            return from_x, tf.reduce_sum(of_high) * width, from_alpha
 
         return y, gradient
 
     return quantize(x, high, alpha)
 
 
-def _soft_gradient(bits: int, upstream, x, high, alpha) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return what goes to x, and what each value adds to the gradients of u and alpha.
+def _soft_gradient(bits: int, signed: bool):
+    """Return a function: what goes to x, what each value adds to the gradients of u and alpha.
 
     The former in intervals, the latter in half intervals times 1 - alpha.
     """
-    # Products by scalars that are computed once: the loop has no division.
     intervals = 2**bits - 1
-    sharpness, hardness = tf.math.log(2.0 / alpha - 1.0), 1.0 - alpha
-    scaled = tf.clip_by_value(x * (intervals / high), 0.0, float(intervals))
-    middle = tf.minimum(tf.floor(scaled), intervals - 1.0) + 0.5
-    position = scaled - middle
-    bent = tf.tanh(sharpness * position)
-    falling = 1.0 - tf.square(bent)
-    inside = tf.where((x >= 0.0) & (x <= high), upstream, tf.zeros_like(upstream))
-    from_x = inside * (falling * (0.5 * sharpness / hardness))
-    of_high = upstream * (middle + bent * (0.5 / hardness)) - from_x * scaled
-    of_alpha = upstream * (
-        bent * (1.0 / hardness) - falling * position * (2.0 / (alpha * (2.0 - alpha)))
-    )
-    return from_x, of_high, of_alpha
+    start = -0.5 * intervals if signed else 0.0  # of the range, in intervals
+
+    def gradient(upstream, x, high, alpha) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # Products by scalars that are computed once: the loop has no division.
+        sharpness, hardness = tf.math.log(2.0 / alpha - 1.0), 1.0 - alpha
+        low, per_interval = (-high, 0.5 * intervals / high) if signed else (0.0, intervals / high)
+        scaled = tf.clip_by_value(x * per_interval, start, start + intervals)
+        middle = tf.minimum(tf.floor(scaled - start), intervals - 1.0) + (0.5 + start)
+        position = scaled - middle
+        bent = tf.tanh(sharpness * position)
+        falling = 1.0 - tf.square(bent)
+        inside = tf.where((x >= low) & (x <= high), upstream, tf.zeros_like(upstream))
+        from_x = inside * (falling * (0.5 * sharpness / hardness))
+        of_high = upstream * (middle + bent * (0.5 / hardness)) - from_x * scaled
+        of_alpha = upstream * (
+            bent * (1.0 / hardness) - falling * position * (2.0 / (alpha * (2.0 - alpha)))
+        )
+        return from_x, of_high, of_alpha
+
+    return gradient
 
 
 @functools.cache
-def _looped(bits: int):
-    return compiled(tf.float32, tf.float32, numbers=2)(functools.partial(_soft_gradient, bits))
+def _looped(bits: int, signed: bool):
+    return compiled(tf.float32, tf.float32, numbers=2)(_soft_gradient(bits, signed))
+
+
+def _odd_levels(intervals: int):
+    return lambda values, step: _odd_codes(values, step, intervals) * step
+
+
+@functools.cache
+def _looped_levels(intervals: int):
+    return compiled(tf.float32)(_odd_levels(intervals))
 
 
 class _Softness(tf.keras.constraints.Constraint):
@@ -202,10 +226,14 @@ class DSQWeights(WeightQuantizer):
         if self.bits == 32:
             return values
         limit = start_once(self.range, self.started, lambda: _start(values, self.bits), training)
-        alpha, top = tf.convert_to_tensor(self.alpha), 2**self.bits - 1
-        soft = soft_steps(values, -limit, limit, alpha, top)
-        step = divide_exactly(limit, top)
-        return straight_through(soft, _odd_codes(values, step, top) * step)
+        return hard_with_soft_gradient(
+            values,
+            limit,
+            tf.convert_to_tensor(self.alpha),
+            self.bits,
+            signed=True,
+            fused=in_training(training),
+        )
 
     def grid(self, kernel) -> WeightGrid:
         kernel = self._checked(kernel)

@@ -140,13 +140,16 @@ def test_widths():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_activations_have_the_gradient_of_the_soft_steps(bits, training):
-    """By TensorFlow's own derivative of these, at both ends, between them and beyond."""
+@pytest.mark.parametrize("kind", [DSQWeights, DSQActivations])
+def test_gradients_are_tensorflows_own_of_the_soft_steps(kind, bits, training):
+    """At both ends, between them and beyond."""
     limit = 0.75
-    quantizer = started(DSQActivations(bits), limit, 0.3)
+    quantizer = started(kind(bits), limit, 0.3)
     x = tf.constant(np.random.default_rng(0).normal(0, limit, (4, 5, 5, 3)), tf.float32)
-    x = tf.concat([x, tf.fill([4, 5, 5, 1], limit), tf.zeros([4, 5, 5, 1])], axis=-1)
+    ends = [tf.fill([4, 5, 5, 1], end) for end in (limit, 0.0, -limit)]
+    x = tf.concat([x, *ends], axis=-1)
     upstream = tf.random.stateless_normal(x.shape, (0, 1))
+    lowest = -limit if kind is DSQWeights else 0.0
 
     def gradients(function):
         with tf.GradientTape() as tape:
@@ -156,12 +159,25 @@ def test_activations_have_the_gradient_of_the_soft_steps(bits, training):
 
     def soft():
         high, alpha = map(tf.convert_to_tensor, (quantizer.range, quantizer.alpha))
-        return soft_steps(x, tf.zeros_like(high), high, alpha, 2**bits - 1)
+        return soft_steps(x, high * (lowest / limit), high, alpha, 2**bits - 1)
 
     expected = gradients(soft)
     for call in (gradients, tf.function(gradients, autograph=False)):
         found = call(lambda: quantizer(x, training=training))
         for each, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-5)
-    levels = quantizer(x, training=training) / quantizer.grid().step
-    np.testing.assert_allclose(levels, np.clip(np.rint(x / quantizer.grid().step), 0, 2**bits - 1))
+    levels = np.linspace(lowest, limit, 2**bits)
+    distance = np.abs(np.asarray(x)[..., None] - levels)
+    found = np.asarray(quantizer(x, training=training))
+    np.testing.assert_allclose(np.abs(found - x), distance.min(-1), 1e-5, 1e-6)
+    np.testing.assert_allclose(np.abs(found[..., None] - levels).min(-1), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_weights_are_the_same_bits_in_training(bits):
+    quantizer = started(DSQWeights(bits), 0.7)
+    kernel = tf.random.stateless_normal((3, 3, 4, 8), (0, 1))
+    grid = quantizer.grid(kernel)
+    for training in (True, False):
+        values = tf.function(quantizer)(kernel, training=training)
+        np.testing.assert_array_equal(values, grid.codes * grid.step)
