@@ -16,6 +16,8 @@ from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.problems import in_float, some, unexportable
 from dlqat_tf.convert.report import Conversion, ConversionReport
 from dlqat_tf.methods import Method
+from dlqat_tf.quantizers import QuantizerProgress, unwrapped
+from dlqat_tf.quantizers.progress import depends_on_progress
 
 
 def report_of(
@@ -37,7 +39,7 @@ def report_of(
             "Without images: activation ranges are initial guesses, inserted batch norms have "
             "mean 0 and variance 1. Pass images, or expect the first steps to find both."
         )
-    if method.callbacks(1.0):
+    if _needs_callbacks(method, made):
         notes.append(
             f"{method.name} depends on how far training is: pass callbacks=dlqat_tf.methods.get("
             f"{method.name!r}).callbacks(epochs) to fit, with the epochs of the whole training."
@@ -73,6 +75,14 @@ def report_of(
         if calls[0].role != "input" or calls[0] in network.places
     ]
     return ConversionReport(conversions, {} if measured is None else measured.ranges, notes)
+
+
+def _needs_callbacks(method: Method, made: dict) -> bool:
+    """Return whether training needs the method's, as by 32 bits it may not."""
+    callbacks = method.callbacks(1.0)
+    if all(isinstance(each, QuantizerProgress) for each in callbacks):
+        return any(depends_on_progress(unwrapped(each).kernel_quantizer) for each in made.values())
+    return True
 
 
 def _of_inputs(network: Network) -> list[str]:

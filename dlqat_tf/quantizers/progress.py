@@ -9,12 +9,17 @@ import tensorflow as tf
 from dlqat_tf.quantizers.wrapped import unwrapped
 
 
+def depends_on_progress(quantizer) -> bool:
+    """Return whether a kernel's quantizer follows the progress of training, as none of 32 bits."""
+    return hasattr(quantizer, "advance") and quantizer.precision != 32
+
+
 class QuantizerProgress(tf.keras.callbacks.Callback):
     """Tells the quantizers that depend on it what share of training is done, step by step.
 
     The share follows the optimizer's step counter, so a run that is resumed from a checkpoint
     continues where it was. Where a quantizer changes weights by it, it does so before a step, from
-    the weights of that moment.
+    the weights of that moment. Quantizers of frozen layers stay where they are.
 
     >>> model.fit(images, labels, epochs=30, callbacks=[dlqat_tf.QuantizerProgress(epochs=30)])
 
@@ -24,7 +29,8 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
 
     Raises:
         ValueError: ``epochs`` or ``steps_per_epoch`` is not above zero; at the start of training,
-            no quantizer of the model depends on it, or the number of steps is not known.
+            no quantizer of the model depends on it, as none of 32 bits does, or the number of steps
+            is not known.
     """
 
     def __init__(self, epochs: float, steps_per_epoch: int | None = None):
@@ -39,15 +45,17 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
         self._followers: list[tuple] = []
 
     def on_train_begin(self, logs=None):
-        self._followers = [
+        followers: list[tuple] = [
             (each.kernel_quantizer, each.kernel)
             for each in map(unwrapped, self.model._flatten_layers())
-            if hasattr(each.kernel_quantizer, "advance")
+            if depends_on_progress(each.kernel_quantizer)
         ]
-        if not self._followers:
+        self._followers = [each for each in followers if each[0].trainable]
+        if not followers:
             raise ValueError(
                 "QuantizerProgress expected a model with a quantizer that depends on the progress "
-                "of training, such as IRNetWeights or INQWeights. Received: a model without one."
+                "of training, such as IRNetWeights or INQWeights of less than 32 bits. Received: a "
+                "model without one."
             )
         if not (self.steps_per_epoch or self.params.get("steps")):
             raise ValueError(

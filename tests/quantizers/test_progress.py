@@ -14,8 +14,17 @@ def test_bad_lengths(arguments):
 
 
 def test_a_model_without_such_a_quantizer():
-    with pytest.raises(ValueError, match="Received: a model without one"):
-        fit(small_model(SATWeights(1)), callbacks=[QuantizerProgress(1)])
+    for quantizer in (SATWeights(1), IRNetWeights(32), INQWeights(32)):
+        with pytest.raises(ValueError, match="Received: a model without one"):
+            fit(small_model(quantizer), callbacks=[QuantizerProgress(1)])
+
+
+def test_a_model_whose_quantizers_are_frozen_trains_on():
+    model = small_model(INQWeights(2))
+    model.layers[1].trainable = False
+    model.compile("sgd", "mse")
+    fit(model, callbacks=[QuantizerProgress(1)])
+    assert not np.any(model.layers[1].kernel_quantizer.frozen)
 
 
 def test_an_unknown_number_of_steps():
