@@ -256,8 +256,8 @@ class Builder:
                 made.signed, made.zero_point = False, -place.codes(values).lowest
             if made.range_of_images is not None:
                 measured.ranges[made.name] = set_range(made, values)
-            else:  # what starts from the first batch of training
-                made(values, training=True)
+            else:
+                made.start(values)
         self._meet_in_sums(measured)
         measured.features = self._run_result(data, measured.moments)
         if note:

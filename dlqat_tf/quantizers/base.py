@@ -153,14 +153,24 @@ class _Quantizer(lq.quantizers.Quantizer):
 
     def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)
-        return tf.cast(self.quantize(tf.cast(inputs, tf.float32), training), inputs.dtype)
+        values = self.quantize(tf.cast(inputs, tf.float32), self.mode(training))
+        return tf.cast(values, inputs.dtype)
+
+    def mode(self, training):
+        """Return the ``training`` of a call for :meth:`quantize`.
+
+        What is frozen (``trainable=False``) computes as in inference, as Keras's batch norms do:
+        its variables stay, and its steps are hard.
+        """
+        return training if self.trainable else False
 
     def quantize(self, values: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return the quantized float32 ``values``, with the method's gradient.
 
         ``training`` may choose faster operations and move the quantizer's own variables; for given
         variables, the values and gradients must not depend on it, but for methods that train with
-        soft steps and run with hard ones.
+        soft steps and run with hard ones. These have the soft steps' gradient in inference too, for
+        kernels that are trained under a frozen quantizer.
         """
         raise NotImplementedError
 
@@ -295,6 +305,14 @@ class ActivationQuantizer(_Quantizer):
         One that has it also has the ``codes`` that it starts with.
         """
         return None
+
+    def start(self, values: np.ndarray) -> None:
+        """Start from the activations of images what starts from the first batch elsewhere.
+
+        Args:
+            values: float32, any shape, rectified.
+        """
+        self.quantize(tf.convert_to_tensor(values), training=True)
 
     def grid(self) -> ActivationGrid:
         """Return the integers behind the outputs.

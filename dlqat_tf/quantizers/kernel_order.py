@@ -41,8 +41,8 @@ class _Reordered(WeightQuantizer):
         super().build(input_shape)
 
     def quantize(self, values, training=None):
-        quantized = self.quantizer.quantize(self.reordered(values), training)
-        return self.in_order(quantized, values.shape)
+        mode = self.quantizer.mode(training)
+        return self.in_order(self.quantizer.quantize(self.reordered(values), mode), values.shape)
 
     def grid(self, kernel) -> WeightGrid:
         grid = self.quantizer.grid(self.reordered(kernel))

@@ -163,6 +163,9 @@ class CGPACT(ActivationQuantizer):
             return clip_and_round_16(inputs, self._range(), **self._rounding())
         return super().call(inputs, training)
 
+    def mode(self, training):
+        return training  # chooses kernels alone, which layers before a frozen range profit from too
+
     def quantize(self, values, training=None):
         if self.bits == 32:
             return values if self.signed else tf.nn.relu(values)

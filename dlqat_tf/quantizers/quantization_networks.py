@@ -10,9 +10,14 @@ import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
 
-from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_widths
+from dlqat_tf.quantizers.base import (
+    WeightGrid,
+    WeightQuantizer,
+    check_widths,
+    in_training,
+)
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
-from dlqat_tf.quantizers.ste import signs
+from dlqat_tf.quantizers.ste import signs, straight_through
 
 _FIRST, _LAST = 10.0, 1000.0  # temperatures
 _REACH = 1.25  # of the scaled kernel, in units of the highest level
@@ -125,12 +130,11 @@ class QuantizationNetworksWeights(WeightQuantizer):
         factor = start_once(
             self.factor, self.factor_started, lambda: 1.0 / self._start(values), training
         )
-        if training is None or (not tf.is_tensor(training) and not training):
-            return factor * self._codes(values, beta)
         soft = factor * self._soft(values, beta)
-        if not tf.is_tensor(training):
+        if in_training(training):
             return soft
-        return tf.where(tf.cast(training, tf.bool), soft, factor * self._codes(values, beta))
+        hard = straight_through(soft, factor * self._codes(values, beta))
+        return tf.where(tf.cast(training, tf.bool), soft, hard) if tf.is_tensor(training) else hard
 
     def _start(self, kernel: tf.Tensor) -> tf.Tensor:
         top = float(levels_of(self.bits)[-1])

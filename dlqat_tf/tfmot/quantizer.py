@@ -6,6 +6,7 @@ import larq as lq
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
+from dlqat_tf._compat import calling_layer
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
 
 _api = tfmot.quantization.keras
@@ -27,14 +28,20 @@ class LarqQuantizer(_api.quantizers.Quantizer):
             quantizer = tf.keras.layers.serialize(quantizer)
         self._config = quantizer
 
-    def larq_quantizer(self, weights: dict, shape) -> lq.quantizers.Quantizer:
+    def larq_quantizer(
+        self, weights: dict, shape, trainable: bool = True
+    ) -> lq.quantizers.Quantizer:
         """Return the Larq quantizer that uses the variables that ``build`` returned.
 
         Args:
             weights: These variables, by name.
             shape: Of what it rounds.
+            trainable: Whether the layer is not frozen.
         """
-        return self._built(shape, lambda name, **_: weights[name])
+        quantizer = self._built(shape, lambda name, **_: weights[name])
+        if not trainable:
+            quantizer.trainable = False
+        return quantizer
 
     def _built(self, shape, add_weight) -> lq.quantizers.Quantizer:
         """Return the quantizer, which asks ``add_weight`` for its variables."""
@@ -65,7 +72,9 @@ class LarqQuantizer(_api.quantizers.Quantizer):
         return weights
 
     def __call__(self, inputs, training, weights, **kwargs):
-        return self.larq_quantizer(weights, inputs.shape).call(inputs, training=training)
+        layer = calling_layer()
+        trainable = layer is None or layer.trainable
+        return self.larq_quantizer(weights, inputs.shape, trainable).call(inputs, training=training)
 
     def get_config(self):
         return {"quantizer": self._config}

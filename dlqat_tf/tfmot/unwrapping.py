@@ -27,11 +27,12 @@ def _unwrap(wrapper) -> Unwrapped:
     parts = unwrapped(wrapper.layer)
     for kernel, quantizer, variables in wrapper._weight_vars:
         # The layer's own attribute is the quantized tensor of the last call.
-        kernel_quantizer = quantizer.larq_quantizer(variables, kernel.shape)
+        kernel_quantizer = quantizer.larq_quantizer(variables, kernel.shape, wrapper.trainable)
         parts = replace(parts, kernel=kernel, kernel_quantizer=kernel_quantizer)
     for quantizer in wrapper._output_quantizers:
         shape = wrapper.get_output_shape_at(0)
-        output_quantizer = quantizer.larq_quantizer(wrapper._output_quantizer_vars, shape)
+        variables = wrapper._output_quantizer_vars
+        output_quantizer = quantizer.larq_quantizer(variables, shape, wrapper.trainable)
         parts = replace(parts, output_quantizer=output_quantizer)
     return parts
 

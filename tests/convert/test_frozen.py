@@ -129,6 +129,24 @@ def test_a_frozen_model_has_nothing_to_train(kept):
             np.testing.assert_array_equal(variable, base_before[variable.name], variable.name)
 
 
+@pytest.mark.parametrize("method", ["lsq", "hawq", "lqnet", "dsq", "abcnet"])
+def test_frozen_quantizers_of_a_method_start_from_images_and_stay(method):
+    part = base("base", 1)
+    part.trainable = False
+    inputs = tf.keras.Input((8, 8, 1), name="images")
+    source = classifier(inputs, part(inputs))
+    images = alive(source, (16, 8, 8, 1))
+    model, _ = quantize(source, 2, 2, None, images=images, method=method)
+    quantizer = model.get_layer("base_conv_relu")
+    before = [each.numpy() for each in quantizer.variables]
+    if method in ("lsq", "hawq", "dsq"):
+        assert quantizer.grid().step > 0
+    model.compile("sgd", "mse")
+    model.fit(images, np.zeros((16, 3)), verbose=0)
+    for variable, value in zip(quantizer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
 def test_frozen_around_trainable_is_frozen_and_everything_may_be():
     """Keras trains nothing in a frozen model, whatever its layers say."""
     part = base("base", 1)

@@ -141,3 +141,20 @@ def test_every_method_rounds_as_its_larq_face_does(name):
     assert type(first) is type(method.end_weights(8))
     assert type(unwrapped(by_name(model)["second_bn"]).output_quantizer) is CGPACT
     assert np.all(np.isfinite(model(images(4) / np.float32(255))))
+
+
+def test_quantizers_of_a_frozen_layer_stay():
+    model = applied(network(), 2, 2, method="lqnet")
+    wrapper = by_name(model)["second"]
+    wrapper.trainable = False
+    assert not unwrapped(wrapper).kernel_quantizer.trainable
+    bases = [each for each in model.variables if "basis" in each.name]
+    before = [each.numpy() for each in bases]
+    model(images(4) / np.float32(255), training=True)
+    moved = {
+        each.name.split("/")[0]
+        for each, old in zip(bases, before, strict=True)
+        if np.any(each != old)
+    }
+    assert "quant_third" in moved
+    assert "quant_second" not in moved
