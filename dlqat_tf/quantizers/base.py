@@ -7,9 +7,12 @@ meaning in integers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import weakref
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral
 from types import FrameType
@@ -102,6 +105,19 @@ def check_widths(method: str, bits: int, widths: tuple[int, ...]) -> int:
     return int(bits)
 
 
+_frozen = ContextVar("_frozen", default=False)
+
+
+@contextlib.contextmanager
+def frozen_quantizers() -> Iterator[None]:
+    """Let all quantizers compute as those that are frozen, whatever they and their layers are."""
+    token = _frozen.set(True)
+    try:
+        yield
+    finally:
+        _frozen.reset(token)
+
+
 class _Quantizer(lq.quantizers.Quantizer):
     """Float32 inside, whatever the global policy; the output has the input's dtype.
 
@@ -162,7 +178,7 @@ class _Quantizer(lq.quantizers.Quantizer):
         What is frozen (``trainable=False``) computes as in inference, as Keras's batch norms do:
         its variables stay, and its steps are hard.
         """
-        return training if self.trainable else False
+        return training if self.trainable and not _frozen.get() else False
 
     def quantize(self, values: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return the quantized float32 ``values``, with the method's gradient.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dlqat_tf.quantizers.base import frozen_quantizers
+
 
 def reestimate(model: tf.keras.Model, batches: tf.data.Dataset) -> int:
     r"""Replace the moving averages of a model's batch norms by plain means over batches.
@@ -15,8 +17,9 @@ def reestimate(model: tf.keras.Model, batches: tf.data.Dataset) -> int:
 
     .. math:: \mu = \frac1B \sum_b \mu_b, \qquad \sigma^2 = \frac1B \sum_b \sigma_b^2
 
-    over the statistics of B batches in training mode. Frozen batch norms, and those called with
-    ``training=False``, stay as they are.
+    over the statistics of B batches in training mode. Quantizers compute as in inference, since
+    that is what the statistics are for, and their ranges stay. So do frozen batch norms, and those
+    called with ``training=False``.
 
     Args:
         model: Any Keras model.
@@ -42,7 +45,8 @@ def reestimate(model: tf.keras.Model, batches: tf.data.Dataset) -> int:
             for layer in norms:
                 # new = momentum * old + (1 - momentum) * batch's: the mean of all so far.
                 layer.momentum = count / (count + 1)
-            model(images, training=True)
+            with frozen_quantizers():
+                model(images, training=True)
             count += 1
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):

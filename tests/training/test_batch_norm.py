@@ -5,8 +5,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dlqat_tf import (
+    DSQActivations,
+    DSQWeights,
+    HAWQActivations,
+    LQNetActivations,
+    LQNetWeights,
+    QuantizationNetworksWeights,
+)
+from dlqat_tf.quantizers import DepthwiseWeights
 from dlqat_tf.training import data
 from dlqat_tf.training.batch_norm import reestimate
+from tests.quantizers.methods import fit, small_model
+from tests.tfmot.networks import applied, network
 
 BATCHES = np.float32([[[0], [2]], [[4], [8]], [[1], [1]]])  # means 1, 6, 1; variances 1, 4, 0
 
@@ -67,3 +78,51 @@ def test_the_benchmark_counts_images_and_not_batches():
     given = (labels.numpy() for _, labels in images.test_batches(250))
     found = runpy.run_path(str(script))["_accuracy"](Model(), images)
     assert found == pytest.approx(100 * 250 / 360)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations"),
+    [
+        (LQNetWeights(2), LQNetActivations(2)),
+        (DSQWeights(2), HAWQActivations(2)),
+        (QuantizationNetworksWeights(2), DSQActivations(2)),
+        (DepthwiseWeights(LQNetWeights(2)), LQNetActivations(2)),
+    ],
+    ids=["lqnet", "dsq and hawq", "quantization networks and dsq", "depthwise"],
+)
+def test_statistics_are_those_of_the_network_that_is_deployed(weights, activations):
+    model = small_model(weights, activations)
+    fit(model)
+    norm = model.layers[2]
+    batches = np.random.default_rng(1).normal(0, 3, (3, 4, 2, 2, 2)).astype(np.float32)
+    before = {each.name: each.numpy() for each in model.variables}
+    reestimate(model, tf.data.Dataset.from_tensor_slices(batches))
+    moved = {name for name, value in before.items() if np.any(value != model_value(model, name))}
+    assert moved == {norm.moving_mean.name, norm.moving_variance.name}
+    outputs = tf.keras.Model(model.input, norm.input)
+    deployed = np.stack([outputs(batch, training=False) for batch in batches])
+    np.testing.assert_allclose(norm.moving_mean, deployed.mean((0, 1, 2, 3)), 1e-4, 1e-5)
+
+
+def model_value(model, name):
+    (variable,) = [each for each in model.variables if each.name == name]
+    return variable.numpy()
+
+
+def test_quantizers_of_tf_mot_stay():
+    model = applied(network(), 2, 2, method="lqnet")
+    before = {each.name: each.numpy() for each in model.variables}
+    reestimate(model, tf.data.Dataset.from_tensors(np.ones((4, 8, 8, 3), np.float32)))
+    moved = {name for name, value in before.items() if np.any(value != model_value(model, name))}
+    assert moved
+    assert all("moving_" in name for name in moved)
+
+
+def test_quantizers_train_again_after_an_error():
+    quantizer = LQNetActivations(2)
+    model = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1), quantizer])
+    before = quantizer.basis.numpy()
+    with pytest.raises(ValueError, match="incompatible"):
+        reestimate(model, tf.data.Dataset.from_tensors(np.zeros((2, 5))))
+    quantizer(np.ones((2, 1)), training=True)
+    assert np.any(quantizer.basis != before)
