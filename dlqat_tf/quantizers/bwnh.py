@@ -127,7 +127,7 @@ def _gram(before: tf.keras.Model, layer, images: np.ndarray) -> np.ndarray:
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             values = quantizer(values)
-        patches = _patches(layer, values)
+        patches = _patches(layer, tf.cast(values, tf.float32))  # sums of 16 bits would overflow
         if len(patches) > share:
             patches = patches[generator.choice(len(patches), share, replace=False)]
         total = total + np.asarray(patches.T @ patches, np.float64)

@@ -132,3 +132,21 @@ def test_bad_arguments():
         bwnh(model, np.ones((1, 2)))
     with pytest.raises(ValueError, match="Received: none"):
         bwnh(network(), np.ones((0, 6, 6, 2)))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_inputs_of_16_bits_are_summed_in_float32(policy):
+    kernel = np.float32([[3.0], [1.0]])
+    images = np.full((2, 625, 2), 10, np.float32)  # 1250 * 10 * 10 is beyond float16
+    inputs = tf.keras.Input((625, 2))
+    layer = lq.layers.QuantDense(
+        1,
+        kernel_quantizer=BWNWeights(),
+        use_bias=False,
+        dtype=tf.keras.mixed_precision.Policy(policy),
+    )
+    model = tf.keras.Model(inputs, layer(tf.cast(inputs, policy.removeprefix("mixed_"))))
+    layer.kernel.latent_variable.assign(kernel)
+    assert bwnh(model, images) == {layer.name: pytest.approx(0, abs=1e-6)}
+    # Of equal inputs the weights of 3 and 1 are two of 2.
+    np.testing.assert_allclose(layer.kernel.latent_variable, [[2], [2]])
