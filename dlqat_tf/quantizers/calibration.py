@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf._progress import progress, say, steps
+from dlqat_tf._progress import progress, steps
 from dlqat_tf.graph import tensors_of
 from dlqat_tf.quantizers.base import ActivationQuantizer
 from dlqat_tf.quantizers.input import InputQuantizer
@@ -16,6 +18,10 @@ from dlqat_tf.quantizers.wrapped import unwrapped
 _ZERO_POINTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _ZERO_POINT_SAMPLE = 20_000
 SAMPLE = 200_000  # values per layer: the optimum moves by less than a percent with more
+# What a network keeps of a batch is a hundred times as much, in float32. Small images are in one
+# batch of all, whose statistics are those of norms that have not been trained.
+_BATCH_NUMBERS = 2**21
+_SMALLEST_BATCH = 32
 _CANDIDATES = np.linspace(0.02, 1.0, 99, dtype=np.float32)
 
 
@@ -94,7 +100,8 @@ def calibrate(
             parts of layers that were taken apart.
         images: A few hundred images, float32 in [0, 1].
         trained: Whether the reference's batch-norm averages are meaningful. An untrained one is
-            run with the statistics of ``images`` instead.
+            run with the statistics of ``images`` instead, batch by batch: all images up to 32x32
+            by hundreds, large ones at least by 32.
 
     Returns:
         The new range by layer name.
@@ -134,15 +141,31 @@ def calibrate(
             )
         call = twins[name]
         rounded.append(tensors_of(call)[0] if is_itself else call.outputs)
-    say("the reference on images")
-    activations = tf.keras.Model(reference.input, rounded)(images, training=not trained)
-    generator = np.random.default_rng(0)
+    observed = tf.keras.Model(reference.input, rounded)
+    samples: list[list[np.ndarray]] = [[] for _ in rounded]
+    generator, batches = np.random.default_rng(0), _batches(images)
+    for batch in steps("the reference on images, batch", batches):
+        activations = tf.nest.flatten(observed(batch, training=not trained))
+        for kept, values in zip(samples, activations, strict=True):
+            kept.append(subsample(typical(values.numpy()), -(-SAMPLE // len(batches)), generator))
     return {
-        layer.name: set_range(quantizer, subsample(typical(values.numpy()), SAMPLE, generator))
+        layer.name: set_range(quantizer, np.concatenate(values))
         for (layer, quantizer), values in steps(
-            "range", zip(quantizers.items(), tf.nest.flatten(activations), strict=True)
+            "range", zip(quantizers.items(), samples, strict=True)
         )
     }
+
+
+def _batches(images) -> list:
+    """Return images in equal batches that memory has room for; sizes differ by one at most."""
+    arrays = tf.nest.flatten(images)
+    count, numbers = len(arrays[0]), sum(np.size(each) for each in arrays)
+    size = max(_SMALLEST_BATCH, _BATCH_NUMBERS * count // max(numbers, 1))
+    ends = np.linspace(0, count, max(count // size, 1) + 1).astype(int)
+    return [
+        tf.nest.map_structure(lambda each, start=start, end=end: each[start:end], images)
+        for start, end in itertools.pairwise(ends)
+    ]
 
 
 def _calls(model: tf.keras.Model) -> dict:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import dlqat_tf
+from dlqat_tf.quantizers import calibration
 from dlqat_tf.quantizers.calibration import (
     calibrate,
     optimal_range,
@@ -143,6 +144,41 @@ def test_untrained_reference_uses_the_statistics_of_the_images():
     images = np.array([[-1.0], [1.0]], np.float32)
     assert calibrate(model, reference, images, trained=False)["act"] == pytest.approx(1, rel=0.05)
     assert calibrate(model, reference, images, trained=True)["act"] == pytest.approx(100, rel=0.05)
+
+
+def test_images_are_run_in_equal_batches(monkeypatch):
+    monkeypatch.setattr(calibration, "_BATCH_NUMBERS", 0)
+    monkeypatch.setattr(calibration, "SAMPLE", 30)
+    sizes = []
+
+    class Seen(tf.keras.layers.Layer):
+        def call(self, inputs):
+            if inputs.shape[0]:
+                sizes.append(inputs.shape[0])
+            return inputs
+
+    inputs = tf.keras.Input((4,))
+    reference = tf.keras.Model(inputs, tf.keras.layers.ReLU(name="act")(Seen()(inputs)))
+    model = tf.keras.Model(inputs, dlqat_tf.CGPACT(2, name="act")(inputs))
+    images = np.tile(np.float32([0, 1, 2, 3]), (70, 1))
+    seen = []
+    monkeypatch.setattr(calibration, "optimal_range", lambda values, *_: seen.append(values) or 2.5)
+    assert calibrate(model, reference, images) == {"act": 2.5}
+    assert sizes == [35, 35]  # at least 32 are in one
+    assert seen[0].shape == (30,)
+    assert set(seen[0]) <= {0, 1, 2, 3}
+    assert calibrate(model, reference, images[:32]) == {"act": 2.5}
+    assert sizes[2:] == [32]
+
+
+def test_batches_do_not_change_ranges_of_few_values(monkeypatch):
+    model, reference = (dlqat_tf.resnet18(10, (8, 8, 1), 1, bits, width=4) for bits in (2, 32))
+    images = np.random.default_rng(0).random((70, 8, 8, 1), np.float32)
+    at_once = calibrate(model, reference, images)
+    monkeypatch.setattr(calibration, "_BATCH_NUMBERS", 0)
+    in_batches = calibrate(model, reference, images)
+    for name, alpha in at_once.items():
+        assert in_batches[name] == pytest.approx(alpha, rel=1e-5)
 
 
 def chain(make, blocks=8):
