@@ -93,6 +93,7 @@ def started(
     start = latents(kernel, axes) if clamps(quantizer) else np.float32(kernel)
     if constraint is not None:
         start = np.asarray(constraint(start))
+    quantizer.start(start)
     return start, np.asarray(quantizer(start), np.float64)
 
 

@@ -225,6 +225,13 @@ class WeightQuantizer(_Quantizer):
         """Return what makes ``quantizer``, of output channels last, read kernels as this one."""
         return quantizer
 
+    def start(self, kernel: np.ndarray) -> None:
+        """Start on a trained kernel what would start from a guess; most methods follow the kernel.
+
+        Args:
+            kernel: float32 latent weights.
+        """
+
     def grid(self, kernel) -> WeightGrid:
         """Return the integers behind ``self(kernel)``.
 

@@ -20,6 +20,7 @@ from dlqat_tf.quantizers.base import (
     check_bits,
     in_training,
 )
+from dlqat_tf.quantizers.calibration import optimal_range
 from dlqat_tf.quantizers.one_loop import compiled
 from dlqat_tf.quantizers.rematerialize import rematerialize
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
@@ -258,7 +259,8 @@ class DSQActivations(ActivationQuantizer):
     r"""DSQ's activation quantizer in place of a ReLU: codes from 0 to :math:`2^b - 1` up to u.
 
     As :class:`DSQWeights`, with the lower end of the range at zero. u starts from the first batch,
-    before which each batch is rounded by its own and there is no ``grid``. 32 bits are a ReLU.
+    before which each batch is rounded by its own and there is no ``grid``. In
+    :func:`dlqat_tf.quantize` it starts where it loses least on the images. 32 bits are a ReLU.
 
     Args:
         bits: 1 to 8, or 32.
@@ -269,7 +271,9 @@ class DSQActivations(ActivationQuantizer):
 
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_bits(bits), **kwargs)
-        self.range = self.started = self.alpha = None
+        self.range: tf.Variable = None  # all three from `build` on
+        self.started: tf.Variable = None
+        self.alpha: tf.Variable = None
 
     def build(self, input_shape):
         if self.bits != 32:
@@ -292,6 +296,11 @@ class DSQActivations(ActivationQuantizer):
             self.bits,
             fused=in_training(training),
         )
+
+    def start(self, values):
+        if self.bits != 32:
+            self.range.assign(optimal_range(values, 0, 2**self.bits - 1))
+            self.started.assign(1.0)
 
     def grid(self) -> ActivationGrid:
         self._rounds(has_started(self.started))

@@ -44,6 +44,11 @@ class _Reordered(WeightQuantizer):
         mode = self.quantizer.mode(training)
         return self.in_order(self.quantizer.quantize(self.reordered(values), mode), values.shape)
 
+    def start(self, kernel):
+        if not self.built:
+            self.build(kernel.shape)
+        self.quantizer.start(self.reordered(kernel))
+
     def grid(self, kernel) -> WeightGrid:
         grid = self.quantizer.grid(self.reordered(kernel))
         step = self._of_channels(grid.step, kernel.shape) if np.ndim(grid.step) else grid.step

@@ -7,6 +7,7 @@ ECCV 2018 (arXiv 1807.10029).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,7 @@ from dlqat_tf.quantizers.base import (
     WeightQuantizer,
     check_widths,
 )
+from dlqat_tf.quantizers.calibration import optimal_range
 from dlqat_tf.quantizers.free_levels import (
     ActivationPlanes,
     least_squares,
@@ -33,6 +35,8 @@ _WIDTHS = (1, 2, 3, 4)
 _QUARTILE = 0.6745  # of a unit normal: half of its values are nearer to zero
 _MOMENTUM = 0.9
 _DAMPING = 1e-4
+_ROUNDS, _REST = 50, 1e-3  # at most so many; at rest it moves by less than that share
+_ROWS = 1000  # of a channel's weights
 
 
 def _add_basis(quantizer, start: np.ndarray) -> tf.Variable:
@@ -57,6 +61,25 @@ def _follow(basis: tf.Variable, new: tf.Tensor, training) -> None:
     basis.assign(tf.where(use, moved, tf.convert_to_tensor(basis)))
 
 
+def _at_rest(x: tf.Tensor, basis: tf.Tensor, planes_by: Callable[[tf.Tensor], list]) -> tf.Tensor:
+    """Return the basis on which planes and least squares following each other come to rest.
+
+    Args:
+        x: float32 (values, channels).
+        basis: float32 (planes, channels), where it starts.
+        planes_by: Makes the planes of ``x`` by a basis.
+    """
+    for _ in range(_ROUNDS):
+        new = least_squares(x, planes_by(basis), basis, _DAMPING)
+        if not np.all(np.isfinite(new)):
+            break
+        moved = tf.reduce_max(tf.abs(new - basis) / positive(tf.abs(basis)))
+        basis = new
+        if moved < _REST:
+            break
+    return basis
+
+
 @register_alias("lqnet_weights")
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
 class LQNetWeights(WeightQuantizer):
@@ -76,6 +99,9 @@ class LQNetWeights(WeightQuantizer):
     positions times its output channels. Both are those of the authors' code, which has no m; delta
     then is too small for planes that are equal. The basis is in the model file.
 
+    :func:`dlqat_tf.quantize`, which has a trained kernel, starts from the basis where this comes to
+    rest on it.
+
     Args:
         bits: 1 to 4, or 32 for weights that are not rounded.
 
@@ -87,7 +113,7 @@ class LQNetWeights(WeightQuantizer):
 
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_widths("LQ-Net of weights", bits, _WIDTHS), **kwargs)
-        self.basis = None
+        self.basis: tf.Variable = None  # from `build` on
 
     def build(self, input_shape):
         if self.bits != 32:
@@ -117,6 +143,18 @@ class LQNetWeights(WeightQuantizer):
     def _planes(kernel: tf.Tensor, basis: tf.Tensor) -> list[tf.Tensor]:
         thresholds, planes = thresholds_of(basis, -1)
         return planes_of(kernel, tf.unstack(thresholds), planes)
+
+    def start(self, kernel):
+        if self.bits == 32:
+            return
+        if not self.built:
+            self.build(kernel.shape)
+        flat = tf.reshape(tf.constant(kernel, tf.float32), [-1, kernel.shape[-1]])
+        flat = flat[:: -(-len(flat) // _ROWS)]
+        deviation = positive(tf.sqrt(tf.reduce_mean(tf.square(flat), 0)))
+        powers = 2.0 ** (np.arange(self.bits, dtype=np.float32) + 1 - self.bits)
+        start = _QUARTILE * deviation * powers[:, None]
+        self.basis.assign(_at_rest(flat, start, lambda basis: self._planes(flat, basis)))
 
     def grid(self, kernel) -> WeightGrid:
         planes = self.planes(kernel)
@@ -155,6 +193,10 @@ class LQNetActivations(ActivationQuantizer):
     that of :class:`LQNetWeights`; it starts at :math:`0.6745 \cdot 2^{i+1} / (2^b - 1)` and stays
     at or above 1e-6, which the paper leaves open. It is in the model file. 32 bits are a ReLU.
 
+    That start suits activations of unit deviation, and a basis far from them hardly moves.
+    :func:`dlqat_tf.quantize` with images starts from the grid that loses least on them, and from
+    there where the basis comes to rest.
+
     Args:
         bits: 1 to 4, or 32.
 
@@ -164,7 +206,7 @@ class LQNetActivations(ActivationQuantizer):
 
     def __init__(self, bits: int = 2, **kwargs):
         super().__init__(check_widths("LQ-Net of activations", bits, _WIDTHS), **kwargs)
-        self.basis = None
+        self.basis: tf.Variable = None  # from `build` on
 
     def build(self, input_shape):
         if self.bits != 32:
@@ -185,6 +227,19 @@ class LQNetActivations(ActivationQuantizer):
         inside = tf.logical_and(values > 0, values < tf.reduce_sum(basis))
         outputs = weighted_sum(found, tf.unstack(basis))
         return straight_through(values, outputs, tf.cast(inside, tf.float32))
+
+    def start(self, values):
+        if self.bits == 32:
+            return
+        x = tf.nn.relu(tf.reshape(tf.constant(values, tf.float32), [-1, 1]))
+        step = optimal_range(values, 0, 2**self.bits - 1) / (2**self.bits - 1)
+        start = tf.constant(step * 2.0 ** np.arange(self.bits)[:, None], tf.float32)
+
+        def planes_by(basis):
+            thresholds, planes = thresholds_of(basis, 0)
+            return planes_of(x, tf.unstack(thresholds[:, 0]), planes)
+
+        self.basis.assign(positive(_at_rest(x, start, planes_by)[:, 0]))
 
     def grid(self):
         self._rounds(self.basis is not None)

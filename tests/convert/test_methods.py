@@ -99,6 +99,21 @@ def test_what_starts_from_data_starts_from_the_images():
     assert float(layer.step) == pytest.approx(2 * values.mean() / np.sqrt(3), rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["lqnet", "dsq"])
+@pytest.mark.parametrize("size", [0.05, 20.0])
+def test_activations_of_any_size_lose_little_from_the_start(name, size):
+    inputs = tf.keras.Input((4, 4, 2))
+    x = layers.ReLU(name="act")(layers.Rescaling(size, name="scale")(inputs))
+    x = layers.Conv2D(3, 1, name="conv")(x)
+    source = tf.keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    images = np.random.default_rng(0).standard_normal((32, 4, 4, 2)).astype(np.float32)
+    widths = {"act": {"activation_bits": 2}}
+    model, _ = quantize(source, 1, 2, None, images=images, method=name, overrides=widths)
+    values = np.maximum(size * images, 0)
+    lost = np.square(model.get_layer("act")(values) - values).mean() / np.square(values).mean()
+    assert lost < 0.06  # the best grid of 2 bits has 0.047
+
+
 def test_a_frozen_relu_keeps_its_range():
     float_model = source()
     float_model.get_layer("first_relu").trainable = False

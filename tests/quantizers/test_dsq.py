@@ -181,3 +181,10 @@ def test_weights_are_the_same_bits_in_training(bits):
     for training in (True, False):
         values = tf.function(quantizer)(kernel, training=training)
         np.testing.assert_array_equal(values, grid.codes * grid.step)
+
+
+def test_activations_start_where_they_lose_least_on_images():
+    quantizer = DSQActivations(2)
+    quantizer.build((None, 1))
+    quantizer.start(np.float32([0, 1, 2, 3] * 10))
+    assert quantizer.grid().step == pytest.approx(1)

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlqat_tf import LQNetActivations, LQNetWeights
-from dlqat_tf.quantizers import NoGrid
+from dlqat_tf.quantizers import NoGrid, TransposedWeights
+from dlqat_tf.quantizers.calibration import optimal_range, rounding_error
+from dlqat_tf.quantizers.ste import Codes
 from tests.quantizers.methods import check_grid, fit, gradient_of, kernels, small_model
 
 
@@ -167,3 +169,45 @@ def test_a_value_at_a_threshold_is_below_it():
         y = quantizer(x)
     assert y.numpy().tolist() == [[0, 0, 1, 2, 3]]
     assert tape.gradient(y, x).numpy().tolist() == [[0, 1, 1, 1, 0]]
+
+
+def test_activations_start_where_the_basis_rests_on_images():
+    quantizer = with_basis(LQNetActivations(2), [0.1, 0.2])
+    quantizer.start(np.float32([-3, 0, 2, 5, 7] * 20))
+    np.testing.assert_allclose(quantizer.basis, [2, 5], 1e-3)
+    quantizer.start(np.float32([0, 0.002, 0.005, 0.007] * 20))  # far below what it starts at
+    np.testing.assert_allclose(quantizer.basis, [0.002, 0.005], 1e-2)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [0.01, 1.0, 9.0])
+def test_activations_lose_no_more_than_on_the_best_grid(bits, size):
+    values = np.float32(size * np.random.default_rng(0).exponential(size=5000))
+    quantizer = LQNetActivations(bits)
+    quantizer.build((None, 1))
+    quantizer.start(values)
+    step = optimal_range(values, 0, 2**bits - 1) / (2**bits - 1)
+    error = np.square(quantizer(values) - values).mean()
+    assert error <= rounding_error(values, Codes(0, 2**bits - 1), step)
+    before = quantizer.basis.numpy()
+    quantizer(values, training=True)  # it is at rest
+    np.testing.assert_allclose(quantizer.basis, before, 1e-2)
+
+
+def test_images_of_nothing_leave_a_basis():
+    quantizer = LQNetActivations(2)
+    quantizer.build((None, 1))
+    quantizer.start(np.zeros(10, np.float32))
+    assert np.all(np.isfinite(quantizer.basis))
+    assert np.all(quantizer.basis > 0)
+
+
+def test_weights_start_where_the_basis_rests_on_the_kernel():
+    quantizer = LQNetWeights(2)
+    kernel = np.float32([[-4, -2, 2, 4], [-40, -20, 20, 40], [0, 0, 0, 0]]).T
+    quantizer.start(kernel)
+    np.testing.assert_allclose(quantizer.basis, [[1, 10, 0], [3, 30, 0]], 1e-2, 1e-5)
+    np.testing.assert_allclose(quantizer(kernel), kernel, 1e-2, 1e-4)
+    transposed = TransposedWeights(LQNetWeights(2))
+    transposed.start(kernel[None, None].swapaxes(-1, -2))
+    np.testing.assert_array_equal(transposed.quantizer.basis, quantizer.basis)
