@@ -3,7 +3,13 @@
 A file has the network's configuration and its variables. A kernel that its quantizer rounds is
 stored as codes and steps, 1 bit a weight at 1 bit. The latent weights behind the codes are gone: a
 network that is read again has others that are rounded to the same levels, so it computes the same,
-and training goes on from the middle of the levels.
+and training goes on from the middle of the levels, or from as far beside it as their step asks for.
+
+In float32 stay kernels whose codes do not say them: of levels that are no grid (LQ-Net and ABC-Net
+of 2 bits and more, SYQ's convolutions), of quantizers that start with the first step of training
+and have not (LSQ, SYQ, DSQ, Quantization Networks), and single ones for whose steps no other latent
+weights are found, as of a few weights of 8 bits under ``SATWeights(keep_scale=True)``. INQ's levels
+are variables beside the codes, which compression makes small.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ def save_packed(model: tf.keras.Model, path: str | Path) -> None:
     """Write a network to a file of numpy's compressed arrays (``.npz``).
 
     Kernels whose quantizer cannot say which latent weights would give the same codes and steps bit
-    for bit are stored as they are, as 32-bit kernels are.
+    for bit are stored as they are, as 32-bit kernels are: the module says which.
 
     >>> dlqat_tf.packed.save_packed(model, "network.npz")
 

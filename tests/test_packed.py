@@ -73,13 +73,88 @@ def test_a_weight_takes_its_bits(tmp_path):
     assert size(32) > 3 * weights
 
 
-def test_latent_weights_are_kept_where_codes_would_not_do(tmp_path):
-    inputs = tf.keras.Input((4,))
-    layer = lq.layers.QuantDense(3, kernel_quantizer=dlqat_tf.SATWeights(2, keep_scale=True))
-    model = tf.keras.Model(inputs, layer(inputs))
-    save_packed(model, tmp_path / "x.npz")
+def of_one_kernel(quantizer, started=True):
+    """A network of one kernel that was trained for a step, and its number of weights."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((4, 4, 64))
+    conv = lq.layers.QuantConv2D(128, 3, use_bias=False, kernel_quantizer=quantizer)
+    model = tf.keras.Model(inputs, conv(inputs))
+    model(np.ones((1, 4, 4, 64), np.float32), training=started)
+    if hasattr(quantizer, "advance"):
+        quantizer.advance(1.0, conv.kernel)
+    return model, 3 * 3 * 64 * 128
+
+
+def stored(model, path):
+    """Return the size of a network's file; what is read from it computes the same."""
+    save_packed(model, path)
+    same(model, load_packed(path), model.input_shape[1:])
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "bits"),
+    [
+        *((dlqat_tf.SATWeights(bits), bits) for bits in (1, 2, 4)),
+        *((dlqat_tf.SATWeights(bits, keep_scale=True), bits) for bits in (1, 2, 3, 4)),
+        *((dlqat_tf.DoReFaWeights(bits), bits) for bits in (1, 2, 4)),
+        (dlqat_tf.SymmetricWeights(4), 4),
+        (dlqat_tf.BWNWeights(1), 1),
+        (dlqat_tf.IRNetWeights(1), 1),
+        *((dlqat_tf.LSQWeights(bits), bits) for bits in (2, 4)),
+        *((dlqat_tf.HAWQWeights(bits), bits) for bits in (2, 4)),
+        *((dlqat_tf.DSQWeights(bits), bits) for bits in (1, 4)),
+        *((dlqat_tf.QuantizationNetworksWeights(bits), bits) for bits in (1, 2, 3)),
+        (dlqat_tf.LQNetWeights(1), 1),
+        (dlqat_tf.ABCNetWeights(1), 1),
+    ],
+    ids=lambda each: getattr(each, "name", each),
+)
+def test_a_weight_of_a_method_takes_its_bits(tmp_path, quantizer, bits):
+    model, weights = of_one_kernel(quantizer)
+    assert stored(model, tmp_path / "x.npz") < 1.05 * bits * weights / 8 + 3000
+
+
+def test_steps_are_met_though_channels_differ(tmp_path):
+    for quantizer in (dlqat_tf.BWNWeights(), dlqat_tf.SATWeights(2, keep_scale=True)):
+        model, weights = of_one_kernel(quantizer)
+        kernel = model.layers[1].kernel.latent_variable
+        kernel.assign(kernel * np.geomspace(0.3, 3, 128).astype(np.float32))
+        assert stored(model, tmp_path / "x.npz") < weights
+
+
+def test_irnet_has_latent_weights_of_any_exponent():
+    quantizer = dlqat_tf.IRNetWeights()
+    generator = np.random.default_rng(0)
+    kernel = generator.standard_t(1.2, (3, 3, 32, 16)).astype(np.float32)
+    kernel[..., 0] = np.abs(kernel[..., 0]) ** 3
+    grid = quantizer.grid(kernel)
+    assert len(np.unique(grid.step)) > 2
+    again = quantizer.grid(quantizer.latent(grid))
+    np.testing.assert_array_equal(again.codes, grid.codes)
+    np.testing.assert_array_equal(again.step, grid.step)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "started"),
+    [
+        (dlqat_tf.LQNetWeights(2), True),
+        (dlqat_tf.ABCNetWeights(2), True),
+        (dlqat_tf.SYQWeights(1), True),  # a scale for each position
+        (dlqat_tf.LSQWeights(2), False),
+    ],
+    ids=lambda each: getattr(each, "name", each),
+)
+def test_latent_weights_are_kept_where_codes_would_not_do(tmp_path, quantizer, started):
+    model, weights = of_one_kernel(quantizer, started)
+    assert stored(model, tmp_path / "x.npz") > 3 * weights
     again = load_packed(tmp_path / "x.npz")
-    np.testing.assert_array_equal(again.layers[-1].kernel, layer.kernel)
+    np.testing.assert_array_equal(again.layers[-1].kernel, model.layers[-1].kernel)
+
+
+def test_inq_stores_codes_and_the_levels_that_are_frozen(tmp_path):
+    model, weights = of_one_kernel(dlqat_tf.INQWeights(2))
+    assert stored(model, tmp_path / "x.npz") < weights
 
 
 def test_nested_models_come_back(tmp_path):

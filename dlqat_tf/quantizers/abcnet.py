@@ -100,6 +100,9 @@ class ABCNetWeights(WeightQuantizer):
         negative = scale < 0
         return WeightGrid(np.where(negative, -sign, sign).astype(np.int16), np.abs(scale))
 
+    def latent(self, grid):
+        return self._of_step(super().latent(grid), grid)
+
     def planes(self, kernel) -> list[tuple[np.ndarray, np.ndarray]]:
         kernel = self._checked(kernel)
         bases = _bases(kernel, self.bits)

@@ -66,6 +66,9 @@ class BWNWeights(WeightQuantizer):
         kernel = self._checked(kernel)
         return WeightGrid(signs(kernel).numpy().astype(np.int16), _scale(kernel).numpy())
 
+    def latent(self, grid):
+        return self._of_step(super().latent(grid), grid)
+
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")
 class CentredAndClamped(tf.keras.constraints.Constraint):

@@ -72,6 +72,11 @@ class DoReFaWeights(WeightQuantizer):
             return SATWeights(self.bits).grid(kernel)
         return WeightGrid(signs(kernel).numpy().astype(np.int16), _mean(kernel).numpy())
 
+    def latent(self, grid):
+        if self.bits > 1:
+            return SATWeights(self.bits).latent(grid)
+        return self._of_step(super().latent(grid), grid)
+
 
 @register_alias("dorefa_activations")
 @tf.keras.utils.register_keras_serializable("dlqat_tf")

@@ -15,6 +15,9 @@ from larq.utils import register_alias
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_widths
 from dlqat_tf.quantizers.ste import per_filter, power_of_two, signs, straight_through
 
+_POWERS = (0.0, *2.0 ** np.arange(-1.0, 9.0, 0.5))  # of magnitudes that rise from 0 to 1
+_LEAST = 1e-4  # of them: what rounding leaves of their mean is far below it
+
 
 def _standardised(kernel: tf.Tensor) -> tf.Tensor:
     axes, count = per_filter(kernel)
@@ -109,3 +112,21 @@ class IRNetWeights(WeightQuantizer):
         standardised = _standardised(self._checked(kernel))
         codes = signs(standardised).numpy().astype(np.int16)
         return WeightGrid(codes, _scale(standardised).numpy())
+
+    def latent(self, grid):
+        flat = grid.codes.reshape(-1, grid.codes.shape[-1])
+        above, count = flat > 0, len(flat)
+        best, distance = np.ones(flat.shape), np.full(flat.shape[-1], np.inf)
+        for power in _POWERS:
+            # Magnitudes rise among the weights of a sign, which sum to those of the other sign.
+            latent = np.zeros(flat.shape)
+            for side, sign in ((above, 1), (~above, -1)):
+                share = np.cumsum(side, 0) / np.maximum(side.sum(0), 1)
+                magnitude = np.where(side, share**power + _LEAST, 0)
+                latent += sign * magnitude / np.maximum(magnitude.sum(0), 1e-30)
+            deviation = np.sqrt(np.square(latent).sum(0) / max(count - 1, 1))
+            far = np.abs(np.log2(np.abs(latent).mean(0) / deviation) - np.log2(grid.step))
+            is_nearer = (far < distance) & above.any(0) & ~above.all(0)
+            best = np.where(is_nearer, latent, best)
+            distance = np.where(is_nearer, far, distance)
+        return best.reshape(grid.codes.shape).astype(np.float32)

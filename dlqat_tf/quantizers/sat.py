@@ -13,6 +13,9 @@ from larq.utils import register_alias
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
 from dlqat_tf.quantizers.ste import values_of
 
+_WITHIN = 0.95  # of the interval of a code, so that rounding leaves a latent in it
+_LARGEST = 4.0  # latent: beyond it, float32's tanh hardly grows
+
 
 def _top_code(bits: int) -> int:
     # Odd codes up to +-255 do not fit an int8, so 8 bits use the narrow grid -127..127 with zero.
@@ -71,6 +74,44 @@ def _half_codes_and_step(kernel: tf.Tensor, bits: int, scale_adjust: bool, keep_
     if scale_adjust:
         step *= _rescaling(half_codes * (2.0 * step))
     return half_codes, step
+
+
+def _with_scales(grid: WeightGrid, bits: int) -> np.ndarray:
+    """Return latents of codes whose projections have, but for rounding, the steps of a grid.
+
+    Within the interval of a code a channel's latents stand as far up as its step asks for. The
+    largest latent is the one for which all channels' steps are farthest from the intervals' ends.
+    """
+    codes = np.abs(grid.codes, dtype=np.float64).reshape(-1, grid.step.size)
+    if bits == 1:
+        return (grid.codes * grid.step).astype(np.float32)
+    top, half = _top_code(bits), 0.5 if bits == 8 else 1.0
+    low = np.where(codes > 0, codes - _WITHIN * half, 0.0) / top
+    high = np.where(codes > 0, np.minimum(codes + _WITHIN * half, top), 0.0) / top
+    energy = np.maximum(np.square(codes).sum(0), 1.0)
+
+    def latents(share, largest: float) -> np.ndarray:
+        tanh = low + share * (high - low)
+        tanh.flat[np.argmax(codes)] = 1.0
+        return np.arctanh(np.tanh(largest) * tanh)
+
+    def room(largest: float) -> float:
+        ends = [(codes * latents(share, largest)).sum(0) / energy for share in (0.0, 1.0)]
+        with np.errstate(divide="ignore"):
+            return np.where(
+                codes.any(0), np.minimum(grid.step / ends[0], ends[1] / grid.step), 9
+            ).min()
+
+    steps = grid.step[codes.any(0)] if codes.any() else np.ones(1)
+    tried = np.geomspace(steps.min() * top / 2, min(steps.max() * top * 2, _LARGEST), 50)
+    largest = max(tried, key=room)
+    least, most = np.zeros(grid.step.size), np.ones(grid.step.size)
+    for _ in range(40):
+        share = (least + most) / 2
+        is_less = (codes * latents(share, largest)).sum(0) / energy < grid.step
+        least, most = np.where(is_less, share, least), np.where(is_less, most, share)
+    latent = latents(share, largest).reshape(grid.codes.shape)
+    return np.copysign(latent, grid.codes).astype(np.float32)
 
 
 def sat_weights(
@@ -183,6 +224,8 @@ class SATWeights(WeightQuantizer):
         return WeightGrid((2.0 * half_codes).numpy().astype(np.int16), step.numpy())
 
     def latent(self, grid: WeightGrid) -> np.ndarray:
+        if self.keep_scale:
+            return self._of_step(_with_scales(grid, self.bits), grid)
         # Undoes the clamp, tanh(W) / max|tanh(W)|, where the largest weight is 1.
         largest = max(np.abs(grid.codes).max(initial=1), 1)
         return np.arctanh(grid.codes / largest * np.tanh(1.0)).astype(np.float32)
