@@ -178,13 +178,7 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
     """Return a copy of a functional or Sequential model, its configuration changed on the way."""
     kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
     layers = [each for each in model.submodules if isinstance(each, tf.keras.layers.Layer)]
-    # Keras finds classes by name, and users need not have registered theirs; nor functions in the
-    # place of quantizers, of which Larq finds the classes that have their names.
-    classes: dict[str, Any] = {type(each).__name__: type(each) for each in layers}
-    for layer in layers:
-        for name in ("input_quantizer", "kernel_quantizer", "depthwise_quantizer"):
-            if inspect.isroutine(quantizer := getattr(layer, name, None)):
-                classes[quantizer.__name__] = quantizer
+    classes = _classes_of(layers)
     config = change(model.get_config())
     lambdas = [each for each in layers if type(each) is tf.keras.layers.Lambda]
     if lambdas:
@@ -202,6 +196,30 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
     copy.set_weights(model.get_weights())
     refresh(copy)
     return copy
+
+
+def can_be_made_again(layer: tf.keras.layers.Layer) -> bool:
+    """Return whether a layer takes what its configuration gives, as loading a model needs it to."""
+    every = [layer, *(each for each in layer.submodules if isinstance(each, tf.keras.layers.Layer))]
+    with tf.keras.utils.custom_object_scope(_classes_of(every)), with_lambdas():
+        try:
+            tf.keras.layers.deserialize(tf.keras.layers.serialize(layer))
+        except (NotImplementedError, TypeError):
+            return False
+    return True
+
+
+def _classes_of(layers: list[tf.keras.layers.Layer]) -> dict[str, Any]:
+    """Return classes by name, as Keras finds them: users need not have registered theirs.
+
+    Nor functions in the place of quantizers, of which Larq finds the classes of their names.
+    """
+    classes: dict[str, Any] = {type(each).__name__: type(each) for each in layers}
+    for layer in layers:
+        for name in ("input_quantizer", "kernel_quantizer", "depthwise_quantizer"):
+            if inspect.isroutine(quantizer := getattr(layer, name, None)):
+                classes[quantizer.__name__] = quantizer
+    return classes
 
 
 def _with_functions_of(lambdas: list[tf.keras.layers.Lambda]) -> type:

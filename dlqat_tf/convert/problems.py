@@ -17,7 +17,7 @@ from dlqat_tf.convert.kinds import (
 )
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
-from dlqat_tf.graph import reads_mask, tensors_of
+from dlqat_tf.graph import can_be_made_again, reads_mask, tensors_of
 
 _layers = tf.keras.layers
 
@@ -105,13 +105,16 @@ def _described(network, call) -> tuple[str, str]:
     operator = getattr(call.layer, "symbol", None)  # of the layers that Keras makes of operators
     if operator:
         name = str(operator).removeprefix("__operators__.")
-    is_of_user = not type(call.layer).__module__.startswith("tf_keras.")
-    if is_of_user and any(map(is_weighted, call.layer.submodules)):
+    if not _is_of_keras(call.layer) and any(map(is_weighted, call.layer.submodules)):
         return name, _IN_PARTS
     is_image = all(len(tensor.shape) == 4 for tensor in tensors_of(call.node))
     if is_image and not call.layer.weights and network.from_input(call.inputs):
         return name, _PREPARE
     return name, _ADVICE.get(type(call.layer), "")
+
+
+def _is_of_keras(layer) -> bool:
+    return type(layer).__module__.startswith("tf_keras.")
 
 
 def refusal(problems: dict[str, tuple], count: int) -> ConversionError:
@@ -200,6 +203,11 @@ def unstored(calls: list) -> dict[str, str]:
             continue  # flattened by export, which keeps apart what has an integer form
         if call.training and call.layer._expects_training_arg:
             found[call.name] = "it is called with training=True; call it without"
+        elif not (_is_of_keras(call.layer) or can_be_made_again(call.layer)):
+            found[call.name] = (
+                "it cannot be made again from its settings, as Keras does to load a model; let its "
+                "get_config give what its __init__ takes"
+            )
         elif not is_quantized(call.layer) and all(
             None not in tensor.shape[1:] for tensor in tensors_of(call.node)
         ):

@@ -230,6 +230,45 @@ def test_what_a_layer_raises_is_told_without_the_heading_of_keras():
     assert len(message) < 600
 
 
+class Gated(layers.Layer):
+    """As keras_cv's squeeze-and-excitation: its settings hold a layer."""
+
+    def __init__(self, gate=None, **kwargs):
+        super().__init__(**kwargs)
+        self.gate = gate or Gate()
+
+    def call(self, x):
+        return x * self.gate(x)
+
+    def get_config(self):
+        return {**super().get_config(), "gate": tf.keras.layers.serialize(self.gate)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(tf.keras.layers.deserialize(config.pop("gate")), **config)
+
+
+class Gate(layers.Layer):
+    """Takes no name, which its settings give."""
+
+    def __init__(self):
+        super().__init__()
+
+    def call(self, x):
+        return tf.exp(x)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_layers_that_no_file_could_be_loaded_with_are_said_before_training():
+    message, overrides = message_of(network(layers.LeakyReLU(), Gated(name="gated")))
+    assert "- 'gated' (Gated): It cannot be made again from its settings" in message
+    assert "Let its get_config give what its __init__ takes." in message
+    assert list(overrides) == ["gated"]
+    quantize(network(layers.LeakyReLU(), Gated(layers.Activation("exponential"))), 4, 4)
+
+
 def test_layers_in_a_layer_can_be_those_of_the_network():
     block = Block(name="block")
     _, report = quantize(network(block), 4, 4)
