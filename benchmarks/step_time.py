@@ -110,7 +110,8 @@ def stepper(settings: Settings, name: str):
         kernel_regularizer=tf.keras.regularizers.L2(2e-5),
     )
     model.compile(
-        tf.keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+        # A rate by which no network of random labels diverges before all have taken their steps.
+        tf.keras.optimizers.SGD(1e-5, momentum=0.9, nesterov=True),
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     generator = np.random.default_rng(0)
