@@ -6,7 +6,7 @@ from dlqat_tf import (  # noqa: F401  (_compat first: it decides which Keras all
     export,
     levels,
 )
-from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.plots, tfmot, zoo)
+from dlqat_tf._deferred import __getattr__  # noqa: F401  (dlqat_tf.plots and others)
 from dlqat_tf.convert import ConversionError, ConversionReport, quantize
 from dlqat_tf.distillation import distill
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead

@@ -2,7 +2,8 @@
 
 TF-MOT imports Keras 3 whole, 40 % of the time that this package itself takes. So ``dlqat_tf.tfmot``
 is imported by whoever asks for it, and by Keras when it meets a TF-MOT layer in a file. Likewise
-``dlqat_tf.plots`` and matplotlib, ``dlqat_tf.zoo`` and what opens data sets.
+``dlqat_tf.plots`` and matplotlib, ``dlqat_tf.zoo`` and what opens data sets, and what most users
+never ask for: ``dlqat_tf.analysis``, ``packed`` and ``training``.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import importlib
 
 import tensorflow as tf
 
+_MODULES = ("analysis", "packed", "plots", "tfmot", "training", "zoo")
+
 
 def __getattr__(name: str):
     """Return a module of the package that is named by its attribute, by importing it."""
-    if name in ("plots", "tfmot", "zoo"):
+    if name in _MODULES:
         return importlib.import_module(f"dlqat_tf.{name}")
     raise AttributeError(f"module 'dlqat_tf' has no attribute {name!r}")
 
