@@ -372,7 +372,8 @@ def test_distillation_has_the_weight_and_temperature_of_the_recipe():
     )
     model = starting.build_model(recipe, data.load("digits"), starting.stages_of(recipe)[-1])
     layer = stages._trainer(recipe, model, model).layers[-1]
-    assert (layer._weight, layer._temperature, layer._student_scale) == (2.0, 3.0, 7.0)
+    assert (layer._weight, layer._temperature) == (2.0, 3.0)
+    assert float(layer._student_logits(tf.constant(1.0))) == 7.0
 
 
 def test_a_teacher_must_fit(finished, tmp_path):
