@@ -108,9 +108,9 @@ class Placing:
             taken = self._graph.taken[image]
             place.preprocessing = taken.preprocessing
             place.range, _ = range_of(taking.prepared(call, taken.examples))
-        functions = {each.role == "function" and function_of(each.layer) for each in calls}
-        if place.bits == 8 and len(functions) == 1:
-            place.range = FIXED_RANGES.get(*functions)
+        if place.bits == 8 and all(each.role == "function" for each in calls):
+            functions = {function_of(each.layer) for each in calls}
+            place.range = FIXED_RANGES.get(*functions) if len(functions) == 1 else None
         return place
 
     def _place_name(self, width: str, call: Call, image: Call | None, names: set[str]) -> str:
