@@ -17,6 +17,7 @@ from dlqat_tf.quantizers.base import (
     check_widths,
 )
 from dlqat_tf.quantizers.free_levels import ActivationPlanes, least_squares, weighted_sum
+from dlqat_tf.quantizers.latents import meeting_step
 from dlqat_tf.quantizers.pact import AtLeast
 from dlqat_tf.quantizers.state import SMALLEST, positive
 from dlqat_tf.quantizers.ste import Codes, features_of, per_filter, signs, straight_through
@@ -101,7 +102,7 @@ class ABCNetWeights(WeightQuantizer):
         return WeightGrid(np.where(negative, -sign, sign).astype(np.int16), np.abs(scale))
 
     def latent(self, grid):
-        return self._of_step(super().latent(grid), grid)
+        return meeting_step(self, super().latent(grid), grid)
 
     def planes(self, kernel) -> list[tuple[np.ndarray, np.ndarray]]:
         kernel = self._checked(kernel)

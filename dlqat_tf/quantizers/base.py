@@ -26,9 +26,6 @@ from dlqat_tf._compat import calling_layer
 from dlqat_tf.quantizers.free_levels import ActivationPlanes
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
 
-_NEAR = 2**12  # units in the last place, of what the sum of a large kernel rounds away
-_TRIALS, _OFF = 16, 32
-
 
 class NoGrid(ValueError):
     """The levels of a method lie on no equidistant grid; ``planes`` or the values say them."""
@@ -294,40 +291,6 @@ class WeightQuantizer(_Quantizer):
             float32 array of the kernel's shape.
         """
         return (grid.codes * grid.step).astype(np.float32)
-
-    def _of_step(self, latent: np.ndarray, grid: WeightGrid) -> np.ndarray:
-        """Return latents next to ``latent`` whose step is that of ``grid``, bit for bit.
-
-        For steps that are sums over magnitudes, of all weights or of an output channel. Weights
-        change by one unit in the last place, one after the other, and such a sum then takes nearly
-        every float32 number on its way. Where it leaves one out, others are a few units off first.
-
-        Args:
-            latent: float32, output channels last; their step is that of ``grid`` but for rounding.
-            grid: With a step that latents of these codes have.
-        """
-        flat = np.abs(latent, dtype=np.float32).reshape(-1, grid.step.size)
-        count, generator = len(flat), np.random.default_rng(0)
-        places, first = flat.view(np.int32).astype(np.int64), count - 1 - np.arange(count)[:, None]
-
-        def moved(by: np.ndarray) -> np.ndarray:
-            near = np.where(flat > 0, places + (by + first) // count, 0).astype(np.int32)
-            return np.copysign(near.view(np.float32).reshape(latent.shape), latent)
-
-        for _ in range(_TRIALS):
-            low = np.full(grid.step.size, -_NEAR * count)
-            high = -low
-            while np.any(low < high):
-                middle = (low + high) // 2
-                is_less = np.ravel(self.grid(moved(middle)).step < grid.step)
-                low, high = np.where(is_less, middle + 1, low), np.where(is_less, high, middle)
-            latent = moved(high)
-            misses = np.ravel(self.grid(latent).step != grid.step)
-            if not misses.any():
-                break
-            flat = np.abs(latent).reshape(flat.shape)
-            places = flat.view(np.int32) + misses * generator.integers(-_OFF, _OFF, flat.shape)
-        return latent
 
     def _checked(self, kernel) -> tf.Tensor:
         """Return ``kernel`` as a float32 tensor whose integer form is well defined."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_widths
+from dlqat_tf.quantizers.latents import meeting_step
 from dlqat_tf.quantizers.ste import per_filter, signs, straight_through
 
 
@@ -67,7 +68,7 @@ class BWNWeights(WeightQuantizer):
         return WeightGrid(signs(kernel).numpy().astype(np.int16), _scale(kernel).numpy())
 
     def latent(self, grid):
-        return self._of_step(super().latent(grid), grid)
+        return meeting_step(self, super().latent(grid), grid)
 
 
 @tf.keras.utils.register_keras_serializable("dlqat_tf")

@@ -11,6 +11,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.latents import meeting_step
 from dlqat_tf.quantizers.pact import CGPACT
 from dlqat_tf.quantizers.sat import SATWeights, sat_weights
 from dlqat_tf.quantizers.ste import signs, straight_through
@@ -75,7 +76,7 @@ class DoReFaWeights(WeightQuantizer):
     def latent(self, grid):
         if self.bits > 1:
             return SATWeights(self.bits).latent(grid)
-        return self._of_step(super().latent(grid), grid)
+        return meeting_step(self, super().latent(grid), grid)
 
 
 @register_alias("dorefa_activations")

@@ -36,42 +36,6 @@ _START = 0.2  # of alpha
 _LEAST, _MOST = 1e-3, 0.5  # of alpha
 
 
-def soft_steps(
-    x: tf.Tensor, low: tf.Tensor, high: tf.Tensor, alpha: tf.Tensor, intervals: int
-) -> tf.Tensor:
-    r"""Return the soft staircase through ``intervals`` steps from ``low`` to ``high``.
-
-    With :math:`\Delta = (u - l) / n`, i the interval of :math:`\operatorname{clip}(x, l, u)` and
-    :math:`m_i` its middle:
-
-    .. math::
-        \varphi(x) = \frac{\tanh(k (x - m_i))}{1 - \alpha}, \qquad
-        k = \frac 1 \Delta \ln(2 / \alpha - 1), \qquad
-        Q_S(x) = l + \Delta \left(i + \frac{\varphi(x) + 1}{2}\right)
-
-    so :math:`\varphi` is -1 and 1 at the ends of an interval. Its derivatives by all arguments are
-    those of the formula; outside of the range those by x are zero.
-
-    Args:
-        x: float32 tensor of any shape.
-        low: l, float32 scalar.
-        high: u, float32 scalar above l.
-        alpha: float32 scalar from 0 to 1; steps are hard at 0.
-        intervals: n.
-
-    Returns:
-        float32 tensor of the shape of ``x``.
-    """
-    width = (high - low) / intervals
-    clipped = tf.minimum(tf.maximum(x, low), high)
-    index = tf.floor(tf.stop_gradient((clipped - low) / width))
-    index = tf.clip_by_value(index, 0.0, intervals - 1.0)
-    sharpness = tf.math.log(2.0 / alpha - 1.0) / width
-    middle = low + (index + 0.5) * width
-    phi = tf.tanh(sharpness * (clipped - middle)) / (1.0 - alpha)
-    return low + width * (index + (phi + 1.0) / 2.0)
-
-
 def hard_with_soft_gradient(
     x: tf.Tensor,
     high: tf.Tensor,
@@ -81,10 +45,19 @@ def hard_with_soft_gradient(
     signed: bool = False,
     fused: bool = False,
 ) -> tf.Tensor:
-    r"""Round to :math:`2^b` levels up to u, with the gradient of :func:`soft_steps`.
+    r"""Round to :math:`2^b` levels up to u, with the gradient of soft steps between them.
 
-    They begin at zero, or at -u. With :math:`D = \partial Q_S / \partial x`, zero outside of the
-    range, and :math:`t = \tanh(k (x - m_i))` that is
+    They begin at l, which is zero or -u. With :math:`\Delta = (u - l) / n` for :math:`n = 2^b - 1`,
+    i the interval of :math:`\operatorname{clip}(x, l, u)` and :math:`m_i` its middle:
+
+    .. math::
+        \varphi(x) = \frac{\tanh(k (x - m_i))}{1 - \alpha}, \qquad
+        k = \frac 1 \Delta \ln(2 / \alpha - 1), \qquad
+        Q_S(x) = l + \Delta \left(i + \frac{\varphi(x) + 1}{2}\right)
+
+    so :math:`\varphi` is -1 and 1 at the ends of an interval, and steps are hard at
+    :math:`\alpha = 0`. With :math:`D = \partial Q_S / \partial x`, zero outside of the range, and
+    :math:`t = \tanh(k (x - m_i))` the derivatives are
 
     .. math::
         D &= \frac{k \Delta}{2} \frac{1 - t^2}{1 - \alpha} \qquad
@@ -199,8 +172,8 @@ def _start(values: tf.Tensor, bits: int) -> tf.Tensor:
 class DSQWeights(WeightQuantizer):
     r"""DSQ's weight quantizer: the nearest of :math:`2^b` levels from -u to u.
 
-    The gradient is that of :func:`soft_steps` between the same levels, by the weights, by the range
-    u and by alpha, which are both trained. The paper learns both ends of the range; here they are
+    The gradient is that of :func:`hard_with_soft_gradient`, by the weights, by the range u and by
+    alpha, which are both trained. The paper learns both ends of the range; here they are
     opposite numbers, so that levels are odd multiples of :math:`u / (2^b - 1)`. u starts in the
     first training step from :math:`b \operatorname{mean}|W|` of the kernel of that moment and
     follows it until then, alpha starts at 0.2 and stays from 0.001 to 0.5; the paper leaves these

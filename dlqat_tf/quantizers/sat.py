@@ -11,6 +11,7 @@ import tensorflow as tf
 from larq.utils import register_alias
 
 from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.latents import meeting_step
 from dlqat_tf.quantizers.ste import values_of
 
 _WITHIN = 0.95  # of the interval of a code, so that rounding leaves a latent in it
@@ -225,7 +226,7 @@ class SATWeights(WeightQuantizer):
 
     def latent(self, grid: WeightGrid) -> np.ndarray:
         if self.keep_scale:
-            return self._of_step(_with_scales(grid, self.bits), grid)
+            return meeting_step(self, _with_scales(grid, self.bits), grid)
         # Undoes the clamp, tanh(W) / max|tanh(W)|, where the largest weight is 1.
         largest = max(np.abs(grid.codes).max(initial=1), 1)
         return np.arctanh(grid.codes / largest * np.tanh(1.0)).astype(np.float32)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlqat_tf import DSQActivations, DSQWeights
-from dlqat_tf.quantizers.dsq import soft_steps
 from tests.quantizers.methods import check_grid, fit, kernels, small_model
 
 
@@ -17,6 +16,18 @@ def started(quantizer, limit, alpha=0.2):
     quantizer.started.assign(1)
     quantizer.alpha.assign(alpha)
     return quantizer
+
+
+def soft_steps(x, low, high, alpha, intervals):
+    """The staircase of the paper, whose derivatives TensorFlow finds."""
+    width = (high - low) / intervals
+    clipped = tf.minimum(tf.maximum(x, low), high)
+    index = tf.floor(tf.stop_gradient((clipped - low) / width))
+    index = tf.clip_by_value(index, 0.0, intervals - 1.0)
+    sharpness = tf.math.log(2.0 / alpha - 1.0) / width
+    middle = low + (index + 0.5) * width
+    phi = tf.tanh(sharpness * (clipped - middle)) / (1.0 - alpha)
+    return low + width * (index + (phi + 1.0) / 2.0)
 
 
 def test_soft_steps_by_hand():
