@@ -6,17 +6,22 @@ import contextlib
 import functools
 import json
 import os
+import re
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tensorflow as tf
+from rich.console import Console
 
 from dlqat_tf.training.data import WHOLE, Shard
 
 Name = Literal["none", "mirrored", "multiworker", "tpu"]
+_console = Console()
 # What the others see when one worker is gone.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
@@ -168,7 +173,8 @@ def _started(name: Name) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "multiworker":
         _check_cluster()
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _ending_at_once():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     if name != "tpu":
         return tf.distribute.get_strategy()
     try:
@@ -189,7 +195,15 @@ def _check_cluster() -> None:
     try:
         config = json.loads(text)
         workers, index = config["cluster"]["worker"], config["task"]["index"]
-        is_right = config["task"]["type"] == "worker" and 0 <= index < len(workers)
+        # TensorFlow waits without end for workers that are named wrong.
+        is_right = (
+            config["task"]["type"] == "worker"
+            and "chief" not in config["cluster"]  # the first worker is it
+            and type(index) is int
+            and 0 <= index < len(workers)
+            and all(re.fullmatch(r".+:\d+", address) for address in workers)
+            and len({*workers}) == len(workers)
+        )
     except (ValueError, KeyError, TypeError):
         is_right = False
     if not is_right:
@@ -198,9 +212,32 @@ def _check_cluster() -> None:
             "task": {"type": "worker", "index": 0},
         }
         raise ValueError(
-            "Expected the environment's TF_CONFIG to name all workers and this one for "
-            f"strategy=multiworker, such as {json.dumps(example)}. Received: {text!r}."
+            "Expected the environment's TF_CONFIG to name all workers, each by host and port of "
+            "its own, and this one for strategy=multiworker, such as "
+            f"{json.dumps(example)}. Received: {text!r}."
         )
+    others = [address for place, address in enumerate(workers) if place != index]
+    if others:
+        _console.print(f"worker {index} waits for {', '.join(others)}")
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end this process while TensorFlow waits for the others and no Python runs.
+
+    TensorFlow also takes SIGTERM for itself, and would do nothing then: that is given back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            if handler is not None:  # not one that Python does not know
+                signal.signal(number, handler)
 
 
 def _split(batches: tf.data.Dataset, parts: int) -> tf.data.Dataset:

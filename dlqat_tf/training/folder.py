@@ -40,14 +40,14 @@ def check_output(recipe: Recipe) -> None:
     elif recipe.resume == "never" and not recipe.restart:
         raise ValueError(
             f"{recipe.output} holds a run, and resume=never: choose another --output, or "
-            "--resume auto to continue it, or --restart to delete it."
+            "--resume auto to continue it, or delete the folder."
         )
     elif not recipe.restart:
         different = different_settings(recipe, read_values(file))
         if different:
             raise ValueError(
                 f"{recipe.output} holds a run with other settings: {', '.join(different)}. "
-                "Choose another --output, or --restart to delete it."
+                "Choose another --output, or delete the folder."
             )
 
 

@@ -30,6 +30,7 @@ _POLL_SECONDS = 20.0
 RESULT, DIVERGED = "result.json", "diverged.json"  # what a cell ends with, in its folder
 # The result last: a cell whose result is in the archive is finished.
 _KEPT = ("float/history.csv", "quantized/history.csv", RESULT, DIVERGED)
+_OF_STAGE = {"name", "epochs", "seconds", "final_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,15 @@ def read_result(file: Path) -> dict:
         ValueError: The file is damaged.
     """
     advice = "put the right one back, or delete it, and training writes it again"
-    return read_object(file, advice, "accuracy", "recipe", "environment")
+    result = read_object(file, advice, "accuracy", "recipe", "environment")
+    stages = result.get("stages", [])  # where training diverged there are none
+    parts = [(result["recipe"], set()), (result["environment"], {"commit", "device"})]
+    parts += [(each, _OF_STAGE) for each in stages] if isinstance(stages, list) else [(None, set())]
+    if not isinstance(result["accuracy"], int | float | None) or not all(
+        isinstance(part, dict) and part.keys() >= keys for part, keys in parts
+    ):
+        raise ValueError(f"{file} is damaged: {advice}.")
+    return result
 
 
 class Grid:

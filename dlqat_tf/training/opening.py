@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,10 @@ def open_digits():
 
 def open_cifar(name: str, data_dir: Path | None):
     """Open CIFAR-10 or CIFAR-100 of tensorflow-datasets, held in memory."""
-    builder = _prepared_builder(name, data_dir)
+    splits = ("train", "test")
+    builder = _prepared_builder(name, data_dir, splits)
     sources = []
-    for split in ("train", "test"):
+    for split in splits:
         try:
             whole = builder.as_dataset(split=split, batch_size=-1)
             sources.append(Arrays(whole["image"].numpy(), whole["label"].numpy()))
@@ -43,18 +45,19 @@ def open_cifar(name: str, data_dir: Path | None):
 
 def open_imagenet(data_dir: Path | None, size: int):
     """Open ImageNet of tensorflow-datasets, read from its files in every epoch."""
-    builder = _prepared_builder("imagenet2012", data_dir)
+    # Not "test": its labels are secret, tensorflow-datasets gives them as -1.
+    splits = ("train", "validation")
+    builder = _prepared_builder("imagenet2012", data_dir, splits)
     if builder.info.file_format.value != "tfrecord":
         raise DataError(
             f"Expected TFRecord files in {builder.data_dir}, found the format "
             f"{builder.info.file_format.value!r}: prepare imagenet2012 again with the default one."
         )
     classes = tuple(builder.info.features["label"].names)
-    # Not "test": its labels are secret, tensorflow-datasets gives them as -1.
-    return classes, Records(builder, "train", size), Records(builder, "validation", size)
+    return classes, *(Records(builder, split, size) for split in splits)
 
 
-def _prepared_builder(name: str, data_dir: Path | None):
+def _prepared_builder(name: str, data_dir: Path | None, splits: Sequence[str]):
     import tensorflow_datasets as tfds
 
     where = data_dir or Path(tfds.core.constants.DATA_DIR)
@@ -73,6 +76,17 @@ def _prepared_builder(name: str, data_dir: Path | None):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = reason.split(". ")[0].rstrip(".:")  # tfds goes on for paragraphs
         raise DataError(f"Found no {name} in {where}: {advice} ({reason}).") from error
+    if builder.info.name != name:
+        raise DataError(
+            f"Expected {name} in {builder.data_dir}, found {builder.info.name}: pass the data_dir "
+            f"that holds {name}."
+        )
+    for split in splits:
+        if split not in builder.info.splits:
+            raise DataError(
+                f"Found no split {split!r} of {name} in {builder.data_dir}: delete this folder and "
+                "prepare the data set again."
+            )
     return builder
 
 

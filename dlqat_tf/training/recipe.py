@@ -196,4 +196,4 @@ def read_values(file: Path) -> dict:
     Raises:
         ValueError: The file is damaged.
     """
-    return read_object(file, "put the right one back, or delete the run with --restart")
+    return read_object(file, "put the right one back, or delete its folder")

@@ -108,12 +108,17 @@ def run(recipe: Recipe) -> TrainingResult | None:
 
 def _rehearse(recipe: Recipe, images: datasets.ImageData) -> None:
     """Do all that may refuse a setting, before anything is written or deleted."""
+    if images.num_classes < 2:
+        raise ValueError(
+            "Expected images of at least two classes to train on. Received: "
+            f"{', '.join(images.class_names)} alone: add a class folder."
+        )
     stage = stages_of(recipe)[-1]
     model = build_model(recipe, images, stage)
     _compile(recipe, stage, model, _steps(recipe, images))
     _train_batches(recipe, images, Position(0, 0))
     if recipe.float_stage is not None:
-        source = load_model(recipe.float_stage / "last.keras")
+        source = _finished(recipe.float_stage / "last.keras")
         if rounded := [*rounded_kernels(source), *activation_ranges(source)]:
             raise ValueError(
                 f"Expected float_stage to hold a float network. Received: {recipe.float_stage}, "
@@ -185,7 +190,7 @@ def _finished(path: Path) -> tf.keras.Model:
     except ModelFileError as error:
         raise ValueError(
             f"{error} Delete it: the stage's checkpoint in {path.parent / 'backup'} has the same "
-            "weights, and the run goes on from there."
+            "weights, and its run goes on from there."
         ) from None
 
 

@@ -471,6 +471,22 @@ def test_cifar_from_its_data_dir(tiny_tfds):
         load("cifar10", data_dir=root, image_size=64)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "imagenet2012"])
+def test_another_set_in_the_place_of_one(tiny_tfds, name):
+    root = tiny_tfds("cifar100", (32, 32, 3), "test")
+    (root / "cifar100").rename(root / name)
+    named = rf"Expected {name} in .*{name}/1.0.0, found cifar100: pass"
+    with pytest.raises(DataError, match=named):
+        load(name, data_dir=root)
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("cifar10", "test"), ("imagenet2012", "validation")])
+def test_a_set_without_its_splits(tiny_tfds, name, lacks):
+    root = tiny_tfds(name, (32, 32, 3), "other")
+    with pytest.raises(DataError, match=rf"no split '{lacks}' of {name} in .*{name}/1.0.0: delete"):
+        load(name, data_dir=root)
+
+
 @pytest.mark.parametrize("global_seed", [None, 0])
 def test_imagenet_from_records(tiny_tfds, global_seed):
     tf.random.set_seed(global_seed)  # training.run sets one

@@ -57,7 +57,23 @@ def test_one_process_is_the_default():
 
 
 @pytest.mark.parametrize(
-    "config", ["", "{", "[]", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}']
+    "config",
+    [
+        *("", "{", "[]", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}'),
+        *(
+            json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+            for cluster, index in [
+                ({"worker": ["a:1", "b:1"]}, 2),
+                ({"worker": ["a:1", "b:1"]}, True),
+                ({"worker": ["a:1", "b:1"]}, 0.5),
+                ({"worker": ["a:1", "a:1"]}, 0),
+                ({"worker": ["a", "b"]}, 0),
+                ({"worker": [1, 2]}, 0),
+                ({"worker": "a:1"}, 0),
+                ({"worker": ["a:1"], "chief": ["b:1"]}, 0),
+            ]
+        ),
+    ],
 )
 def test_workers_need_to_know_each_other(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
@@ -67,6 +83,23 @@ def test_workers_need_to_know_each_other(monkeypatch, config):
     ):
         pass
     assert repr(config) in str(error.value)
+
+
+def test_a_worker_says_whom_it_waits_for_and_can_be_ended(monkeypatch, capsys):
+    cluster = {"worker": ["a:1", "b:1", "c:1"]}
+    task = {"type": "worker", "index": 1}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def waits():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as TensorFlow's own handler
+        return tf.distribute.get_strategy()
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", waits)
+    distribution._started.__wrapped__("multiworker")
+    assert capsys.readouterr().out == "worker 1 waits for a:1, c:1\n"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_tpu_that_does_not_exist(monkeypatch):

@@ -48,7 +48,7 @@ def runs(monkeypatch):
             (recipe.output / "float" / "last.keras").touch()
             (recipe.output / "float" / "history.csv").write_text("epoch\n0\n")
             stage = "quantized" if recipe.is_quantized else "float"
-            stages = [{"name": stage, "epochs": 1, "seconds": 90.0}]
+            stages = [{"name": stage, "epochs": 1, "seconds": 90.0, "final_accuracy": 0.5}]
             content = {
                 "accuracy": 0.5,
                 "stages": stages,
@@ -166,7 +166,24 @@ def test_a_cell_is_archived_when_its_other_files_are(tmp_path, runs, monkeypatch
     assert written == ["history.csv", "result.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"accura', b"[]", b"{}", b"\xff", b'{"accuracy": 0.5}'])
+def result(**changes):
+    values = {
+        "accuracy": 0.5,
+        "stages": [{"name": "float", "epochs": 1, "seconds": 1.0, "final_accuracy": 0.5}],
+        "recipe": {},
+        "environment": {"commit": None, "device": "none"},
+    }
+    return json.dumps(values | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b'{"accura', b"[]", b"{}", b"\xff", b'{"accuracy": 0.5}'),
+        *(result(accuracy="0.5"), result(recipe=[]), result(environment={})),
+        *(result(stages=1), result(stages=[1]), result(stages=[{"name": "float"}])),
+    ],
+)
 @pytest.mark.parametrize("where", ["runs", "kept"])
 def test_a_damaged_result_is_named(tmp_path, runs, where, content):
     file = tmp_path / where / "float" / "result.json"

@@ -132,6 +132,15 @@ def test_a_float_stage_must_fit(finished, tmp_path, changes, message):
         run(dataclasses.replace(recipe, **values))
 
 
+def test_a_damaged_float_stage_comes_back_in_its_own_run(copied, tmp_path):
+    recipe, _ = copied
+    stage = recipe.output / "float"
+    (stage / "last.keras").write_bytes(b"")
+    other = dataclasses.replace(recipe, float_stage=stage, output=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"float/last\.keras is damaged.*its run goes on from"):
+        run(other)
+
+
 def test_a_stage_of_rounded_activations_is_no_float_stage(finished, tmp_path):
     recipe, _ = finished
     other = dataclasses.replace(recipe, stages=1, weight_bits=32, output=tmp_path / "other")
@@ -619,6 +628,15 @@ def test_bad_settings_fail_before_anything_is_written(tmp_path, change, message)
     with pytest.raises(ValueError, match=message):
         run(dataclasses.replace(TINY, output=output, **change))
     assert not output.exists()
+
+
+def test_one_class_is_nothing_to_train_on(tmp_path, monkeypatch):
+    one = data.Arrays(np.zeros((8, 8, 8, 3), np.uint8), np.zeros(8, int))
+    images = data.ImageData("folder", ("cat",), one.image_shape, 8, 8, one, one)
+    monkeypatch.setattr(data, "load", lambda *_, **__: images)
+    with pytest.raises(ValueError, match=r"two classes to train on\. Received: cat alone"):
+        run(dataclasses.replace(TINY, batch_size=8, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_need_no_images_fail_before_any_are_looked_for(monkeypatch):
