@@ -148,17 +148,16 @@ def replicas(name: Name) -> Iterator[Replicas]:
         ValueError: ``TF_CONFIG`` or the TPU is missing, or there is nothing to share work with.
         WorkerLost: Another worker ended.
     """
-    strategy = _started(name)
-    with strategy.scope():
-        try:
+    try:
+        with _started(name).scope():
             yield current()
-        except LOST as error:
-            if name != "multiworker":
-                raise
-            raise WorkerLost(
-                "Another worker of the job ended: start all workers again with the same commands, "
-                "and training goes on from the last checkpoint."
-            ) from error
+    except LOST as error:
+        if name != "multiworker":
+            raise
+        raise WorkerLost(
+            "Another worker of the job ended: start all workers again with the same commands, "
+            "and training goes on from the last checkpoint."
+        ) from error
 
 
 def current() -> Replicas:
@@ -172,9 +171,7 @@ def _started(name: Name) -> tf.distribute.Strategy:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "multiworker":
-        _check_cluster()
-        with _ending_at_once():
-            return tf.distribute.MultiWorkerMirroredStrategy()
+        return _joined(_own_address())
     if name != "tpu":
         return tf.distribute.get_strategy()
     try:
@@ -190,7 +187,24 @@ def _started(name: Name) -> tf.distribute.Strategy:
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _check_cluster() -> None:
+def _joined(address: str) -> tf.distribute.Strategy:
+    """Return the strategy of all workers, when they are there."""
+    try:
+        with _ending_at_once():
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    except LOST:
+        raise
+    except tf.errors.OpError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"Expected TF_CONFIG to give this worker an address that it can have, and an index "
+            f"that no other has. Received: {address} ({reason}): end what runs there, or correct "
+            "TF_CONFIG."
+        ) from error
+
+
+def _own_address() -> str:
+    """Return where this worker is, and say which others it waits for."""
     text = os.environ.get("TF_CONFIG", "")
     try:
         config = json.loads(text)
@@ -219,6 +233,7 @@ def _check_cluster() -> None:
     others = [address for place, address in enumerate(workers) if place != index]
     if others:
         _console.print(f"worker {index} waits for {', '.join(others)}")
+    return workers[index]
 
 
 @contextlib.contextmanager

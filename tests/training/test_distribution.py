@@ -85,7 +85,15 @@ def test_workers_need_to_know_each_other(monkeypatch, config):
     assert repr(config) in str(error.value)
 
 
-def test_a_worker_says_whom_it_waits_for_and_can_be_ended(monkeypatch, capsys):
+@pytest.fixture
+def fresh():
+    """No strategy of a test is another one's."""
+    distribution._started.cache_clear()
+    yield
+    distribution._started.cache_clear()
+
+
+def test_a_worker_says_whom_it_waits_for_and_can_be_ended(fresh, monkeypatch, capsys):
     cluster = {"worker": ["a:1", "b:1", "c:1"]}
     task = {"type": "worker", "index": 1}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
@@ -97,9 +105,29 @@ def test_a_worker_says_whom_it_waits_for_and_can_be_ended(monkeypatch, capsys):
         return tf.distribute.get_strategy()
 
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", waits)
-    distribution._started.__wrapped__("multiworker")
+    with replicas("multiworker"):
+        pass
     assert capsys.readouterr().out == "worker 1 waits for a:1, c:1\n"
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (tf.errors.UnknownError, ValueError, r"Received: a:1 \(Could not start\): end what runs"),
+        (tf.errors.AbortedError, distribution.WorkerLost, "start all workers again"),
+    ],
+)
+def test_a_worker_that_cannot_join(fresh, monkeypatch, error, expected, message):
+    config = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+
+    def fails():
+        raise error(None, None, "Could not start\nmore lines")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fails)
+    with pytest.raises(expected, match=message), replicas("multiworker"):
+        pass
 
 
 def test_a_tpu_that_does_not_exist(monkeypatch):
