@@ -40,7 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     # What is written may go by the ending, which what a link points to need not have.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=given.suffix)
     temporary = Path(name)
-    with _held(handle):
+    with naming(path), _held(handle):
         try:
             yield temporary
             # mkstemp makes files that only their owner reads.
@@ -51,6 +51,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name a file or folder in the system's errors that name none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def clear_partial(path: str | Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import stat
@@ -74,6 +75,16 @@ def test_an_object_that_is_none(tmp_path, content):
         read_object(tmp_path / "x.json", "delete it", "a")
     (tmp_path / "x.json").write_text('{"a": 1}')
     assert read_object(tmp_path / "x.json", "delete it", "a") == {"a": 1}
+
+
+def test_a_full_disk_is_named(tmp_path):
+    def fill():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    named = f"No space left on device: '{tmp_path}/x.json'"
+    with pytest.raises(OSError, match=named), replacing(tmp_path / "x.json"):
+        fill()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

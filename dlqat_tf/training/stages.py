@@ -13,7 +13,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from dlqat_tf import methods
-from dlqat_tf._host import read_object, write_whole
+from dlqat_tf._host import naming, read_object, write_whole
 from dlqat_tf.distillation import distill
 from dlqat_tf.levels import activation_ranges, rounded_kernels
 from dlqat_tf.loading import ModelFileError, load_model
@@ -100,7 +100,7 @@ def run(recipe: Recipe) -> TrainingResult | None:
                 if workers.is_chief:
                     claim_output(recipe)
                 workers.any(False)  # nobody reads the folder before it is claimed
-                with images.readable():
+                with naming(recipe.output), images.readable():
                     return _run_stages(recipe, images, surroundings)
         finally:
             tf.keras.mixed_precision.set_global_policy(previous_policy)
