@@ -217,8 +217,7 @@ def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
     if settings.output:
-        with ending():
-            check_target(settings.output, force=True)
+        check_target(settings.output, force=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in settings.networks:
@@ -243,4 +242,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending(data.DataError):
+        main()

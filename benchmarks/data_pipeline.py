@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 import dlqat_tf
+from dlqat_tf._script import ending
 from dlqat_tf.training import sources
-from dlqat_tf.training.data import ImageData, load
+from dlqat_tf.training.data import DataError, ImageData, load
 
 import tensorflow as tf  # isort: skip  (after dlqat_tf, which decides on the Keras version)
 
@@ -175,4 +176,5 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    with ending(DataError):
+        main(tyro.cli(Settings))

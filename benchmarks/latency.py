@@ -65,8 +65,7 @@ def main() -> None:
     """Measure and print."""
     settings = tyro.cli(Settings, description=__doc__)
     if settings.output:
-        with ending():
-            check_target(settings.output, force=True)
+        check_target(settings.output, force=True)
     size = settings.image_size
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs, floats = (Path(folder) / f"{n}.tflite" for n in ("int8", "tfmot", "float"))
@@ -84,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending():
+        main()

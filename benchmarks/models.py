@@ -209,11 +209,10 @@ def _measure(taken: _Steps, network: Network, widths, steps: int, images: int, p
 
 def run(settings: Settings) -> list[Row]:
     """Measure the rows that are missing; return those that were asked for."""
-    with ending():
-        if settings.output:
-            check_target(settings.output, force=True)
-        check_folder(settings.rows)
-        settings.rows.mkdir(parents=True, exist_ok=True)
+    if settings.output:
+        check_target(settings.output, force=True)
+    check_folder(settings.rows)
+    settings.rows.mkdir(parents=True, exist_ok=True)
     commit = environment()["commit"] or "unknown"
     found = []
     for widths in settings.widths:
@@ -316,4 +315,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending(interrupted="interrupted; the same command goes on"):
+        sys.exit(main())

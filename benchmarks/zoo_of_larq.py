@@ -150,11 +150,10 @@ def _exported(row: Row, kind: str, model, images, labels, path: Path) -> None:
 
 def rows_of(settings: Settings) -> list[Row]:
     """Measure the rows that are missing; return all."""
-    with ending():
-        if settings.output:
-            check_target(settings.output, force=True)
-        check_folder(settings.rows)
-        settings.rows.mkdir(parents=True, exist_ok=True)
+    if settings.output:
+        check_target(settings.output, force=True)
+    check_folder(settings.rows)
+    settings.rows.mkdir(parents=True, exist_ok=True)
     started, found = multiprocessing.get_context("spawn"), []
     for name in settings.networks:
         target = settings.rows / f"{name}.json"
@@ -241,4 +240,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending(interrupted="interrupted; the same command goes on"):
+        sys.exit(main())

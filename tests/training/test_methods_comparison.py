@@ -214,6 +214,29 @@ def test_benchmarks_refuse_an_output_that_is_no_file(
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "flag", "during"),
+    [
+        ("conversion.py", "--output", "tempfile.TemporaryDirectory"),
+        ("latency.py", "--output", "tempfile.TemporaryDirectory"),
+        ("models.py", "--rows", "multiprocessing.get_context"),
+        ("zoo_of_larq.py", "--rows", "multiprocessing.get_context"),
+        ("data_pipeline.py", "--data-dir", "dlqat_tf.training.data.load"),
+    ],
+)
+def test_an_interrupted_benchmark_is_one_line(tmp_path, monkeypatch, capsys, script, flag, during):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", [script, flag, str(tmp_path / "x")])
+    monkeypatch.setattr(during, interrupt)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
+
+
 def test_a_cell_is_trained_measured_and_reported(run_recipe, tmp_path, capsys):
     folders = ("--output", tmp_path / "runs", "--archive", tmp_path / "kept")
     run_recipe(METHODS, "--train-size", 128, *folders, "--cells", "digits-hawq-CEL-W2A2-s0")
