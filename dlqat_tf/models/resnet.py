@@ -266,6 +266,10 @@ class _Builder:
         """Apply a convolution; its quantizer knows whether a batch norm follows."""
         is_hidden = bits == "hidden"
         name = f"{name}_conv"
+        if tuple(x.shape[1:3]) == (1, 1):
+            # The same. Where an image is smaller than the stride, the kernel's gradient in bfloat16
+            # reads what is outside of it, on a CPU (TensorFlow 2.21 with oneDNN).
+            strides = 1
         bits = self._width(name, "weight_bits", self.weight_bits if is_hidden else bits)
         settings = dict(
             strides=strides,

@@ -369,3 +369,10 @@ def test_overrides_without_effect(rules, message):
 def test_variants_that_there_are_not(change, message):
     with pytest.raises(ValueError, match=message):
         resnet18(5, **change)
+
+
+def test_an_image_of_one_pixel_has_no_stride():
+    model = small(input_shape=(8, 8, 3), stem="imagenet")  # 8, 4, 2, 2, 1, 1 pixels
+    for name in ("1", "shortcut"):
+        assert model.get_layer(f"stage2_block1_{name}_conv").strides == (2, 2)
+        assert model.get_layer(f"stage4_block1_{name}_conv").strides == (1, 1)
