@@ -136,6 +136,29 @@ def annotate_operators() -> None:
     )
 
 
+def freeze_wrappers() -> None:
+    """Let TF-MOT's frozen wrappers list nothing among what trains.
+
+    TF-MOT reads and sets whether a wrapper is frozen on the layer inside, and lists the kernel and
+    what quantizers learn in the wrapper's own weights, which it does not ask about it.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (
+        QuantizeWrapperV2,
+    )
+
+    trained = QuantizeWrapperV2.trainable_weights.fget
+    kept = QuantizeWrapperV2.non_trainable_weights.fget
+
+    def all_kept(wrapper):
+        own = [] if wrapper.trainable else wrapper._trainable_weights
+        return wrapper._dedup_weights([*own, *kept(wrapper)])
+
+    QuantizeWrapperV2.trainable_weights = property(
+        lambda wrapper: trained(wrapper) if wrapper.trainable else []
+    )
+    QuantizeWrapperV2.non_trainable_weights = property(all_kept)
+
+
 @contextlib.contextmanager
 def copies_called() -> Iterator[None]:
     """Let copies of layers be called on Keras tensors, so that the layers stay out of the graph.

@@ -13,7 +13,7 @@ are registered with Keras.
 
 from __future__ import annotations
 
-from dlqat_tf._compat import annotate_operators
+from dlqat_tf._compat import annotate_operators, freeze_wrappers
 from dlqat_tf.tfmot import unwrapping  # noqa: F401  (registers TF-MOT's classes)
 from dlqat_tf.tfmot.config import QuantizeConfig
 from dlqat_tf.tfmot.quantizer import LarqQuantizer
@@ -22,6 +22,7 @@ from dlqat_tf.tfmot.scheme import Scheme
 __all__ = ["LarqQuantizer", "QuantizeConfig", "SATQuantizeConfig", "SATScheme", "Scheme"]
 
 annotate_operators()
+freeze_wrappers()
 
 # The names that they had while SAT was the only method.
 SATScheme, SATQuantizeConfig = Scheme, QuantizeConfig

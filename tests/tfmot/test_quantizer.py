@@ -158,3 +158,25 @@ def test_quantizers_of_a_frozen_layer_stay():
     }
     assert "quant_third" in moved
     assert "quant_second" not in moved
+
+
+def test_frozen_wrappers_train_nothing_and_list_their_weights_in_the_same_order():
+    model = applied(network(), 2, 2, method="lqnet")
+    every = [[id(each) for each in layer.weights] for layer in model.layers]
+    for layer in model.layers:
+        layer.trainable = False
+    assert model.trainable_weights == []
+    assert [[id(each) for each in layer.weights] for layer in model.layers] == every
+    for layer in model.layers:
+        layer.trainable = True
+    assert [[id(each) for each in layer.weights] for layer in model.layers] == every
+
+
+def test_layers_that_were_frozen_before_stay_so():
+    float_model = network()
+    float_model.get_layer("second").trainable = False
+    model = applied(float_model, 2, 2)
+    assert model.get_layer("quant_second").trainable_weights == []
+    assert model.get_layer("quant_third").trainable_weights != []
+    copy = tf.keras.models.clone_model(model)
+    assert copy.get_layer("quant_second").trainable_weights == []
