@@ -41,6 +41,14 @@ GATES = ("hard_sigmoid", "sigmoid")
 NEVER_NEGATIVE = (*GATES, "exponential", "softplus", "thresholded_relu")
 # What int8 kernels hold of a function's outputs: the highest of codes of a fixed step.
 FIXED_RANGES = {"sigmoid": 255 / 256, "tanh": 127 / 128}
+# By a part of the module of TF-MOT's wrappers.
+_UNREADY = {
+    ".sparsity.": "TF-MOT prunes: give what tfmot.sparsity.keras.strip_pruning(model) returns",
+    ".clustering.": "TF-MOT clusters: give what tfmot.clustering.keras.strip_clustering(model) "
+    "returns",
+    ".quantize_annotate": "TF-MOT annotates: give the model before it was annotated, or call "
+    "quantize_apply(model, scheme=dlqat_tf.tfmot.Scheme(...))",
+}
 
 
 def ceiling_of(activation) -> float | None:
@@ -90,6 +98,14 @@ def is_quantized(layer) -> bool:
     # TF-MOT is imported where it is used only, and Larq's layers share no public class.
     module = type(layer).__module__
     return module.startswith(("larq.layers", "tensorflow_model_optimization."))
+
+
+def unready(layer) -> str | None:
+    """Return what a wrapper of TF-MOT does that is not quantizing, and what to give instead."""
+    module = type(layer).__module__
+    if module.startswith("tensorflow_model_optimization."):
+        return next((text for part, text in _UNREADY.items() if part in module), None)
+    return None
 
 
 def role_of(layer) -> str:

@@ -18,6 +18,7 @@ from dlqat_tf.convert.kinds import (
     is_linear,
     is_quantized,
     is_weighted,
+    unready,
 )
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.convert.problems import (
@@ -220,6 +221,11 @@ class SourceGraph:
 
     def _check_float(self) -> None:
         """Raise for layers that are quantized already and not to be kept."""
+        for call in self.calls:
+            if what := unready(call.layer):
+                raise ConversionError(
+                    f"Expected a float model. Received: one with {call.name!r}, which {what}."
+                )
         names = [
             call.name
             for call in self.calls

@@ -416,9 +416,37 @@ def test_quantized_models_are_refused_as_such():
     for model in (
         dlqat_tf.resnet18(3, input_shape=(8, 8, 3), width=4),
         api.quantize_model(source),
-        api.quantize_annotate_model(source),
     ):
         assert "quantized already" in message_of(model)[0]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name", "advice"),
+    [
+        (
+            tfmot.quantization.keras.quantize_annotate_model,
+            "quantize_annotate",
+            "annotates: give the model before it was annotated, or call quantize_apply(",
+        ),
+        (
+            tfmot.sparsity.keras.prune_low_magnitude,
+            "prune_low_magnitude_first",
+            "prunes: give what tfmot.sparsity.keras.strip_pruning(model) returns.",
+        ),
+        (
+            lambda model: tfmot.clustering.keras.cluster_weights(
+                model, 2, tfmot.clustering.keras.CentroidInitialization.LINEAR
+            ),
+            "cluster_first",
+            "clusters: give what tfmot.clustering.keras.strip_clustering(model) returns.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("overrides", [None, {"*": "float"}])
+def test_wrappers_of_tfmot_that_do_not_quantize_are_to_be_taken_off(wrap, name, advice, overrides):
+    message, _ = message_of(wrap(network(layers.ReLU())), overrides=overrides)
+    assert f"Received: one with '{name}" in message
+    assert f"which TF-MOT {advice}" in message
 
 
 def test_layers_that_are_quantized_may_stay_beside_float_ones():
