@@ -87,3 +87,7 @@ class CentredAndClamped(tf.keras.constraints.Constraint):
 
     def get_config(self):
         return {}
+
+
+# H5 files name constraints by their class alone.
+tf.keras.utils.get_custom_objects().setdefault("CentredAndClamped", CentredAndClamped)

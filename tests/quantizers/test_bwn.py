@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 
 from dlqat_tf import BWNWeights, CentredAndClamped
@@ -39,6 +40,12 @@ def test_the_constraint_holds_in_training():
     model = fit(small_model(BWNWeights(), constraint=CentredAndClamped()), 2)
     kernel = model.layers[1].get_weights()[0]
     np.testing.assert_allclose(kernel.mean(-2), 0, atol=1e-6)
+
+
+def test_h5_files_hold_the_constraint(tmp_path):
+    small_model(BWNWeights(), constraint=CentredAndClamped()).save(tmp_path / "model.h5")
+    loaded = tf.keras.models.load_model(tmp_path / "model.h5")
+    assert isinstance(loaded.layers[1].kernel_constraint, CentredAndClamped)
 
 
 @pytest.mark.parametrize("bits", [2, 8, True])
