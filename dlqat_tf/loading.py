@@ -236,8 +236,7 @@ def _variables(model: tf.keras.Model) -> dict[str, tf.Variable]:
 
 
 def _values(model: tf.keras.Model) -> dict[str, np.ndarray]:
-    values = [value for leaf in leaves(model) for value in leaf.get_weights()]
-    return dict(zip(_variables(model), values, strict=True))
+    return {name: variable.numpy() for name, variable in _variables(model).items()}
 
 
 def _read(model: tf.keras.Model, source, trust: bool) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_model_optimization as tfmot
 
 from dlqat_tf import load_weights
 from dlqat_tf.loading import ModelFileError, load_model
@@ -115,6 +116,18 @@ def test_normalization_computes_with_what_was_loaded(nested):
     assert {"norm/mean", "norm/variance"} <= set(report.loaded)
     for compute in (model, lambda x: model.predict(x, verbose=0)):
         assert np.asarray(compute(np.float32([[3.0]]))).item() == pytest.approx(1.0)
+
+
+def test_wrappers_that_list_more_weights_than_they_give_out():
+    """TF-MOT's while it prunes: masks and thresholds beside the layer's own."""
+    source = tf.keras.Sequential([tf.keras.Input((2,)), layers.Dense(1, name="scores")])
+    pruned = tfmot.sparsity.keras.prune_low_magnitude(source)
+    copy = tfmot.sparsity.keras.prune_low_magnitude(tf.keras.models.clone_model(source))
+    pruned.layers[0].set_weights([np.float32([[3], [4]]), np.float32([5])])
+    report = load_weights(copy, pruned, quiet=True)
+    assert not report.kept
+    np.testing.assert_array_equal(copy.layers[0].layer.kernel, [[3], [4]])
+    np.testing.assert_array_equal(copy.layers[0].layer.bias, [5])
 
 
 @pytest.mark.parametrize("name", ["x.keras", "x.h5", "saved", "w.h5", "x.weights.h5", "checkpoint"])
