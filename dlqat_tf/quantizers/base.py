@@ -121,7 +121,7 @@ def frozen_quantizers() -> Iterator[None]:
 class _Quantizer(lq.quantizers.Quantizer):
     """Float32 inside, whatever the global policy; the output has the input's dtype.
 
-    What a quantizer learns is no weight: optimizers do not decay it.
+    Of integers it is float32. What a quantizer learns is no weight: optimizers do not decay it.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -170,7 +170,8 @@ class _Quantizer(lq.quantizers.Quantizer):
     def call(self, inputs, training=None):
         inputs = tf.convert_to_tensor(inputs)
         values = self.quantize(tf.cast(inputs, tf.float32), self.mode(training))
-        return tf.cast(values, inputs.dtype)
+        # Integers, such as pixels, would lose what lies between them.
+        return tf.cast(values, inputs.dtype if inputs.dtype.is_floating else tf.float32)
 
     def mode(self, training):
         """Return the ``training`` of a call for :meth:`quantize`.
@@ -357,9 +358,12 @@ class ActivationQuantizer(_Quantizer):
     def _rounds(self, has_started: bool = True) -> None:
         """Raise where there is no grid: not rounded, or a number that starts from data did not."""
         if self.bits == 32 or not has_started:
+            start = "train it for a step first"
+            if not self.trainable:
+                start = f"it was frozen before it had a range; unfreeze it and {start}"
             raise ValueError(
                 f"{type(self).__name__}(bits={self.bits}, name={self.name!r}) has no integer grid: "
-                + ("32 bits are not rounded." if self.bits == 32 else "train it for a step first.")
+                f"{'32 bits are not rounded' if self.bits == 32 else start}."
             )
 
 

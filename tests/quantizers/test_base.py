@@ -92,6 +92,13 @@ def test_nan_is_not_hidden(quantizer):
         quantizer.grid(np.float32([[np.inf]]))
 
 
+def test_integers_are_rounded_to_steps_and_not_to_integers():
+    for dtype in (np.uint8, np.int32, np.int64):
+        outputs = CGPACT(2, 2.0)(np.array([0, 1, 2, 3], dtype))
+        assert outputs.dtype == tf.float32
+        np.testing.assert_allclose(outputs, [0, 4 / 3, 2, 2], rtol=1e-6)
+
+
 @pytest.mark.parametrize("quantizer", [SATWeights(32), SymmetricWeights(32)])
 def test_float_weights_have_no_grid(quantizer):
     with pytest.raises(ValueError, match=r"\(bits=32\) does not round"):

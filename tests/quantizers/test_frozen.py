@@ -145,3 +145,10 @@ def test_fit_moves_nothing_of_what_is_frozen(weights, activations, frozen):
     if frozen == "model":
         images = np.random.default_rng(1).normal(size=(4, 2, 2, 2)).astype(np.float32)
         np.testing.assert_allclose(body(images, training=True), body(images), 1e-6)
+
+
+def test_what_was_frozen_before_it_had_a_range_says_so():
+    quantizer = LSQActivations(2, trainable=False)
+    quantizer(X, training=True)
+    with pytest.raises(ValueError, match="frozen before it had a range; unfreeze it and train it"):
+        quantizer.grid()
