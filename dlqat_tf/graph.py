@@ -175,7 +175,13 @@ def _in_full(argument, rank: int):
 
 
 def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Model:
-    """Return a copy of a functional or Sequential model, its configuration changed on the way."""
+    """Return a copy of a functional or Sequential model, its configuration changed on the way.
+
+    Of a subclass, as those with a ``train_step``, it has the layers alone.
+    """
+    plain = tf.keras.Model(model.input, model.output, name=model.name)
+    if type(model) not in (tf.keras.Sequential, type(plain)):
+        model = plain  # whose configuration lists the layers, and whose weights are theirs
     kind = tf.keras.Sequential if isinstance(model, tf.keras.Sequential) else tf.keras.Model
     layers = [each for each in model.submodules if isinstance(each, tf.keras.layers.Layer)]
     classes = _classes_of(layers)

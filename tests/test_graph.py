@@ -151,6 +151,40 @@ def test_copies_find_the_classes_of_the_model():
     assert copied(model, dict)(tf.ones((1, 2))).numpy().tolist() == [[2, 2]]
 
 
+class Accumulating(tf.keras.Model):
+    """With a variable that is no layer's, and an argument that no functional model has."""
+
+    def __init__(self, *arguments, steps=2, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.steps = steps
+        self.count = tf.Variable(0, trainable=False)
+
+
+class Counting(tf.keras.Model):
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.count = tf.Variable(0, trainable=False)
+
+
+class CountingSequence(tf.keras.Sequential):
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.count = tf.Variable(0, trainable=False)
+
+
+@pytest.mark.parametrize("kind", [Accumulating, Counting, CountingSequence])
+def test_copies_of_subclasses_have_their_layers_and_not_what_is_their_own(kind):
+    inputs, dense = tf.keras.Input((2,)), layers.Dense(1, name="scores")
+    if issubclass(kind, tf.keras.Sequential):
+        model = kind([inputs, dense])
+    else:
+        model = kind(inputs, dense(inputs))
+    dense.set_weights([np.float32([[3], [4]]), np.float32([5])])
+    copy = copied(model, lambda config: config)
+    assert copy(np.float32([[1, 10]])).numpy() == 48
+    assert len(copy.weights) == 2
+
+
 def test_slices_over_every_dimension_can_be_saved(tmp_path):
     inputs = tf.keras.Input((4, 6, 2))
     source = tf.keras.Model(inputs, [inputs[..., ::2, :], inputs[:, 1, ..., None]])

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._progress import progress, steps
-from dlqat_tf.graph import tensors_of
+from dlqat_tf.graph import copied, tensors_of
 from dlqat_tf.quantizers.base import ActivationQuantizer
 from dlqat_tf.quantizers.input import InputQuantizer
 from dlqat_tf.quantizers.pact import ALPHA_MINIMUM
@@ -120,9 +120,7 @@ def calibrate(
     if not quantizers:
         return {}
     if not trained:  # on a copy, since running in training mode moves the averages
-        weights = reference.get_weights()
-        reference = tf.keras.models.clone_model(reference)
-        reference.set_weights(weights)
+        reference = copied(reference, lambda config: config)
     twins = {unwrapped(layer).layer.name: call for layer, call in _calls(reference).items()}
     calls, rounded = _calls(model), []
     for layer, quantizer in quantizers.items():
