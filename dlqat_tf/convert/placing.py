@@ -202,7 +202,8 @@ class Placing:
             return not (origin.role == "pool" and reader.layer in self._graph.ends)
         if reader.role == "relu":
             # An operation of the file ends on one grid, and each of several ReLUs has its own.
-            return len({each.layer for each in call.readers if each.role == "relu"}) > 1
+            several = len({each.layer for each in call.readers if each.role == "relu"}) > 1
+            return several or (origin.role in ("weighted", "norm") and self._is_shared(origin))
         image = self._graph.image_of(origin)
         if reader.role == "norm" and image and not self._graph.taken[image].is_known:
             return False  # measurements are brought to one scale before they are rounded
@@ -218,6 +219,13 @@ class Placing:
             folds = is_weighted(call.layer) or call.role == "norm"
             return not (folds and len(call.readers) == 1)
         return reader.role in ("merge", "pool")
+
+    def _is_shared(self, call: Call) -> bool:
+        """Return whether several layers read an output, moved or not, or the model returns it."""
+        moved = {each for each in self._graph.reached(call, ("moving",)) if each.role == "moving"}
+        moved.add(call)
+        readers = {reader.layer for each in moved for reader in each.readers if reader not in moved}
+        return len(readers) > 1 or any(source in moved for source, _ in self._graph.outputs)
 
     def _rounded_after(self, call: Call) -> bool:
         """Return whether a quantizer may come after a call."""

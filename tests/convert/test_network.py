@@ -280,6 +280,18 @@ def test_pre_activation_and_float_branches():
     plan(lower(model))  # every layer has an integer kernel
 
 
+def test_what_a_relu_and_the_model_read_is_rounded():
+    """An integer kernel ends on one grid, which cannot be the ReLU's alone."""
+    inputs = tf.keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="first")(inputs)
+    pool = layers.MaxPool2D(name="pool")(layers.Conv2D(4, 3, name="second")(layers.ReLU()(x)))
+    scores = layers.Dense(3)(layers.Flatten()(layers.ReLU()(pool)))
+    model, _ = quantize(Model(inputs, [layers.Softmax()(x), scores, pool]), 4, 4, None)
+    rounded = [q.name for q in model.layers if isinstance(q, CGPACT) and q.signed]
+    assert rounded == ["first_residual", "second_residual"]
+    plan(lower(model))  # every layer has an integer kernel
+
+
 def test_what_a_concatenation_brings_together_has_one_quantizer():
     model, report = quantize(siamese(), residual_bits=5, overrides={"pool0": dict(residual_bits=7)})
     places = [q for q in model.layers if q.name.endswith("residual")]
