@@ -215,6 +215,17 @@ def can_be_made_again(layer: tf.keras.layers.Layer) -> bool:
     return True
 
 
+def spreads_tensors(layer: tf.keras.layers.Layer) -> bool:
+    """Return whether a layer is an operator like ``tf.einsum``, whose calls Keras cannot load.
+
+    Of any number of tensors as arguments of their own, Keras saves none.
+    """
+    if not hasattr(layer, "symbol"):
+        return False
+    parameters = inspect.signature(layer.function).parameters.values()
+    return any(each.kind is each.VAR_POSITIONAL for each in parameters)
+
+
 def _classes_of(layers: list[tf.keras.layers.Layer]) -> dict[str, Any]:
     """Return classes by name, as Keras finds them: users need not have registered theirs.
 

@@ -333,6 +333,15 @@ def test_what_takes_many_tensors_takes_two_at_a_time():
     assert StandardLayers().of(node) is None
 
 
+@pytest.mark.parametrize(
+    "kind", [layers.Add, layers.Average, layers.Concatenate, layers.Maximum, layers.Multiply]
+)
+def test_what_brings_tensors_together_passes_on_one_alone(kind):
+    """Of a list of one, as YOLOv8's detector concatenates its boxes, Keras loads no call."""
+    part = check(lambda x: kind(name="box")([x]), IMAGE, kinds=["Activation"])
+    assert part.output.node.layer.name == "box"
+
+
 def test_a_mean_of_tensors_is_one_of_windows():
     kinds = ["Concatenate", "Reshape", "AveragePooling2D", "Reshape"]
     for shape in (IMAGE, (7,)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from dlqat_tf._compat import copies_called
-from dlqat_tf.graph import apply, copied, follow, tensors_of, unique
+from dlqat_tf.graph import apply, copied, follow, spreads_tensors, tensors_of, unique
 
 _Lambda = tf.keras.layers.Lambda
 
@@ -61,7 +61,7 @@ def _ends(call, model: tf.keras.Model) -> bool:
 
 
 def operators_of(call, tensors: list) -> list | None:
-    """Return what a Lambda layer's function makes of Keras tensors; None where it is no graph.
+    """Return what a Lambda layer's function makes of Keras tensors; None where Keras saves none.
 
     The operator that makes the first output is named like the layer; the others have names that
     Keras gives to no layer. Of other layers that the function calls there are copies.
@@ -85,7 +85,10 @@ def operators_of(call, tensors: list) -> list | None:
         return None
     if [tuple(each.shape) for each in outputs] != expected:
         return None
-    for i, operator in enumerate(_between(outputs, tensors)):
+    operators = _between(outputs, tensors)
+    if any(map(spreads_tensors, operators)):
+        return None
+    for i, operator in enumerate(operators):
         operator._name = f"{layer.name}_op{i}" if i else layer.name
     return outputs
 

@@ -216,9 +216,20 @@ def _dropped_whole(part: Part):
     return part.add(_layers.Dropout, x, rate=part.layer.drop_path_rate, noise_shape=shape)
 
 
+def _of_one(part: Part):
+    """What brings tensors together, called on a list of one: Keras loads no such call."""
+    return part.add(_layers.Activation, *part.inputs, activation="linear")
+
+
+def _concatenated(part: Part):
+    return _of_one(part) if len(part.inputs) == 1 else None
+
+
 def _in_pairs(part: Part):
     """What takes any number of tensors, two at a time."""
-    if len(part.inputs) < 3:
+    if len(part.inputs) == 1:
+        return _of_one(part)
+    if len(part.inputs) == 2:
         return None
     x, *rest = part.inputs
     for i, each in enumerate(rest, 1):
@@ -228,6 +239,8 @@ def _in_pairs(part: Part):
 
 def _averaged(part: Part):
     """The mean of tensors as that of windows, where they lie side by side."""
+    if len(part.inputs) == 1:
+        return _of_one(part)
     shapes = {tuple(x.shape[1:]) for x in part.inputs}
     if len(shapes) > 1 or None in (shape := shapes.pop()):
         return None
@@ -245,6 +258,7 @@ LAYERS: dict[type, Callable] = {
     _layers.Dense: _activated_apart,
     _layers.Add: _in_pairs,
     _layers.Average: _averaged,
+    _layers.Concatenate: _concatenated,
     _layers.Maximum: _in_pairs,
     _layers.Minimum: _in_pairs,
     _layers.Multiply: _in_pairs,

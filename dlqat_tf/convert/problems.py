@@ -17,7 +17,7 @@ from dlqat_tf.convert.kinds import (
 )
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
-from dlqat_tf.graph import can_be_made_again, reads_mask, tensors_of
+from dlqat_tf.graph import can_be_made_again, reads_mask, spreads_tensors, tensors_of
 
 _layers = tf.keras.layers
 
@@ -207,6 +207,11 @@ def unstored(calls: list) -> dict[str, str]:
             found[call.name] = (
                 "it cannot be made again from its settings, as Keras does to load a model; let its "
                 "get_config give what its __init__ takes"
+            )
+        elif spreads_tensors(call.layer):
+            found[call.name] = (
+                "Keras saves operators of any number of arguments, and cannot load them; put it "
+                "into a Lambda layer"
             )
         elif not is_quantized(call.layer) and all(
             None not in tensor.shape[1:] for tensor in tensors_of(call.node)

@@ -161,6 +161,7 @@ def test_a_lambda_layer_that_passes_on_what_it_gets_has_no_operators():
     [
         lambda x: tf.custom_gradient(lambda y: (y + 1.0, lambda dy: dy))(x),
         lambda x, training=False: x * (2.0 if training else 1.0),
+        lambda x: tf.einsum("bi,bj->bi", x, x),  # which Keras cannot load as an operator
     ],
 )
 def test_what_is_no_graph_of_operators_stays(function):

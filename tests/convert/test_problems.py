@@ -269,6 +269,16 @@ def test_layers_that_no_file_could_be_loaded_with_are_said_before_training():
     quantize(network(layers.LeakyReLU(), Gated(layers.Activation("exponential"))), 4, 4)
 
 
+def test_operators_that_no_file_could_be_loaded_with_are_said_before_training():
+    inputs = tf.keras.Input((4, 4, 3))
+    x = layers.Conv2D(2, 1, name="first")(inputs)
+    x = layers.Flatten()(tf.einsum("bhwc,bhwd->bcd", x, x, name="products"))
+    message, overrides = message_of(Model(inputs, layers.Dense(3)(x)))
+    assert "Keras saves operators of any number of arguments, and cannot load them." in message
+    assert "Put it into a Lambda layer." in message
+    assert len(overrides) == 1
+
+
 def test_layers_in_a_layer_can_be_those_of_the_network():
     block = Block(name="block")
     _, report = quantize(network(block), 4, 4)
