@@ -27,7 +27,8 @@ def fit_binary(
 
     for each output channel j: the factor is :math:`\langle X^\top w, X^\top b \rangle /
     \lVert X^\top b \rVert^2`; signs change one after the other where that lowers the error. They
-    start at those of the kernel.
+    start at those of the kernel; where these come no nearer to the outputs than zero does, at those
+    with which a small factor does.
 
     Args:
         kernel: float (weights, channels).
@@ -46,7 +47,9 @@ def fit_binary(
         for i in range(len(signs)):
             # The error's part that depends on this sign, the others as they are.
             others = moments[i] - gram[i, i] * signs[i]
-            pull = factors * target[i] - factors**2 * others
+            # Over the factor: a channel that starts against its target has one of zero, and
+            # takes the signs with which its error falls.
+            pull = target[i] - factors * others
             new = np.where(pull == 0, signs[i], np.where(pull > 0, 1.0, -1.0))
             changed = new != signs[i]
             if changed.any():

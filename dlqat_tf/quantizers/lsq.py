@@ -131,9 +131,9 @@ class LSQActivations(ActivationQuantizer):
     r"""LSQ's activation quantizer in place of a ReLU; see :func:`learned_step` for the formulas.
 
     Codes from 0 to :math:`h = 2^b - 1`, one step for the layer, N the features of one image. The
-    step starts in the first training step from its batch, :math:`2 \operatorname{mean}|x| / \sqrt
-    h`; before, each batch is rounded by its own and there is no ``grid``. It and whether it has
-    started are variables in the model file. 32 bits are a ReLU.
+    step starts in the first training step from its batch, rectified, :math:`2 \operatorname{mean}
+    \max(x, 0) / \sqrt h`; before, each batch is rounded by its own and there is no ``grid``. It and
+    whether it has started are variables in the model file. 32 bits are a ReLU.
 
     In training h steps are a range, as of :class:`~dlqat_tf.CGPACT`, whose kernels take one pass
     over memory: outputs are those of inference up to the last place.
@@ -163,7 +163,9 @@ class LSQActivations(ActivationQuantizer):
         if self.bits == 32:
             return tf.nn.relu(values)
         highest = 2**self.bits - 1
-        step = start_once(self.step, self.started, lambda: _initial(values, highest), training)
+        step = start_once(
+            self.step, self.started, lambda: _initial(tf.nn.relu(values), highest), training
+        )
         count = features_of(values)
         if not in_training(training):
             return learned_step(values, step, 0, highest, count)

@@ -36,6 +36,17 @@ def test_inputs_that_go_together_by_hand():
     assert error(kernel, signs, factors, gram) == pytest.approx(best)
 
 
+def test_signs_that_start_against_the_output_or_at_none_are_left():
+    # Inputs of 1 and 2: weights of 3 and -1 give 1 where their signs give -1, and ones a third.
+    signs, factors = fit_binary(np.array([[3.0], [-1.0]]), np.array([[1.0, 2.0], [2.0, 4.0]]))
+    np.testing.assert_array_equal(signs, [[1], [1]])
+    np.testing.assert_allclose(factors, [1 / 3])
+    # Equal inputs: weights of 3 and -1 are two of 1, where their signs give nothing.
+    signs, factors = fit_binary(np.array([[3.0], [-1.0]]), np.ones((2, 2)))
+    np.testing.assert_array_equal(signs, [[1], [1]])
+    np.testing.assert_allclose(factors, [1])
+
+
 def _factor(signs, kernel, gram):
     return (signs * (gram @ kernel)).sum(0) / (signs * (gram @ signs)).sum(0)
 

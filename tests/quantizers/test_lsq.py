@@ -51,10 +51,11 @@ def test_the_step_starts_from_the_first_batch_and_only_from_it(bits):
     with pytest.raises(ValueError, match="has no integer grid: train it for a step first"):
         quantizer.grid()
     quantizer(first, training=True)
-    assert float(quantizer.step) == pytest.approx(2 * 2 / np.sqrt(top), rel=1e-6)
+    expected = 2 * (1 + 0) / 2 / np.sqrt(top)  # of what is rectified
+    assert float(quantizer.step) == pytest.approx(expected, rel=1e-6)
     quantizer(second, training=True)
     grid = quantizer.grid()
-    assert grid.step == pytest.approx(4 / np.sqrt(top), rel=1e-6)
+    assert grid.step == pytest.approx(expected, rel=1e-6)
     assert (grid.lowest, grid.highest) == (0, top)
     np.testing.assert_array_equal(quantizer(second), np.full((1, 2), np.float32(top) * grid.step))
 
