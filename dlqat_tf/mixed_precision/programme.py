@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Costs = dict[str, float]
+_SCALE = 1e6  # of the largest harm: the solver's tolerances are absolute, a millionth
 
 
 @dataclass(frozen=True)
@@ -102,22 +103,41 @@ class Programme:
         from scipy.optimize import LinearConstraint, milp
 
         constraints = [LinearConstraint(self._rows, self._sums, self._sums)]
-        for name, budget in budgets.items():
-            costs = self._costs(name)
-            unit = max(costs.max(initial=0.0), 1e-30)
-            left = (budget - self._fixed[name]) / unit
-            constraints.append(LinearConstraint(costs[None] / unit, -np.inf, left))
-        unit = max(np.abs(objective).max(initial=0.0), 1e-30)
-        result = milp(
-            objective / unit,
-            constraints=constraints,
-            integrality=np.ones(len(objective)),
-            bounds=(0, 1),
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.x is None:
-            raise ValueError(f"Expected budgets that some choice is within. Received: {budgets}.")
-        return result.x > 0.5
+        constraints += [self._limit(name, budget) for name, budget in budgets.items()]
+        objective = objective * (_SCALE / max(np.abs(objective).max(initial=0.0), 1e-30))
+        while True:
+            result = milp(
+                objective,
+                constraints=constraints,
+                integrality=np.ones(len(objective)),
+                bounds=(0, 1),
+                options={"mip_rel_gap": 0.0},
+            )
+            if result.x is None:
+                raise ValueError(
+                    f"Expected budgets that some choice is within. Received: {budgets}."
+                )
+            chosen = result.x > 0.5
+            if all(_within(self._total(name, chosen), budgets[name]) for name in budgets):
+                return chosen
+            # Solvers take what is above a bound by a millionth: not this choice then.
+            constraints.append(LinearConstraint(chosen[None], -np.inf, chosen.sum() - 1))
+
+    def _limit(self, name: str, budget: float):
+        """Return a budget as a constraint of the solver."""
+        from scipy.optimize import LinearConstraint
+
+        costs, left = self._costs(name), budget - self._fixed[name]
+        for reader in self._readers:
+            least = min(each[name] for each in reader.costs.values())
+            costs[[each is reader for each, *_ in self._columns]] -= least
+            left -= least
+        if np.array_equal(costs, np.rint(costs)) and costs.any():
+            # Half way to the next sum that there may be, so that the tolerance decides nothing.
+            step = np.gcd.reduce(costs.astype(np.int64))
+            left = (np.floor(left / step) + 0.5) * step
+        unit = costs.max(initial=0.0) or 1.0
+        return LinearConstraint(costs[None] / unit, -np.inf, left / unit)
 
     def smallest(self, name: str, within: Costs) -> float:
         """Return the least that a choice may cost within other budgets, which must be possible."""
@@ -135,7 +155,7 @@ class Programme:
         within: Costs = {}
         for name, budget in budgets.items():
             smallest = self.smallest(name, within)
-            if smallest > budget:
+            if not _within(smallest, budget):
                 others = " and ".join(f"{other} of {each:g}" for other, each in within.items())
                 raise ValueError(
                     f"Expected a budget of at least {smallest:,.10g} for {name}, the smallest that "
@@ -187,3 +207,7 @@ class Programme:
             if choice != seen:
                 yield choice
             seen = choice
+
+
+def _within(cost: float, budget: float) -> bool:
+    return cost <= budget * (1 + 1e-15)  # sums of what is not whole may be rounded up

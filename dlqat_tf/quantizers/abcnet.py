@@ -42,7 +42,9 @@ def _factors(kernel: tf.Tensor, bases: list[tf.Tensor]) -> list[tf.Tensor]:
     channels = kernel.shape[-1]
     flat = [tf.reshape(each, [-1, channels]) for each in (kernel, *bases)]
     start = tf.zeros([len(bases), channels])
-    return tf.unstack(least_squares(flat[0], flat[1:], start, _DAMPING))
+    factors = least_squares(flat[0], flat[1:], start, _DAMPING)
+    # A channel of zeros keeps a step above zero, which codes need.
+    return tf.unstack(tf.where(tf.abs(factors) < 1e-20, 1e-20, factors))
 
 
 def abcnet_weights(kernel: tf.Tensor, count: int) -> tf.Tensor:

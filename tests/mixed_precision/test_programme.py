@@ -65,6 +65,48 @@ def test_the_choice_is_the_best_of_all(seed):
     assert programme.smallest("bytes", {}) == min(costs["bytes"] for *_, costs in every)
 
 
+def test_small_increases_are_told_apart_beside_large_ones():
+    """Of 8 bits where there is room for all, though they differ by up to a thousand millions."""
+    widths, generator = (1, 2, 4, 8), np.random.default_rng(54)
+    readers = [
+        Reader(str(size), None, {(bits, 0): {"bytes": float(size * bits)} for bits in widths})
+        for size in (90, 700, 13, 52_000, 5)
+    ]
+    programme = Programme(readers, {}, {"bytes": 0.0})
+    for _ in range(8):
+        largest = 10.0 ** generator.uniform(-9, 0, len(readers))
+        rises = {
+            each.name: {bits: rise * 4.0**-bits for bits in widths}
+            for each, rise in zip(readers, largest, strict=True)
+        }
+        choice = programme.solve(rises, {"bytes": 8.0 * (90 + 700 + 13 + 52_000 + 5)})
+        assert set(choice.bits.values()) == {8}
+
+
+@pytest.mark.parametrize("size", [1, 10**6, 10**9])
+def test_a_budget_is_never_exceeded_by_one(size):
+    """Ten of 20 equal layers at 4 bits and ten at 2 would take it and one more."""
+    readers = [
+        Reader(str(i), None, {(bits, 0): {"bytes": float(size * bits)} for bits in (1, 2, 4)})
+        for i in range(20)
+    ]
+    rises = {each.name: {1: 1.0, 2: 1 / 4, 4: 1 / 64} for each in readers}
+    programme = Programme(readers, {}, {"bytes": 7.0})
+    budget = 60.0 * size + 7 - 1
+    choice = programme.solve(rises, {"bytes": budget})
+    assert sorted(choice.bits.values()) == 11 * [2] + 9 * [4]
+    assert choice.costs["bytes"] == budget + 1 - 2 * size
+
+
+def test_sums_of_latencies_that_rounding_puts_above_the_budget():
+    """0.1 + 0.2 is above 0.3 in float64."""
+    readers = [Reader(str(time), None, {(1, 0): {"time": time}}) for time in (0.1, 0.2)]
+    programme = Programme(readers, {}, {"time": 0.0})
+    programme.check({"time": 0.3})
+    assert programme.solve({}, {"time": 0.3}).costs["time"] == pytest.approx(0.3)
+    assert programme.solve({}, {"time": np.inf}).costs["time"] == pytest.approx(0.3)
+
+
 def test_a_budget_that_is_met_exactly_is_enough():
     readers, groups, rises = problem(0)
     programme = Programme(readers, groups, {"bytes": 0.0, "time": 0.0})

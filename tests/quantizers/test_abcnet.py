@@ -47,6 +47,13 @@ def test_properties(kernel, bits):
             quantizer.grid(kernel)
 
 
+def test_a_channel_of_zeros_has_a_step():
+    """Files hold none of zero."""
+    grid = check_grid(ABCNetWeights(1), np.float32([[0, 3], [0, -1]]))
+    np.testing.assert_allclose(grid.step, [1e-20, 2], 1e-5)
+    np.testing.assert_array_equal(grid.codes, [[1, 1], [1, -1]])
+
+
 def made(shifts, factors):
     quantizer = ABCNetActivations(len(shifts))
     quantizer.build((None, 1))
