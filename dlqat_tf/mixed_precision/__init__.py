@@ -77,7 +77,7 @@ def choose_bits(
         activation_bits: Likewise.
         size: Bytes of the weights at most, by way to store them: "declared" (packed), "int8",
             "int4" or "lce" as :func:`dlqat_tf.summary` counts them. "lce" are int8 where no layer
-            has planes.
+            has planes, "int4" where none has codes of 4 bits.
         bit_operations: Bit operations of an image at most.
         latency: Time of an image at most, and the measured time of each layer by (weight bits, bits
             that it reads), in the same unit. Layers that are not in it count as none.

@@ -15,11 +15,11 @@ from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.weights import constraint_of, kernel_of, on_kernel_of, projection, started
-from dlqat_tf.export.files.lce import PLANE_LIMIT
 from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import Head
 from dlqat_tf.mixed_precision.programme import Choice, Programme, Reader
 from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
+from dlqat_tf.quantizers.base import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import optimal_range, rounding_error, typical
 from dlqat_tf.summary import FILES, SummaryReport, predict
 
@@ -102,11 +102,17 @@ class Candidates:
             overrides={**self._rules(activation_bits), **(overrides or {})},
             **self._settings,
         )
+        _start(quantized)
         report = predict(quantized, [name for name in FILES if name in self._budgets])
-        if "lce" in self._budgets and not _has_planes(report):
-            # to_lce refuses it; its layers would be stored there as in an int8 file.
-            report = predict(quantized, {"int8", *self._budgets}.intersection(FILES) - {"lce"})
-            report = _stored_alike(report, "lce", "int8")
+        # Exports refuse what has no layer of their form; these would be stored as in an int8 file.
+        # Where the narrowest widths have none, no choice has.
+        refused = {way.name for way in report.storage if way.reason and way.name != "int8"}
+        if overrides is None and (weight_bits, activation_bits) == self.pairs[0]:
+            refused.clear()
+        if refused:
+            report = predict(quantized, {"int8", *self._budgets}.intersection(FILES) - refused)
+            for name in refused:
+                report = _stored_alike(report, name, "int8")
         for way in report.storage:
             if way.reason:
                 raise ValueError(
@@ -210,9 +216,11 @@ class Candidates:
         return found
 
 
-def _has_planes(report: SummaryReport) -> bool:
-    widths = [macs for layer in report.layers for macs in layer.macs]
-    return any(macs.weight_bits * macs.activation_bits <= PLANE_LIMIT for macs in widths)
+def _start(model: tf.keras.Model) -> None:
+    """Start on any values what starts from the first batch: costs do not depend on them."""
+    for layer in model.layers:
+        if isinstance(layer, ActivationQuantizer) and layer.bits != 32:
+            layer.start(np.ones(1, np.float32))
 
 
 def _stored_alike(report: SummaryReport, name: str, other: str) -> SummaryReport:

@@ -12,7 +12,7 @@ from dlqat_tf.convert import ConversionError
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.mixed_precision import BIT_OPERATIONS
-from dlqat_tf.mixed_precision.candidates import _errors, _kernel_error
+from dlqat_tf.mixed_precision.candidates import Candidates, _errors, _kernel_error
 from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
 from dlqat_tf.summary import predict
 
@@ -414,3 +414,42 @@ def test_layers_without_planes_count_as_int8():
         assert uniform[label] == stored.weight_bytes
     assert report.chosen.costs["lce"] == uniform["W2A8"]  # the best, which the budget has room for
     assert {each for choice in overrides.values() for each in choice.values()} == {2, 8}
+
+
+def candidates(model, weight_bits, activation_bits, budgets, method="sat"):
+    settings = dict(head=None, residual_bits=8, preprocessing=None, method=method)
+    made = methods.get(method)
+    return Candidates(model, weight_bits, activation_bits, made, settings, budgets, {})
+
+
+@pytest.mark.parametrize("name", ["lsq", "hawq"])
+def test_sizes_of_files_where_activations_start_from_a_batch(name):
+    sizes = {
+        method: candidates(source(), (2,), (2,), {"int8": 1e6}, method).costs(2, 2)[0]["int8"]
+        for method in (name, "sat")
+    }
+    assert sizes[name] == sizes["sat"]
+
+
+def test_layers_of_more_than_4_bits_count_as_int8():
+    """Uniform networks of them have no int4 file of their own."""
+    budgets = {"int4": 1e6, "int8": 1e6}
+    mixed = candidates(source(), (2, 8), (2,), budgets)
+    costs = {bits: mixed.costs(bits, 2)[0] for bits in (2, 8)}
+    assert costs[2]["int4"] < costs[2]["int8"] == costs[8]["int8"] == costs[8]["int4"]
+    with pytest.raises(ValueError, match=r"'int4', for its budget. With weights of 8 .*no conv"):
+        candidates(source(), (8,), (2,), budgets).costs(8, 2)
+
+
+def test_a_layer_of_few_bits_that_has_no_planes():
+    """The only one of at most 9 planes is depthwise."""
+    tf.keras.utils.set_random_seed(1)
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = layers.Conv2D(4, 3, activation="relu", name="first")(inputs)
+    x = layers.DepthwiseConv2D(3, activation="relu", name="depth")(x)
+    x = layers.Conv2D(4, 1, activation="relu", name="hidden")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = tf.keras.Model(inputs, layers.Dense(3, name="scores")(x))
+    rules = {"depth": {"weight_bits": 1}, "first": {"activation_bits": 2}}
+    costs, _ = candidates(model, (1, 8), (2, 8), {"lce": 1e6, "int8": 1e6}).costs(8, 8, rules)
+    assert costs["lce"] == costs["int8"]
