@@ -79,12 +79,7 @@ class Data:
         for call, end in network.heads.items():
             if self.labels[end.output] is None:
                 continue
-            labels = self.labels[end.output] = classes_of(self.labels[end.output], len(self))
-            classes, lowest, highest = call.layer.units, labels.min(), labels.max()
-            if lowest < 0 or highest >= classes:
-                raise ConversionError(
-                    f"Expected labels from 0 to {classes - 1}. Received: {lowest} to {highest}."
-                )
+            self.labels[end.output] = labels_of(self, call.layer.units, end.output)
 
     def __len__(self) -> int:
         return len(self.arrays[0])
@@ -92,6 +87,20 @@ class Data:
     def __iter__(self) -> Iterator[list[tf.Tensor]]:
         for start in range(0, len(self), self.batch_size):
             yield [tf.constant(array[start : start + self.batch_size]) for array in self.arrays]
+
+
+def labels_of(data: Data, classes: int, output: int = 0) -> np.ndarray:
+    """Return the labels of an output, which images have to have.
+
+    Raises:
+        ConversionError: They are none of the classes.
+    """
+    labels = classes_of(data.labels[output], len(data))
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ConversionError(
+            f"Expected labels from 0 to {classes - 1}. Received: {labels.min()} to {labels.max()}."
+        )
+    return labels
 
 
 def _by_name(model, images: dict) -> list:

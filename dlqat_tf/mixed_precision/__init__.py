@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import tensorflow as tf
 
 from dlqat_tf import methods
-from dlqat_tf.convert.ends import classes_of
+from dlqat_tf.convert.images import Data, labels_of
 from dlqat_tf.mixed_precision.candidates import (
     BIT_OPERATIONS,
     LATENCY,
@@ -71,8 +70,9 @@ def choose_bits(
     Args:
         model: Trained float model of one input and one output of class scores.
         images: Some of its images, an array as the model takes it; one batch in memory, twice
-            differentiated. A few hundred.
-        labels: Their classes, integers (images,).
+            differentiated. A few hundred. Or a batched ``tf.data.Dataset`` of images and labels,
+            whose first 512 are taken.
+        labels: Their classes, integers (images,); None for a dataset.
         weight_bits: Widths to choose from, each one that the method defines.
         activation_bits: Likewise.
         size: Bytes of the weights at most, by way to store them: "declared" (packed), "int8",
@@ -93,7 +93,8 @@ def choose_bits(
         layer that was chosen for, and the report.
 
     Raises:
-        ConversionError: As :func:`dlqat_tf.quantize`, or the model has several inputs or outputs.
+        ConversionError: As :func:`dlqat_tf.quantize`, also for images and labels, or the model has
+            several inputs or outputs.
         ValueError: There is no budget, none of the choices is within the budgets (the message has
             the smallest that is), a width is out of range or not defined by the method, or the
             latencies lack a layer's width.
@@ -114,11 +115,12 @@ def choose_bits(
         budgets,
         {} if latency is None else latency[1],
     )
-    labels = classes_of(labels, len(images))
+    data = Data(model, images, labels, 1)
+    labels = labels_of(data, model.outputs[0].shape[-1])
     uniform = {pair: candidates.costs(*pair) for pair in candidates.pairs}
     programme = candidates.programme(uniform)
     programme.check(budgets)
-    found = candidates.sensitivities(np.asarray(images), labels, probes, seed)
+    found = candidates.sensitivities(data.arrays[0], labels, probes, seed)
     rises = {name: rise for name, (_, rise) in found.items()}
     choice = programme.solve(rises, budgets)
     overrides = candidates.overrides(choice)

@@ -368,6 +368,32 @@ def test_bad_input(options, message):
         choose_bits(source(), IMAGES, LABELS, **{**defaults, **options})
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES, LABELS + 1, "labels from 0 to 2. Received: 1 to 3"),
+        (IMAGES, LABELS - 1, "labels from 0 to 2. Received: -1 to 1"),
+        (IMAGES, np.eye(3)[LABELS], r"one integer class per image, shape \(12,\)"),
+        (IMAGES, None, r"one integer class per image, shape \(12,\)"),
+        (iter(IMAGES), LABELS, "arrays of images of shapes"),
+        (IMAGES[:0], LABELS[:0], "arrays of images of shapes"),
+        (IMAGES * np.nan, LABELS, "images of finite values"),
+    ],
+    ids=range(7),
+)
+def test_bad_images_and_labels(images, labels, message):
+    with pytest.raises(ConversionError, match=message):
+        choose_bits(source(), images, labels, bit_operations=1e9)
+
+
+def test_a_dataset_of_images_and_labels():
+    dataset = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(5)
+    options = dict(weight_bits=(2,), activation_bits=(2,), bit_operations=1e9, probes=2)
+    given = (dataset, None), (IMAGES, LABELS)
+    found = [choose_bits(source(), *each, **options)[1] for each in given]
+    assert found[0].chosen.increase == pytest.approx(found[1].chosen.increase, 1e-5)
+
+
 def test_latencies_are_a_budget():
     """Two bits cost 3 where one costs 1, and there is time for one of the two.
 
