@@ -156,6 +156,7 @@ def _as_depthwise(affine: Scaled, channels: int) -> Convolution:
         bits=8,  # the sign is all that its codes hold; int8 is how it is stored
         is_depthwise=True,
         bias_sources=affine.sources,
+        gain_source=affine.layer if affine.is_free else "",
     )
 
 

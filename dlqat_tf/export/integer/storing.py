@@ -20,6 +20,8 @@ from dlqat_tf.export.integer.nodes import Activation, Sign, Weighted
 from dlqat_tf.export.integer.thresholds import thresholds_of
 from dlqat_tf.quantizers import ActivationGrid
 
+_WIDEST = 127  # places between two codes of the input, of a single weight's bias
+_TRIED = 256  # gains, up to twice the least that saturates
 _SAME = 1e-6  # of a numerator: fractions of small denominators differ by far more
 
 
@@ -56,7 +58,9 @@ def stored(
     Where no bias costs nothing, the gain may move too, where a batch norm has one for this layer
     alone: each threshold stays between its two sums for an interval of gains, and many intervals
     have one gain in common. So 8-bit weights, whose biases are whole numbers of sums, keep all
-    codes of a few thresholds.
+    codes of a few thresholds. A gain that takes every input but zero beyond the grid, as that of a
+    batch norm on a channel which hardly ever fires, shrinks to one that just does, where the bias
+    has a place: a 127th of the trained one may be several output steps.
 
     The distance to keep is the error of the float32 computation,
 
@@ -89,6 +93,8 @@ def stored(
         The node with float64 biases (output channels,) that the kernel can hold, and its steps.
     """
     if is_integer(node):
+        if clear:
+            node = _with_least_gains(node, source, target.grid)
         return _stored_in_integers(node, source, target.grid, clear, largest)
     if not clear or node.free is not None:  # sums on a free basis are hardly ever at a threshold
         return node
@@ -99,6 +105,27 @@ def stored(
         if thresholds is not None and (move := thresholds.move_between()):
             moved[i] = (bias[i] + move) * unit[i]
     return replace(node, bias=moved)
+
+
+def _with_least_gains(node: Weighted, source: ActivationGrid, grid: ActivationGrid) -> Weighted:
+    """Return a node of single weights with no more gain than saturates what saturates."""
+    codes, step, _ = unstretched(node, source, grid)
+    if len(codes) > 1 or not node.gain_source or node.kernel == "int4":
+        return node
+    gains, biases = codes[0] * step / float(grid.step), node.bias / float(grid.step)
+    sides = [side for side in (1, -1) if side in range(source.lowest, source.highest + 1)]
+    steps = node.step.copy()
+    is_inside = (biases > grid.lowest) & (biases < grid.highest)  # what zero becomes
+    for i in np.flatnonzero(is_inside & (np.abs(gains) > _WIDEST)):
+        ends = [grid.highest if side * gains[i] > 0 else grid.lowest for side in sides]
+        least = max(abs(end - biases[i]) for end in ends)
+        least = max(least, _WIDEST / 4)  # a quarter of a code suffices
+        if least < abs(gains[i]):
+            tried = np.linspace(least, min(2 * least, abs(gains[i])), _TRIED)
+            places = biases[i] * _WIDEST / tried
+            best = np.argmin(np.abs(places - np.rint(places)) * tried)
+            steps[i] *= tried[best] / abs(gains[i])
+    return replace(node, step=steps)
 
 
 def _stored_in_integers(

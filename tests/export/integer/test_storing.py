@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, snap
-from dlqat_tf.export.integer.nodes import Activation, Dense
+from dlqat_tf.export.integer.nodes import Activation, Convolution, Dense
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.simulate import Simulation
 from dlqat_tf.export.integer.storing import stored
@@ -84,6 +84,55 @@ def test_a_gain_moves_where_every_bias_passes_a_sum():
     alone = stored(replace(node, gain_source=""), source, target)
     codes = np.clip(np.rint((sums + alone.bias) / 1.6), 0, 2)
     assert codes.tolist() in ([0, 1, 1, 2, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("gain", "bias", "lowest"),
+    [(500, 1.6, 0), (500, 1.6, -8), (-600, -100.4, 0), (300, 1.2, -8), (20000, 1.6, 0)],
+)
+def test_a_gain_that_saturates_leaves_the_bias_a_place(gain, bias, lowest):
+    """A 127th of 500 is 3.9 output codes, so that 1.6 would be code 0 or 4."""
+    node = Convolution(
+        name="norm",
+        weights=np.full((1, 1, 1, 1), np.sign(gain), np.int16),
+        step=np.float32([abs(gain)]),
+        bias=np.array([bias]),
+        bits=8,
+        is_depthwise=True,
+        kernel="int8",
+        gain_source="norm",
+    )
+    source = ActivationGrid(lowest, 7, np.float32(1))
+    target = Activation(name="act", grid=ActivationGrid(-128, 127, np.float32(1)), bits=8)
+    after = stored(node, source, target)
+    inputs = np.arange(lowest, 8)
+    wanted, held = (
+        np.clip(np.rint(inputs * np.sign(gain) * each.step + each.bias), -128, 127)
+        for each in (node, after)
+    )
+    assert held.tolist() == wanted.tolist()
+    assert after.bias == pytest.approx(bias, abs=0.1)
+    assert after.step < abs(gain)
+    fixed = stored(replace(node, gain_source=""), source, target)
+    assert fixed.step == node.step
+    assert abs(fixed.bias[0] - bias) > 0.3
+
+
+def test_what_is_read_before_a_norm_stays_in_the_file():
+    """Channels that hardly fire have norms of large gains, whose biases would be codes away."""
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    x = CGPACT(4, 1.0, name="act")(convolution(inputs, 8, 3, weight_bits=8, name="first"))
+    norm = layers.BatchNormalization(epsilon=1e-7, name="norm")
+    outputs = CGPACT(8, 2.0, signed=True, name="out")(norm(x))
+    model = randomize(tf.keras.Model(inputs, layers.Flatten()(outputs)))
+    norm.moving_variance.assign(np.float32([1e-6, 1] * 4))
+    norm.moving_mean.assign(np.zeros(8))
+    norm.beta.assign(np.linspace(0.02, 0.16, 8))
+    images = images_for(model, 16) / 255.0
+    model.get_layer("first").bias.assign(np.float32([-9, 0] * 4))  # the first of two never fires
+    snapped, _ = snap(model)
+    first, second = (each(images).numpy()[..., ::2] for each in (model, snapped))
+    np.testing.assert_array_equal(np.rint(first * 127 / 2), np.rint(second * 127 / 2))
 
 
 @pytest.mark.parametrize("center", [True, False])
