@@ -128,10 +128,10 @@ def sat_weights(
             \text{ with scale adjustment, else } 1 \\
         \partial W_{\text{eff}} / \partial W &= \operatorname{sech}^2(W) / (M S)
 
-    Rounding is straight-through; M and S are constants in the backward pass. The levels are the odd
-    integers from -R to R divided by R, without a zero, and at one bit :math:`W = 0` becomes -1.
-    8 bits use :math:`Q = \operatorname{rne}(127 c) / 127` instead, which fits an int8. 32 bits
-    return the clamped :math:`c / S`, not rounded.
+    Rounding is straight-through; M and S are constants in the backward pass. Up to 7 bits the
+    levels are the odd integers from -R to R divided by R, without a zero, and at one bit
+    :math:`W = 0` becomes -1. 8 bits use :math:`Q = \operatorname{rne}(127 c) / 127` instead, which
+    fits an int8 and has a zero. 32 bits return the clamped :math:`c / S`, not rounded.
 
     With ``keep_scale``, :math:`1 / S_k = \langle W, Q \rangle_k / \langle Q, Q \rangle_k` for each
     output channel k, the factor that brings Q nearest to W; at one bit that of BWN, the mean of
