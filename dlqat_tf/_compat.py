@@ -107,6 +107,17 @@ def calling_layer():
     return base_layer_utils.call_context().layer
 
 
+def in_inference() -> contextlib.AbstractContextManager[None]:
+    """Let layers that are called outside of a model compute as in inference, as those in one do.
+
+    Of themselves they would do what their ``training`` has as its default, which is True for those
+    that augment images. A call that says its mode keeps it.
+    """
+    from tf_keras.src import backend
+
+    return backend.deprecated_internal_learning_phase_scope(0)
+
+
 def convnext_layers() -> tuple[type, type]:
     """Return what Keras's ConvNeXt is made of and Keras has no public name for.
 

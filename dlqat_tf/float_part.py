@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import silenced, tflite_interpreter
+from dlqat_tf._compat import in_inference, silenced, tflite_interpreter
 from dlqat_tf.graph import apply, tensors_of
 
 _RANDOM = {
@@ -25,6 +25,7 @@ _RANDOM = {
 }
 # Attributes by which Keras's layers are made to compute in plain operations.
 _PLAIN = {"_fused": False, "unroll": True, "_could_use_gpu_kernel": False}
+_CROPS = (tf.keras.layers.CenterCrop, tf.keras.layers.RandomCrop)
 _CHOICES = "choices by value have a form with tf.where"
 _DRAWS = "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
 _STATE = "it keeps a state from one image to the next; with stateful=False it has a form"
@@ -136,7 +137,7 @@ class FloatPart:
         signature = [tf.TensorSpec((batch, *shape), tf.float32) for shape in self.shapes]
         function = tf.function(traced, input_signature=signature, autograph=False)
         try:
-            with _in_plain_operations(self.submodules):
+            with _in_plain_operations(self.submodules), in_inference():
                 return function.get_concrete_function()
         except Exception as error:  # whatever a user's layer raises in a graph
             if isinstance(error, tf.errors.OperatorNotAllowedInGraphError):
@@ -204,7 +205,11 @@ def _in_plain_operations(modules: Sequence[tf.Module]) -> Iterator[None]:
     Layer norms by means and products, as they do where epsilon is small: else they take
     TensorFlow's fused batch norm, for which TFLite needs constants that are as long as the batch.
     Recurrent layers step by step instead of in a loop, which has its steps in a graph of its own.
+    Crops by the sizes that are known, where they hold branches for all sizes.
     """
+    crops = [each for each in _within(modules) if type(each) in _CROPS]
+    for each in crops:
+        each.call = partial(_cropped, each)
     kept = [
         (each, name, getattr(each, name))
         for each in _within(modules)
@@ -219,6 +224,31 @@ def _in_plain_operations(modules: Sequence[tf.Module]) -> Iterator[None]:
     finally:
         for each, name, value in kept:
             setattr(each, name, value)
+        for each in crops:
+            del each.call
+
+
+def _cropped(layer, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    """Return what a RandomCrop or a CenterCrop makes of images in inference.
+
+    The largest window in the middle that has the target's proportions, resized to it. A CenterCrop
+    does so with images that are too small.
+    """
+    size, target = images.shape[1:3], (layer.height, layer.width)
+    fits = all(length >= aim for length, aim in zip(size, target, strict=True))
+    if isinstance(layer, tf.keras.layers.CenterCrop) and fits:
+        return type(layer).call(layer, images)
+    # In float32, as Keras computes them.
+    sides = (np.float32(size[1 - i] * target[i]) / np.float32(target[1 - i]) for i in range(2))
+    rows, columns = (min(length, int(side)) for length, side in zip(size, sides, strict=True))
+    window = tf.image.crop_to_bounding_box(
+        tf.cast(images, layer.compute_dtype),
+        (size[0] - rows) // 2,
+        (size[1] - columns) // 2,
+        rows,
+        columns,
+    )
+    return tf.cast(tf.image.resize(window, target), layer.compute_dtype)
 
 
 def _within(modules: Sequence[tf.Module]) -> list[tf.Module]:

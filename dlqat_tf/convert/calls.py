@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import tensorflow as tf
 
-from dlqat_tf.canonical import AUGMENTATIONS, StandardLayers
+from dlqat_tf._compat import in_inference
+from dlqat_tf.canonical import StandardLayers
 from dlqat_tf.convert import inputs as taking
 from dlqat_tf.convert.gates import with_gates
 from dlqat_tf.convert.kinds import role_of
@@ -47,10 +49,9 @@ class Call:
     def apply(self, layer, tensors: list):
         """Call ``layer`` as the source was called, on other tensors."""
         told = layer._expects_training_arg and training_of(self.node) is None
-        mode = self.mode
-        if isinstance(layer, AUGMENTATIONS) and not tf.keras.backend.is_keras_tensor(tensors[0]):
-            mode = {"training": False, **mode}  # outside of a model they augment by default
-        return apply(self.node, layer, tensors, **(mode if told else {}))
+        in_model = tf.keras.backend.is_keras_tensor(tensors[0])
+        with contextlib.nullcontext() if in_model else in_inference():
+            return apply(self.node, layer, tensors, **(self.mode if told else {}))
 
 
 @dataclass(frozen=True)
