@@ -90,8 +90,8 @@ class ExportReport(Report):
             )
         if large := [abs(each.relative) for each in self.steps if not each.is_small]:
             lines.append(
-                f"steps of {len(large)} quantizers, whose values are concatenated, moved by "
-                f"at most {max(large):.2%}"
+                f"steps of {len(large)} quantizers, whose values are concatenated or added, moved "
+                f"by at most {max(large):.2%}"
             )
         if self.snapped:
             lines.append(f"Keras model with these numbers: {self.snapped}")

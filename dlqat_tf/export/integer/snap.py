@@ -20,7 +20,7 @@ from dlqat_tf.graph import named_leaves
 from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
 from dlqat_tf.report import Report
 
-_SMALL = 1e-5  # relative shifts of steps: those that adds ask for are smaller
+_SMALL = 5e-5  # relative shifts of steps below it are printed as 0.00%
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class StepShift:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is as small as what an add asks for, which nothing depends on."""
+        """Whether nothing depends on it, as on most that adds ask for: reports leave it out."""
         return abs(self.relative) < _SMALL
 
 
@@ -107,7 +107,7 @@ class SnapReport(Report):
                 levels.add_row(each.layer, f"{each.largest:.2g}", f"{each.relative:.2%}")
             tables.append(levels)
         if large := [step for step in self.steps if not step.is_small]:
-            steps = Table(title="Steps moved to multiples of a common one", title_justify="left")
+            steps = Table(title="Steps moved, to add or concatenate codes", title_justify="left")
             for column in ("quantizer", "shift"):
                 steps.add_column(column, justify="left" if column == "quantizer" else "right")
             for step in large:

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dlqat_tf.export.files.assembly import ExportReport
+from dlqat_tf.export.files.census_report import Census
 from dlqat_tf.export.integer.adds import with_exact_adds
 from dlqat_tf.export.integer.integers import add_multipliers
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, Add, Input, MaxPool, Output, Subtract
 from dlqat_tf.export.integer.rounding import RUNTIMES, Merged
-from dlqat_tf.export.integer.snap import StepShift, snap
+from dlqat_tf.export.integer.snap import SnapReport, StepShift, snap
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import small_network
 
@@ -111,3 +113,21 @@ def test_reports_leave_out_what_adds_ask_for():
         assert after / before - 1 == pytest.approx(each.relative, abs=1e-7)
     large = replace(report, steps=[*report.steps, StepShift("act", 0.01)])
     assert large.tables()[-1].row_count == 1
+
+
+def test_reports_name_no_shift_that_is_printed_as_zero():
+    shifts = [StepShift("a", 4e-5), StepShift("b", -4e-5)]
+    nothing = Census("file.tflite", 0, 0, 0, 0, {}, {}, [], [], [])
+    for steps, lines in (
+        (shifts, []),
+        (
+            [*shifts, StepShift("c", -6e-5)],
+            [
+                "steps of 1 quantizers, whose values are concatenated or added, moved by at most "
+                "0.01%"
+            ],
+        ),
+    ):
+        tables = ExportReport("file.tflite", None, nothing, [], {}, [], steps=steps).tables()
+        assert [each for each in tables if str(each).startswith("steps of")] == lines
+        assert len(SnapReport([], steps=steps).tables()) == 1 + len(lines)
