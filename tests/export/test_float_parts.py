@@ -121,6 +121,26 @@ def test_what_a_part_costs(tmp_path):
     report.print()
 
 
+@pytest.mark.parametrize("write", [to_tflite, to_lce])
+def test_what_layers_with_weights_cost_that_are_kept_float(tmp_path, write):
+    def middle(x):
+        x = layers.Dense(8, name="dense")(layers.Conv2D(8, 3, padding="same", name="conv")(x))
+        return layers.DepthwiseConv2D(1, name="scales")(x)
+
+    report, _ = proof(classifier(middle), write, tmp_path / "model.tflite")
+    found = {each.name: each for each in report.census.islands}
+    assert [each.layers for each in report.census.islands] == [["conv"], ["dense"], ["scales"]]
+    # A product and a sum of each channel.
+    assert [each.operators for each in found.values()] == [1, 1, 2]
+    assert [each.macs for each in found.values()] == [64 * 9 * 8 * 8, 64 * 8 * 8, 0]
+    # Kernel and bias in float32, and values of 8 x 8 x 8.
+    assert [each.bytes for each in found.values()] == [4 * 584, 4 * 72, 4 * 16]
+    assert [each.values for each in found.values()] == [512, 512, 2 * 512]
+    if write is to_tflite:
+        every = 64 * 9 * (3 * 8 + 2 * 8 * 8) + 8 * 5 + 64 * 9 * 8 * 8 + 64 * 8 * 8
+        assert found["conv"].share == pytest.approx(64 * 9 * 8 * 8 / every)
+
+
 def two_outputs():
     """A classifier of ten, another of four, and the features that both read."""
     inputs = tf.keras.Input((8, 8, 3), name="images")

@@ -76,7 +76,7 @@ def _few(values: list[float]) -> str:
 
 @dataclass(frozen=True)
 class IslandCost:
-    """What a part of the model costs that runs in float, since it has no integer form.
+    """What a part of the model costs that stays float: it has no integer form, or is kept so.
 
     Attributes:
         name: Its name, that of its first layer among it.
@@ -114,7 +114,8 @@ class Census(Report):
         inputs: What it takes.
         layers: Storage of each layer with weights.
         warnings: What will run slower than its width suggests.
-        islands: Parts that run in float for want of an integer form.
+        islands: Parts that stay float, for want of an integer form or since their weights are not
+            rounded.
         batch_size: How many images it takes at once, None for any number.
         arena_bytes: RAM that TFLite Micro needs for it, see
             :func:`dlqat_tf.export.files.micro.arena_bytes`; None where that is not known.
@@ -177,7 +178,7 @@ class Census(Report):
         return [f"on a microcontroller: flash {self.file_bytes:,} bytes, the file; {ram}"]
 
     def _islands(self) -> Table:
-        table = Table(title="In float, for want of an integer form", title_justify="left")
+        table = Table(title="In float", title_justify="left")
         table.add_column("layers", overflow="fold")
         for column in ("operations", "MACs", "share", "values", "bytes"):
             table.add_column(column, justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -87,7 +88,12 @@ class Writer:
     def write(self, metadata: dict) -> bytes:
         """Return the file's content; ``metadata`` is what to record in it."""
         for node in self.network:
+            is_kept = isinstance(node, Weighted) and node.step is None
+            values = [self.float(name) for name in node.inputs if is_kept]
+            first = len(self.file.operators)
             self.node(node)
+            if values:
+                self._in_float(node.name, [node.name], first)
         outputs = [self.float(node.name) for node in self.network.outputs]
         layers = [
             dict(name=name, bits=self.network[name].bits, tensors=tensors)
@@ -170,13 +176,12 @@ class Writer:
         self._parts[node.name] = self.file.splice(
             parsed(node.part.data, node.name), inputs, node.name
         )
-        self.islands.append(
-            dict(
-                name=node.name,
-                layers=list(node.layers),
-                operators=[first, len(self.file.operators)],
-            )
-        )
+        self._in_float(node.name, node.layers, first)
+
+    def _in_float(self, name: str, layers: Sequence[str], first: int) -> None:
+        """Record operations up to the last one as a part that stays float."""
+        operators = [first, len(self.file.operators)]
+        self.islands.append(dict(name=name, layers=list(layers), operators=operators))
 
     def _from_island(self, node: FromIsland) -> int:
         """Return an output of a part, which is called like the node unless it is an input too."""
