@@ -127,3 +127,17 @@ def test_a_method_of_ones_own(monkeypatch):
     assert isinstance(layer.kernel_quantizer, dlqat_tf.SymmetricWeights)
     with pytest.raises(ValueError, match="'mine', which is registered"):
         methods.register(methods.get("mine"))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16], ids=lambda dtype: dtype.name)
+def test_16_bits_have_the_codes_of_float32_on_the_same_input(name, dtype):
+    method = methods.get(name)
+    sixteen = tf.cast(tf.random.stateless_normal((3, 3, 4, 8), (1, 2)), dtype)
+    activations = method.activations(2, alpha_init=2.0, regularizer=None, name="activations")
+    activations(tf.cast(sixteen, tf.float32), training=True)  # starts what starts from a batch
+    for quantizer in (method.weights(bits_of(name)), activations):
+        expected = quantizer(tf.cast(sixteen, tf.float32), training=False)
+        values = quantizer(sixteen, training=False)
+        assert values.dtype == dtype
+        np.testing.assert_array_equal(values, tf.cast(expected, dtype))

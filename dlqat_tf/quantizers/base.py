@@ -196,7 +196,12 @@ class _Quantizer(lq.quantizers.Quantizer):
 
 
 class WeightQuantizer(_Quantizer):
-    """Base class of the quantizers that go into ``kernel_quantizer``."""
+    """Base class of the quantizers that go into ``kernel_quantizer``.
+
+    Under a 16-bit policy a layer reads its float32 kernel in 16 bits: codes are those of the
+    float32 quantizer on that 16-bit kernel, and the output is their float32 value rounded to 16
+    bits, the layer's type.
+    """
 
     order: Literal["channels last", "transposed", "depthwise"] = "channels last"
     """Which kernels it reads: of layers whose output channels are last, or of these other two."""
@@ -310,7 +315,11 @@ class WeightQuantizer(_Quantizer):
 
 
 class ActivationQuantizer(_Quantizer):
-    """Base class of the quantizers that stand where a ReLU stood."""
+    """Base class of the quantizers that stand where a ReLU stood.
+
+    Under a 16-bit policy codes are those of the float32 quantizer on the 16-bit input, and the
+    output is their float32 value rounded to 16 bits, the layer's type.
+    """
 
     @property
     def rectifies(self) -> bool:
