@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dlqat_tf.training.distribution import _check_cluster
+from dlqat_tf.training.distribution import _own_address
 from tests.docs.test_snippets import ROOT, blocks
 
 PAGE = ROOT / "docs" / "guides" / "devices.md"
@@ -43,9 +43,9 @@ def code_of(language: str) -> str:
 def check(found: list[dict], workers: list[str], monkeypatch):
     assert [each["cluster"]["worker"] for each in found] == [workers] * 2
     assert [each["task"]["index"] for each in found] == [0, 1]
-    for each in found:
+    for each, worker in zip(found, workers, strict=True):
         monkeypatch.setenv("TF_CONFIG", json.dumps(each))
-        _check_cluster()  # raises what training would
+        assert _own_address() == worker  # raises what training would
 
 
 def test_slurm(tmp_path, monkeypatch):
