@@ -14,9 +14,8 @@ _BESIDE = Path(__file__).parents[2] / "shared"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """The same kernels and names of layers in every run and order, those of fixtures too."""
+    """Initialise the same kernels in every run, those of the fixtures too."""
     tf.keras.utils.set_random_seed(0)
-    tf.keras.backend.reset_uids()
 
 
 def _real_data(folder: str) -> Path:
