@@ -247,6 +247,69 @@ def test_replicas_train_as_one_device_does():
             }
 
 
+RAMPED = """
+import json
+import dlqat_tf, numpy as np, tensorflow as tf
+from dlqat_tf.quantizers import ste
+from dlqat_tf.training.distribution import replicas
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+tf.config.experimental.enable_op_determinism()
+rematerialize, again = ste.rematerialize, []
+random = np.random.default_rng(0)
+images = random.random((16, 8, 8, 3)).astype(np.float32)
+labels = random.integers(0, 4, 16)
+
+
+def watched(x, after):
+    y = rematerialize(x, after)
+    again.append(y is not x)
+    return y
+
+
+def trained(rematerialize):
+    ste.rematerialize = rematerialize
+    again.clear()
+    tf.keras.utils.set_random_seed(0)
+    model = dlqat_tf.resnet18(4, (8, 8, 3), 1, 2, "gml", width=2)
+    loss = dlqat_tf.GMLoss()
+    in_force = lambda labels, logits: tf.fill(tf.shape(logits)[:1], tf.identity(loss.ramp))
+    model.compile(tf.keras.optimizers.SGD(0.02), loss, metrics=[in_force])
+    warmup = dlqat_tf.MarginWarmup(4, steps_per_epoch=1)
+    ramp, losses = [], []
+    for _ in range(6):
+        history = model.fit(images, labels, batch_size=16, callbacks=[warmup], verbose=0).history
+        losses += history["loss"]
+        ramp += next(each for name, each in history.items() if name != "loss")
+    values = [
+        [one.numpy().tolist() for one in getattr(each, "values", [each])]
+        for each in model.trainable_variables
+    ]
+    return dict(ramp=ramp, losses=losses, weights=values, again=sum(again))
+
+
+report = dict(one=trained(watched))
+with replicas("mirrored") as two:
+    assert two.count == 2
+    report |= dict(again=trained(watched), kept=trained(lambda x, after: x))
+print("REPORT", json.dumps(report))
+"""
+
+
+def test_the_margin_ramps_and_activations_are_computed_again_under_replicas():
+    report = json.loads(said(start(RAMPED)).split("REPORT")[1])
+    for each in report.values():
+        assert each["ramp"] == [0, 0.25, 0.5, 0.75, 1, 1]
+    one, again, kept = (report[name] for name in ("one", "again", "kept"))
+    # Each replica computes again what one device does.
+    assert (again["again"], kept["again"]) == (2 * one["again"], 0)
+    assert one["again"] > 0
+    assert again["losses"] == kept["losses"]
+    assert again["weights"] == kept["weights"]
+    assert all(first == second for first, second in again["weights"])
+
+
 WORKER = """
 import hashlib, json, sys
 from pathlib import Path
