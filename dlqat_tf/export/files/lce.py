@@ -308,11 +308,12 @@ def _options(node: Convolution, pads_ones: bool) -> bytes:
     )
 
 
-def open_interpreter(data: bytes, *, threads: int = 1, xnnpack: bool = True):
+def open_interpreter(data: bytes, path="the file", *, threads: int = 1, xnnpack: bool = True):
     """Return LCE's interpreter of a file: ``predict`` maps a list of inputs to one of outputs.
 
     Args:
         data: Content of the .tflite file.
+        path: What errors call it.
         threads: CPU threads that the kernels may use. Several wait for each other at every
             operation, for long where the machine is busy.
         xnnpack: Whether the XNNPACK delegate takes the operations that are not LCE's.
@@ -332,7 +333,8 @@ def open_interpreter(data: bytes, *, threads: int = 1, xnnpack: bool = True):
         with without_notes():
             return Interpreter(data, num_threads=threads, use_xnnpack=xnnpack).interpreter
     except RuntimeError as error:
-        raise ExportError(f"Larq Compute Engine refuses the file: {error}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"Larq Compute Engine refuses {path}: {reason}") from error
 
 
 def _check_runs(built: Built) -> None:

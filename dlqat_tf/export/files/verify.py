@@ -79,6 +79,9 @@ _WINDOWED = _CONVOLUTIONS | {
     schema.BuiltinOperator.MAX_POOL_2D,
     schema.BuiltinOperator.AVERAGE_POOL_2D,
 }
+# Their kernels end the process where a scale is 0, which it is where a file has none.
+_SUMS = {schema.BuiltinOperator.ADD, schema.BuiltinOperator.SUB}
+_CODES = {schema.TensorType.INT8, schema.TensorType.UINT8}
 _LCE_OPTIONS = {
     "padding": "padding",
     "fusedActivationFunction": "fused_activation_function",
@@ -114,6 +117,8 @@ def problems(model: schema.ModelT) -> Iterator[str]:
         yield from _of_order(model, graph)
         for index, operator in enumerate(graph.operators or []):
             yield from (f"operation {index} {each}" for each in _of_options(model, graph, operator))
+            if number_of(model.operatorCodes[operator.opcodeIndex]) in _SUMS:
+                yield from (f"operation {index} {each}" for each in _of_scales(graph, operator))
 
 
 def _of_signature(model: schema.ModelT, signature: schema.SignatureDefT) -> Iterator[str]:
@@ -265,6 +270,14 @@ def _of_options(model: schema.ModelT, graph, operator: schema.OperatorT) -> Iter
     elif number in _WINDOWED:
         window = shapes[1][1:3] if number in _WEIGHTED else None
         yield from _of_window(graph, operator, named, window)
+
+
+def _of_scales(graph, operator: schema.OperatorT) -> Iterator[str]:
+    for index in _integers(operator.inputs) + _integers(operator.outputs):
+        tensor = graph.tensors[index]
+        scale = tensor.quantization and tensor.quantization.scale
+        if tensor.type in _CODES and (scale is None or not len(scale)):
+            yield f"adds codes of tensor {index}, which has no scale"
 
 
 def _of_window(graph, operator, options: dict, window: list[int] | None) -> Iterator[str]:

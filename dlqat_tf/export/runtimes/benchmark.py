@@ -245,7 +245,7 @@ def _open(
 ) -> Callable[[], object]:
     """Return a function that runs the file once on random inputs."""
     if binarized:
-        interpreter = open_interpreter(content, threads=threads, xnnpack=xnnpack)
+        interpreter = open_interpreter(content, path, threads=threads, xnnpack=xnnpack)
         inputs = [
             _random(shape, dtype)
             for shape, dtype in zip(interpreter.input_shapes, interpreter.input_types, strict=True)

@@ -56,7 +56,7 @@ def runner(
     data = flatbuffer.with_batch(content, batch_size)
     if binarized or flatbuffer.is_binarized(content):
         # Its threads wait for each other at every operation, for long where the machine is busy.
-        invoke = lce.open_interpreter(data, threads=1).predict
+        invoke = lce.open_interpreter(data, path, threads=1).predict
     elif runtime == "compiled_model":
         invoke = compiled_model.opened(data, path)
     elif runtime == "micro":

@@ -92,6 +92,12 @@ def set_bytes(content):
     weights.shape = np.array([*weights.shape[:-1], 2 * weights.shape[-1] // 3], np.int32)
 
 
+def set_no_scale(content):
+    """What makes a kernel of TFLite end the process."""
+    graph = content.subgraphs[0]
+    graph.tensors[int(first(content, schema.AddOptionsT).outputs[0])].quantization = None
+
+
 def set_name(content):
     content.subgraphs[0].tensors[0].name = b"\xff"
 
@@ -115,6 +121,7 @@ def set_nothing(content):
         (set_zero_point, "has zero points from 536870912 to 536870912"),
         (set_scale, "has a scale of nan"),
         (set_bytes, "has 864 bytes where its shape needs 576"),
+        (set_no_scale, r"operation \d+ adds codes of tensor \d+, which has no scale"),
         (set_name, "tensor 0 has a name that is no text"),
     ],
 )
@@ -128,6 +135,16 @@ def test_what_kernels_would_trust_is_checked_by_all_readers(
     for reader in (census, lambda path: parity(model, path, None), lambda path: benchmark([path])):
         with pytest.raises(ExportError, match=rf"changed\.tflite, which is damaged.*{message}"):
             reader(path)
+
+
+def test_what_larq_compute_engine_refuses_is_one_sentence(paths, tmp_path):
+    content = flatbuffer.read(paths["lce"])
+    added = first(content, schema.AddOptionsT)
+    added.inputs = np.repeat(added.inputs, 2)
+    path = tmp_path / "changed.tflite"
+    path.write_bytes(flatbuffer.packed(content))
+    with pytest.raises(ExportError, match=r"^[^\n]+ refuses \S+changed\.tflite: [^\n]+\Z"):
+        benchmark([path])
 
 
 def test_files_of_other_makers_pass(stock_file, lce_file):
@@ -164,25 +181,49 @@ def test_a_changed_record_is_noticed(model, paths, tmp_path):
             read(path)
 
 
-def damaged(data: bytes, seed: int) -> bytes:
-    """Return a file with one flipped bit, or cut short where the seed is a multiple of 10."""
+def flipped(data: bytes, seed: int) -> bytes:
+    """Return a file with one bit of another value."""
     draw = random.Random(seed)
     at = draw.randrange(len(data))
-    if seed % 10 == 0:
-        return data[:at]
     return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "lce"])
-def test_a_flipped_bit_ends_in_a_result_or_one_sentence(model, paths, tmp_path, name):
-    data, images = paths[name].read_bytes(), images_for(model, 2)
-    path = tmp_path / "damaged.tflite"
-    refused = 0
-    for seed in range(20):
-        path.write_bytes(damaged(data, seed))
-        for read in (census, lambda path: parity(model, path, images, layer_images=2)):
+def cut(data: bytes, seed: int) -> bytes:
+    """Return the start of a file."""
+    return data[: random.Random(seed).randrange(len(data))]
+
+
+def refusals(model, data, damage, count, path, monkeypatch) -> int:
+    """Return how many of three readings of each damaged file end in a sentence, the others well."""
+    monkeypatch.setattr("dlqat_tf.export.runtimes.benchmark.MINIMUM_RUNS", 1)
+    images = images_for(model, 2)
+    readers = (
+        census,
+        lambda path: parity(model, path, images, layer_images=2),
+        lambda path: benchmark([path], runs=1, warmup=0),
+    )
+    sentences = []
+    for seed in range(count):
+        path.write_bytes(damage(data, seed))
+        for read in readers:
             try:
                 read(path)
-            except ExportError:
-                refused += 1
-    assert 4 <= refused < 40  # those cut short, and not all
+            except ExportError as error:
+                sentences.append(str(error))
+    assert all(str(path) in each and "\n" not in each for each in sentences)
+    return len(sentences)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "lce"])
+def test_a_damaged_file_ends_in_a_result_or_one_sentence(model, paths, tmp_path, monkeypatch, name):
+    data, path = paths[name].read_bytes(), tmp_path / "damaged.tflite"
+    assert refusals(model, data, cut, 2, path, monkeypatch) == 3 * 2
+    assert 0 < refusals(model, data, flipped, 20, path, monkeypatch) < 3 * 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["int8", "int4", "lce"])
+def test_a_thousand_flips_and_a_hundred_cuts(model, paths, tmp_path, monkeypatch, name):
+    data, path = paths[name].read_bytes(), tmp_path / "damaged.tflite"
+    assert refusals(model, data, cut, 100, path, monkeypatch) == 3 * 100
+    assert 0 < refusals(model, data, flipped, 1000, path, monkeypatch) < 3 * 1000
