@@ -393,3 +393,31 @@ def test_workers(tmp_path):
         for batch, labels in images.test_batches(120)
     )
     assert right == pytest.approx(histories[1][-1][1] * images.test_count, abs=1.01)
+
+
+@pytest.mark.long
+def test_workers_train_as_one_process_does(tmp_path):
+    """Two workers share the batches of one: the same curve, while no step is so long that
+    batch norms of nearly constant channels amplify the order of a sum.
+    """
+    recipe = replace(
+        TINY,
+        weight_bits=32,
+        activation_bits=32,
+        float_epochs=3,
+        images_per_epoch=48,
+        learning_rate=0.0005,
+        sync_batch_norm=True,
+    )
+    workers = start_workers(replace(recipe, strategy="multiworker"), tmp_path / "two")
+    one = start(WORKER, json.dumps(recipe.plain()), tmp_path / "one")
+    for each in (*workers, one):
+        said(each)
+    curves = [
+        [(row["loss"], row["val_loss"]) for row in read_history(folder / "float/history.csv")]
+        for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert len(curves[0]) == 3
+    (one_loss, one_test), (two_loss, two_test) = (zip(*curve, strict=True) for curve in curves)
+    np.testing.assert_allclose(two_loss, one_loss, rtol=1e-5)
+    np.testing.assert_allclose(two_test, one_test, rtol=1e-3)
