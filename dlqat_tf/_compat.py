@@ -129,6 +129,41 @@ def convnext_layers() -> tuple[type, type]:
     return convnext.LayerScale, convnext.StochasticDepth
 
 
+def synchronize_by_deviations() -> None:
+    """Let Keras's synchronized batch norms measure variances from the mean, as the others do.
+
+    Keras takes the square of the mean from the mean of squares. Of a variance that is small beside
+    the mean that leaves rounding errors, which the norm then divides by.
+    """
+    import tensorflow as tf
+
+    norm = tf.keras.layers.BatchNormalization
+
+    def mean_and_variance(layer, values, axes, keep_dims, mask=None):
+        replica = tf.distribute.get_replica_context()
+        if not replica:
+            return layer._no_sync_calculate_mean_and_var(values, axes, keep_dims, mask=mask)
+        weights = tf.ones_like(values)
+        if mask is not None:
+            weights *= tf.cast(mask, values.dtype)[..., tf.newaxis]
+
+        def total(each):
+            return replica.all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.reduce_sum(each, axes, keepdims=True)
+            )
+
+        count = total(weights)
+        mean = tf.math.divide_no_nan(total(weights * values), count)
+        # Deviations sum to zero, so that no gradient goes through the mean in them.
+        squares = tf.math.squared_difference(values, tf.stop_gradient(mean))
+        variance = tf.math.divide_no_nan(total(weights * squares), count)
+        if keep_dims:
+            return mean, variance
+        return tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+
+    norm._sync_calculate_mean_and_var = mean_and_variance
+
+
 def annotate_operators() -> None:
     """Let operators, as ``x + y`` and slices, be annotated for TF-MOT.
 

@@ -279,3 +279,18 @@ def test_what_was_held_is_passed_on_after_an_error(capfd, monkeypatch):
     with pytest.raises(KeyError), _compat.without_notes():
         fail()
     assert capfd.readouterr().err == "why"
+
+
+def test_synchronized_norms_of_values_that_differ_little():
+    """The mean of squares is a million, beside which float32 has steps of a sixteenth."""
+    norm = tf.keras.layers.BatchNormalization(synchronized=True, momentum=0.0)
+    norm(tf.constant([[1000.0], [1000.25]]), training=True)
+    assert norm.moving_mean == 1000.125
+    assert norm.moving_variance == 0.015625
+
+
+def test_synchronized_norms_leave_out_what_is_masked():
+    norm = tf.keras.layers.BatchNormalization(synchronized=True, momentum=0.0)
+    values = tf.constant([[[1.0], [2.0], [9.0]], [[3.0], [4.0], [9.0]]])
+    norm(values, training=True, mask=tf.constant([[True, True, False]] * 2))
+    assert (norm.moving_mean, norm.moving_variance) == (2.5, 1.25)

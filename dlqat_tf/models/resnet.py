@@ -20,6 +20,7 @@ import larq as lq
 import tensorflow as tf
 
 from dlqat_tf import methods
+from dlqat_tf._compat import synchronize_by_deviations
 from dlqat_tf.heads import CosineHead, GaussianMixtureHead, LinearHead
 from dlqat_tf.quantizers import CGPACT
 from dlqat_tf.quantizers.base import check_bits
@@ -30,6 +31,8 @@ BLOCKS = ("post", "pre")
 SHORTCUTS = ("A", "B")
 WIDTHS = {"conv": "weight_bits", "act": "activation_bits"}  # by the last part of a layer's name
 EDGE_BITS = 8  # first convolution, last activation and head, whatever the rest has
+
+synchronize_by_deviations()
 
 
 def edge_bits(bits: int | None) -> int | None:
