@@ -35,8 +35,8 @@ def store(folder, name, accuracy, **changes):
         "recipe": recipe.plain(),
         "seconds": 1800.0,
         "stages": [
-            {"name": "float", "final_accuracy": 0.5},
-            {"name": "quantized", "final_accuracy": accuracy},
+            {"name": "float", "epochs": 30, "seconds": 900.0, "final_accuracy": 0.5},
+            {"name": "quantized", "epochs": 10, "seconds": 900.0, "final_accuracy": accuracy},
         ],
         "environment": {"commit": "abc", "device": "two cores"},
     }
