@@ -20,7 +20,6 @@ from dlqat_tf.export.integer.nodes import Activation, Sign, Weighted
 from dlqat_tf.export.integer.thresholds import thresholds_of
 from dlqat_tf.quantizers import ActivationGrid
 
-_WIDEST = 127  # places between two codes of the input, of a single weight's bias
 _TRIED = 256  # gains, up to twice the least that saturates
 _SAME = 1e-6  # of a numerator: fractions of small denominators differ by far more
 
@@ -109,21 +108,22 @@ def stored(
 
 def _with_least_gains(node: Weighted, source: ActivationGrid, grid: ActivationGrid) -> Weighted:
     """Return a node of single weights with no more gain than saturates what saturates."""
-    codes, step, _ = unstretched(node, source, grid)
+    codes, step, largest = unstretched(node, source, grid)
     if len(codes) > 1 or not node.gain_source or node.kernel == "int4":
         return node
     gains, biases = codes[0] * step / float(grid.step), node.bias / float(grid.step)
     sides = [side for side in (1, -1) if side in range(source.lowest, source.highest + 1)]
+    places = np.abs(codes[0]) * largest  # of the bias, between two codes of the input
     steps = node.step.copy()
     is_inside = (biases > grid.lowest) & (biases < grid.highest)  # what zero becomes
-    for i in np.flatnonzero(is_inside & (np.abs(gains) > _WIDEST)):
+    for i in np.flatnonzero(is_inside & (np.abs(gains) > places)):
         ends = [grid.highest if side * gains[i] > 0 else grid.lowest for side in sides]
         least = max(abs(end - biases[i]) for end in ends)
-        least = max(least, _WIDEST / 4)  # a quarter of a code suffices
+        least = max(least, places[i] / 4)  # a quarter of a code suffices
         if least < abs(gains[i]):
             tried = np.linspace(least, min(2 * least, abs(gains[i])), _TRIED)
-            places = biases[i] * _WIDEST / tried
-            best = np.argmin(np.abs(places - np.rint(places)) * tried)
+            nearest = biases[i] * places[i] / tried
+            best = np.argmin(np.abs(nearest - np.rint(nearest)) * tried)
             steps[i] *= tried[best] / abs(gains[i])
     return replace(node, step=steps)
 
