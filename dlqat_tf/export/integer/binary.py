@@ -39,7 +39,7 @@ def binary_parts(
     times input step, each is about :math:`2^{i+j-1} n u` for n products, off by up to
     :math:`2^{-23}` of that, in all :math:`2^{-23} n u` times half of the largest product of codes.
     That is the order of what Keras's own additions may err by, from which biases keep their
-    distance (:func:`dlqat_tf.export.integer.integers.stored`).
+    distance (:func:`dlqat_tf.export.integer.storing.stored`).
 
     Args:
         node: The convolution.
