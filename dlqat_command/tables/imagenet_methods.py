@@ -9,6 +9,10 @@ dlqat_tf.methods knows them, else those of DL-QAT. imagenet2012 from tensorflow-
 
 Cells, flags and reports are those of `dlqat table methods`. What a budget or a flag of the recipe
 sets holds for all methods, over what their papers settle.
+
+Not run on ImageNet here. On a folder of ten of its classes, the second command with
+--images-per-epoch 1280 (width 16, one epoch of ten steps a stage, two CPU cores, seed 0, commit
+4223e0b) trains and exports all of its five cells; top-1 is 9.4 to 11.8 %, chance after ten steps.
 """
 
 import dataclasses
