@@ -110,22 +110,37 @@ def follow(model: tf.keras.Model, sources: list, visit: Callable) -> list:
         model: Functional or Sequential model.
         sources: What stands for each input.
         visit: Given the Keras node of a layer's call and what stands for each of its inputs,
-            returns a list of what stands for each output. Called in topological order.
+            returns a list of what stands for each output. Called in topological order, without
+            what leads to no output, as :meth:`add_loss` and :meth:`add_metric` do.
 
     Returns:
         What stands for each output.
     """
     known = {id(tensor): source for tensor, source in zip(model.inputs, sources, strict=True)}
+    computing = _leading_to_outputs(model)
     for depth in sorted(model._nodes_by_depth, reverse=True):
         # The calls of one layer in their order, so that a saved model gives the same names.
         for call in sorted(
             model._nodes_by_depth[depth], key=lambda call: call.layer._inbound_nodes.index(call)
         ):
-            if not call.is_input:
+            if call in computing and not call.is_input:
                 inputs = [known[id(tensor)] for tensor in tensors_of(call)]
                 outputs = zip(tf.nest.flatten(call.outputs), visit(call, inputs), strict=True)
                 known |= {id(tensor): output for tensor, output in outputs}
     return [known[id(tensor)] for tensor in model.outputs]
+
+
+def _leading_to_outputs(model: tf.keras.Model) -> set:
+    """Return the Keras nodes of the calls that the outputs are computed by."""
+    found: set = set()
+    rest = [tensor.node for tensor in model.outputs]
+    inputs = {id(tensor) for tensor in model.inputs}
+    while rest:
+        call = rest.pop()
+        if call not in found:
+            found.add(call)
+            rest += [each.node for each in tensors_of(call) if id(each) not in inputs]
+    return found
 
 
 def tensors_of(call) -> list:

@@ -37,6 +37,21 @@ def test_follow_hands_on_every_output():
     assert follow(model, ["x"], lambda call, inputs: ["first", "second"]) == ["second", "first"]
 
 
+def test_follow_leaves_out_what_no_output_is_computed_by():
+    inputs = tf.keras.Input((2,))
+    outputs = layers.Dense(2, name="dense")(inputs)
+    model = tf.keras.Model(inputs, outputs)
+    model.add_loss(tf.reduce_mean(outputs))
+    visited = []
+
+    def visit(call, tensors):
+        visited.append(call.layer.name)
+        return tensors
+
+    assert follow(model, ["x"], visit) == ["x"]
+    assert visited == ["dense"]
+
+
 def test_tensors_of_a_model_called_by_names_are_in_the_order_of_its_inputs():
     left, right = tf.keras.Input((2,), name="left"), tf.keras.Input((3,), name="right")
     inner = tf.keras.Model({"left": left, "right": right}, layers.Concatenate()([right, left]))

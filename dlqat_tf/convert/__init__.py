@@ -17,6 +17,7 @@ from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.inputs import check_sizes
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import WIDTHS, Overrides
+from dlqat_tf.convert.problems import check_losses
 from dlqat_tf.convert.report import Conversion, ConversionError, ConversionReport
 from dlqat_tf.convert.reporting import report_of
 from dlqat_tf.graph import check_graph
@@ -127,6 +128,7 @@ def quantize(
     chosen = methods.get(method)
     chosen.check(weight_bits)
     check_graph(model, ConversionError)
+    check_losses(model)
     check_sizes(model)
     kinds_of(head, model.output_names)
     data = None if images is None else Data(model, images, labels, batch_size)
@@ -149,4 +151,4 @@ def quantize(
     measured = None if data is None else builder.measure(data)
     for call, end in network.heads.items():
         builder.fill_head(call, measured, None if data is None else data.labels[end.output])
-    return builder.model, report_of(network, chosen, builder.made, data, measured)
+    return builder.model, report_of(type(model), network, chosen, builder.made, data, measured)

@@ -17,7 +17,13 @@ from dlqat_tf.convert.kinds import (
 )
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
-from dlqat_tf.graph import can_be_made_again, reads_mask, spreads_tensors, tensors_of
+from dlqat_tf.graph import (
+    can_be_made_again,
+    named_leaves,
+    reads_mask,
+    spreads_tensors,
+    tensors_of,
+)
 
 _layers = tf.keras.layers
 
@@ -115,6 +121,21 @@ def _described(network, call) -> tuple[str, str]:
 
 def _is_of_keras(layer) -> bool:
     return type(layer).__module__.startswith("tf_keras.")
+
+
+def check_losses(model: tf.keras.Model) -> None:
+    """Raise where a model adds losses or metrics, which are no part of what it computes."""
+    names = [
+        name
+        for name, layer in named_leaves(model)
+        if type(layer).__name__ in ("AddLoss", "AddMetric")
+    ]
+    if names:
+        raise ConversionError(
+            f"Expected a model that adds no losses or metrics. Received: one with {some(names)}. "
+            "Convert tf.keras.Model(model.input, model.output), and add them to the result, whose "
+            "layers have the same names: result.add_loss(loss_of(result.get_layer(name).output))."
+        )
 
 
 def refusal(problems: dict[str, tuple], count: int) -> ConversionError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
+import tensorflow as tf
 
 from dlqat_tf.convert.calls import Call
 from dlqat_tf.convert.images import Data
@@ -19,13 +20,21 @@ from dlqat_tf.methods import Method
 from dlqat_tf.quantizers import QuantizerProgress, unwrapped
 from dlqat_tf.quantizers.progress import depends_on_progress
 
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss")  # that a class may have
+
 
 def report_of(
-    network: Network, method: Method, made: dict, data: Data | None, measured: Measured | None
+    kind: type[tf.keras.Model],
+    network: Network,
+    method: Method,
+    made: dict,
+    data: Data | None,
+    measured: Measured | None,
 ) -> ConversionReport:
     """Return what became of each layer.
 
     Args:
+        kind: Class of the source.
         network: The source.
         method: What rounds it.
         made: As in :class:`~dlqat_tf.convert.builder.Builder`.
@@ -48,6 +57,12 @@ def report_of(
         notes.append(
             f"{method.name} starts from images: call dlqat_tf.methods.get({method.name!r}).prepare("
             "model, images) with a few hundred of them before fit."
+        )
+    steps = [name for name in _STEPS if getattr(kind, name) is not getattr(tf.keras.Model, name)]
+    if steps:
+        notes.append(
+            f"The result is a functional model without {' and '.join(steps)} of {kind.__name__}. "
+            f"To keep them: {kind.__name__}(result.input, result.output)."
         )
     frozen = [
         made[layer].name

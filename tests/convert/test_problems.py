@@ -430,6 +430,43 @@ def test_quantized_models_are_refused_as_such():
         assert "quantized already" in message_of(model)[0]
 
 
+def test_losses_and_metrics_of_the_model_are_added_to_the_result():
+    source = network(layers.ReLU(name="features"))
+    features = source.get_layer("features").output
+    with_loss = Model(source.input, source.output)
+    with_loss.add_loss(0.5 * tf.reduce_mean(features))
+    with_metric = Model(source.input, source.output)
+    with_metric.add_metric(tf.reduce_mean(features), name="mean")
+    for model in (with_loss, with_metric):
+        message, overrides = message_of(model)
+        assert "a model that adds no losses or metrics. Received: one with 'add_" in message
+        assert not overrides
+    result, _ = quantize(Model(with_loss.input, with_loss.output))
+    lowered = lower(result).nodes
+    result.add_loss(0.5 * tf.reduce_mean(result.get_layer("features").output))
+    assert len(result.losses) == 1
+    assert [node.name for node in lower(result).nodes] == [node.name for node in lowered]
+
+
+class Trained(tf.keras.Model):
+    def train_step(self, data):
+        return {"calls": tf.constant(3.0)}
+
+
+def test_reports_say_what_a_class_of_models_has_beside_layers():
+    source = network(layers.ReLU())
+    own = Trained(source.input, source.output)
+    model, report = quantize(own)
+    (note,) = (each for each in report.notes if "Trained" in each)
+    assert "without train_step of Trained. To keep them: Trained(result.input, result" in note
+    assert not any("train_step" in each for each in quantize(source)[1].notes)
+    kept = Trained(model.input, model.output)
+    kept.compile("sgd")
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    assert kept.fit(images, verbose=0).history == {"calls": [3.0]}
+    assert [each.name for each in lower(kept).nodes] == [each.name for each in lower(model).nodes]
+
+
 @pytest.mark.parametrize(
     ("wrap", "name", "advice"),
     [
