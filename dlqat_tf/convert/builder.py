@@ -153,7 +153,10 @@ class Builder:
             quantizer = SymmetricWeights(bits)
         else:
             quantizer = self._quantizer(call, bits)
-            config |= {"activation": None, "use_bias": False}
+            # The kernel has another scale, and so has what the layer computes.
+            config |= {name: None for name in config if name.endswith("_constraint")}
+            config |= {"activation": None, "activity_regularizer": None}
+            config |= {"use_bias": False, "bias_regularizer": None}
             constraint = self._constraint(call, bits)
             config |= {} if constraint is None else {"kernel_constraint": constraint}
         return QUANTIZED[type(call.layer)].from_config(

@@ -141,6 +141,9 @@ def _conversion(
         notes.append("called with training=False: its averages stay")
     if not network.trainable(layer):
         notes.append("frozen")
+    without = _without(made or layer, layer)
+    if without:
+        notes.append(f"without its {', '.join(without)}")
     if call.name in lost:
         notes.append(f"cannot be exported: {lost[call.name]}")
     return Conversion(
@@ -151,6 +154,16 @@ def _conversion(
         activation_bits=places[0].bits if places else None,
         note="; ".join(notes),
     )
+
+
+def _without(made, layer) -> list[str]:
+    """Return the names of the regularizers and constraints that a layer has and its result not."""
+    names = [name for name in layer.get_config() if name.endswith(("_regularizer", "_constraint"))]
+    return [
+        name
+        for name in dict.fromkeys([*names, "activity_regularizer"])
+        if (own := getattr(layer, name)) and type(own) is not type(getattr(made, name, None))
+    ]
 
 
 def _of_weights(network: Network, made_of: dict, call: Call) -> list[str]:

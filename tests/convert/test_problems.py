@@ -448,6 +448,28 @@ def test_losses_and_metrics_of_the_model_are_added_to_the_result():
     assert [node.name for node in lower(result).nodes] == [node.name for node in lowered]
 
 
+def test_reports_say_which_regularizers_and_constraints_are_gone():
+    bound = tf.keras.constraints.MaxNorm(1.0)
+    inputs = x = tf.keras.Input((8, 8, 3))
+    for name, options in {
+        "hidden": {"activity_regularizer": "l1", "kernel_constraint": bound},
+        "plain": {"kernel_regularizer": "l2"},
+    }.items():
+        x = layers.ReLU(name=f"{name}_relu")(layers.Conv2D(4, 3, name=name, **options)(x))
+    x = layers.ReLU(name="twice", activity_regularizer="l2")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(3, bias_constraint="non_neg", bias_regularizer="l2", name="end")(x)
+    model, report = quantize(Model(inputs, x))
+    notes = {each.layer: each.note for each in report.conversions if "without" in each.note}
+    assert list(notes) == ["hidden", "twice", "end"]
+    assert notes["hidden"].endswith("without its activity_regularizer, kernel_constraint")
+    assert notes["twice"].endswith("without its activity_regularizer")
+    assert notes["end"].endswith("without its bias_regularizer, bias_constraint")
+    model(np.zeros((1, 8, 8, 3), np.float32))
+    assert len(model.losses) == 1  # of the kernel of "plain"
+    assert model.get_layer("hidden").kernel_constraint is None
+
+
 class Trained(tf.keras.Model):
     def train_step(self, data):
         return {"calls": tf.constant(3.0)}
