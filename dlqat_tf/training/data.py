@@ -25,6 +25,7 @@ from dlqat_tf.training.sources import (
     Files,
     Records,
     batch_key,
+    mirrored,
     readable,
     to_float,
 )
@@ -275,9 +276,8 @@ class ImageData:
         def finish(positions, images, labels):
             if "flip" in augment:
                 key, places = batch_key(seed, FLIP, positions, batch_size)
-                draws = tf.random.stateless_uniform([batch_size, 1, 1, 1], key)
-                flips = tf.gather(draws, places) < 0.5
-                images = tf.where(flips, tf.reverse(images, axis=[2]), images)
+                draws = tf.random.stateless_uniform([batch_size], key)
+                images = mirrored(images, tf.gather(draws, places) < 0.5)
             return policy(to_float(images), labels)
 
         # A sample's position in the endless run, (epoch * steps + step) * batch + place, is what

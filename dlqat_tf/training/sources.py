@@ -339,6 +339,16 @@ def _random_shift(images, key, places, batch_size: int) -> tf.Tensor:
     return tf.gather(rows, left + tf.range(width), axis=2, batch_dims=1)
 
 
+def mirrored(images: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
+    """Mirror those images (n, h, w, c) left to right for which ``chosen`` (n,) is true."""
+    # Of three axes TensorFlow has a kernel for pixels; and whole images are copied, where tf.where
+    # asks for every value: a fourteenth of the time at 224 pixels.
+    rows = tf.reshape(images, [-1, *images.shape[2:]])
+    both = tf.concat([images, tf.reshape(tf.reverse(rows, [1]), tf.shape(images))], axis=0)
+    count = tf.size(chosen)
+    return tf.gather(both, tf.where(chosen, tf.range(count, 2 * count), tf.range(count)))
+
+
 def _decode(encoded, size: int, crop_seed, position) -> tf.Tensor:
     """Uint8 (size, size, 3): the random crop of ``position``, or the centre without a seed."""
     if crop_seed is None:

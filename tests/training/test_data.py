@@ -135,6 +135,16 @@ def test_flip_mirrors_about_half(digits):
     assert 0.45 < mirrored.mean() < 0.55
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_images_are_mirrored(channels):
+    rows = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]  # two images of 2 x 3 pixels
+    images = np.uint8(rows)[..., None] * np.uint8([1, 10, 20][:channels])
+    result = sources.mirrored(tf.constant(images), tf.constant([False, True])).numpy()
+    np.testing.assert_array_equal(result[0], images[0])
+    np.testing.assert_array_equal(result[1, :, :, 0], [[9, 8, 7], [12, 11, 10]])
+    np.testing.assert_array_equal(result[1], images[1, :, ::-1])
+
+
 def test_crop_shifts_by_one_pixel_and_fills_with_zeros(digits):
     plain = images_of(take(digits.train_batches(500, seed=0, augment=()), 1))
     cropped = images_of(take(digits.train_batches(500, seed=0, augment=("crop",)), 1))
