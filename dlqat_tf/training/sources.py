@@ -359,22 +359,38 @@ def _decode(encoded, size: int, crop_seed, position) -> tf.Tensor:
         image = tf.image.resize_with_crop_or_pad(image, size, size)
     else:
         key = key_of(crop_seed, _CROP, position)
-        # JPEG can decode the crop alone, which is most of the time saved.
         image = tf.cond(
             tf.io.is_jpeg(encoded),
-            lambda: tf.io.decode_and_crop_jpeg(
-                encoded, crop_window(tf.io.extract_jpeg_shape(encoded), key), channels=3
-            ),
-            lambda: _decode_then_crop(encoded, key),
+            lambda: _jpeg_crop(encoded, size, key),
+            lambda: _crop(tf.io.decode_image(encoded, 3, expand_animations=False), size, key),
         )
-        image = tf.image.resize(image, [size, size], antialias=True)
     # Rounded, so that training sees the 256 values that a camera image has on the phone.
     return tf.ensure_shape(tf.saturate_cast(tf.round(image), tf.uint8), [size, size, 3])
 
 
-def _decode_then_crop(encoded, key) -> tf.Tensor:
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.image.crop_to_bounding_box(image, *tf.unstack(crop_window(tf.shape(image), key)))
+def _jpeg_crop(encoded, size: int, key) -> tf.Tensor:
+    """Return a random crop of a JPEG as (size, size, 3), of which no more is decoded.
+
+    A crop of at least twice the size is decoded at the half, quarter or eighth of its own, in which
+    JPEGs are read faster and without aliasing. What its shorter side is still to shrink by is less
+    than two, for which resizing takes no wider filter: that takes twice as long as decoding.
+    """
+    window = crop_window(tf.io.extract_jpeg_shape(encoded), key)
+
+    def decode(ratio: int):
+        return lambda: tf.io.decode_and_crop_jpeg(encoded, window // ratio, channels=3, ratio=ratio)
+
+    times = tf.reduce_min(window[2:]) // size
+    halvings = tf.math.count_nonzero(times >= [2, 4, 8], dtype=tf.int32)
+    image = tf.switch_case(halvings, [decode(ratio) for ratio in (1, 2, 4, 8)])
+    return tf.image.resize(image, [size, size])
+
+
+def _crop(image, size: int, key) -> tf.Tensor:
+    """Return a random crop of an image as (size, size, 3)."""
+    window = tf.unstack(crop_window(tf.shape(image), key))
+    cropped = tf.image.crop_to_bounding_box(image, *window)
+    return tf.image.resize(cropped, [size, size], antialias=True)
 
 
 def crop_window(shape, key) -> tf.Tensor:

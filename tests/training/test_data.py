@@ -1,3 +1,4 @@
+import io
 import shutil
 from types import SimpleNamespace
 
@@ -133,6 +134,20 @@ def test_flip_mirrors_about_half(digits):
     mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same | mirrored).all()
     assert 0.45 < mirrored.mean() < 0.55
+
+
+@pytest.mark.parametrize(("pixels", "ratio"), [(31, 1), (90, 2), (190, 4), (600, 8)])
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(monkeypatch, pixels, ratio):
+    window = tf.constant([16, 24, pixels, pixels + 8])
+    monkeypatch.setattr(sources, "crop_window", lambda shape, key: window)
+    file = io.BytesIO()
+    random_image(0, (720, 680)).save(file, "JPEG", quality=95)
+    size = pixels // ratio // 2 + 1 if ratio == 1 else pixels // ratio
+    result = sources._jpeg_crop(file.getvalue(), size, key=None)
+    smaller = tf.io.decode_jpeg(file.getvalue(), ratio=ratio)
+    top, left, height, width = window.numpy() // ratio
+    crop = smaller[top : top + height, left : left + width]
+    np.testing.assert_array_equal(result, tf.image.resize(crop, [size, size]))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
