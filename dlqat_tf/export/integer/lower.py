@@ -140,6 +140,14 @@ class _Lowering:
         self.shapes[name] = output_shape(node, [self.shapes[each] for each in node.inputs])
         return name
 
+    def add_chain(self, nodes: list[Node]) -> str:
+        """Add nodes, each of which reads the one before it, and return the name of the last."""
+        first, *others = nodes
+        name = self.add(first)
+        for node in others:
+            name = self.add(replace(node, inputs=(name,)))
+        return name
+
     def model(
         self, model: tf.keras.Model, sources: list[str], prefix: str, training: bool | None = None
     ) -> list[str]:
@@ -370,7 +378,7 @@ class _Lowering:
             if len(shape) == 1:
                 return self.add(Dense(**shared))
             convolution = Convolution(**shared | dict(weights=shared["weights"][None, None]))
-            return [self.add(node) for node in on_images(convolution, shape)][-1]
+            return self.add_chain(on_images(convolution, shape))
         if isinstance(layer, _layers.Conv2DTranspose):
             return self.add(
                 TransposedConvolution(
