@@ -17,7 +17,7 @@ from dlqat_tf.canonical import (
     is_plain_transposed,
 )
 from dlqat_tf.canonical.lambdas import without_lambdas
-from dlqat_tf.export.integer.endings import ending_of
+from dlqat_tf.endings import ending_of
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
 from dlqat_tf.export.integer.inputs import (
