@@ -152,7 +152,9 @@ def monitors_of(
         "quantizers": lambda: QuantizerMonitor(
             folder / "quantizers", some[:_CLIPPED_IMAGES], network
         ),
-        "mixture": lambda: MixtureMonitor(folder / "mixture", some, labels, _loss(recipe), network),
+        "mixture": lambda: MixtureMonitor(
+            folder / "mixture", some, labels, loss_of(recipe), network
+        ),
     }
     return [make[name]() for name in wanted]
 
@@ -181,7 +183,7 @@ def compile_model(recipe: Recipe, stage: Stage, model: tf.keras.Model, steps: in
     )
     model.compile(
         tf.keras.optimizers.SGD(schedule, momentum=recipe.momentum, nesterov=recipe.momentum > 0),
-        _loss(recipe),
+        loss_of(recipe),
         metrics=["accuracy"],
         # XLA made this network 4 to 6 times slower on a CPU; with replicas it was not tried.
         jit_compile=bool(tf.config.list_physical_devices("GPU")) and current().count == 1,
@@ -189,7 +191,7 @@ def compile_model(recipe: Recipe, stage: Stage, model: tf.keras.Model, steps: in
     model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its slots
 
 
-def _loss(recipe: Recipe) -> tf.keras.losses.Loss:
+def loss_of(recipe: Recipe) -> tf.keras.losses.Loss:
     """Return the loss of the recipe's head."""
     cross_entropy = (
         tf.keras.losses.CategoricalCrossentropy
