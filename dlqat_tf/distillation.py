@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from dlqat_tf.export.integer.endings import end_of, ending_of
+from dlqat_tf.endings import end_of, ending_of
 from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import CosineHead
 from dlqat_tf.losses import AMS_SCALE

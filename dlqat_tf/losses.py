@@ -164,13 +164,11 @@ def _require(logits: tf.Tensor, *requirements: tuple[tf.Tensor, str, tf.Tensor])
         return tf.where(tf.reduce_all([holds for holds, *_ in requirements]), logits, math.nan)
 
 
-def _check_number(name: str, value: float, *, lowest: float, exclusive: bool = False) -> float:
+def _check_number(name: str, value: float, *, exclusive: bool = False) -> float:
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not (value > lowest if exclusive else value >= lowest):
+    if not is_number or not (value > 0 if exclusive else value >= 0):
         bound = "above" if exclusive else "of at least"
-        raise ValueError(
-            f"Expected {name} to be a finite number {bound} {lowest}. Received: {value!r}."
-        )
+        raise ValueError(f"Expected {name} to be a finite number {bound} 0. Received: {value!r}.")
     return float(value)
 
 
@@ -217,8 +215,8 @@ class AMSLoss(_MarginLoss):
         name: str = "ams_loss",
     ):
         super().__init__(reduction, name)
-        self.margin = _check_number("margin", margin, lowest=0)
-        self.scale = _check_number("scale", scale, lowest=0, exclusive=True)
+        self.margin = _check_number("margin", margin)
+        self.scale = _check_number("scale", scale, exclusive=True)
 
     def in_range(self, predictions):
         return tf.reduce_all(tf.abs(predictions) <= 1.01)
@@ -285,9 +283,9 @@ class GMLoss(_MarginLoss):
         fit_power: float = 8.0,
     ):
         super().__init__(reduction, name)
-        self.alpha = _check_number("alpha", alpha, lowest=0)
-        self.likelihood_weight = _check_number("likelihood_weight", likelihood_weight, lowest=0)
-        self.fit_power = _check_number("fit_power", fit_power, lowest=0)
+        self.alpha = _check_number("alpha", alpha)
+        self.likelihood_weight = _check_number("likelihood_weight", likelihood_weight)
+        self.fit_power = _check_number("fit_power", fit_power)
 
     def in_range(self, predictions):
         return tf.reduce_all(predictions <= 0.0)
@@ -356,9 +354,9 @@ class MarginWarmup(tf.keras.callbacks.Callback):
 
     def __init__(self, epochs: float, steps_per_epoch: int | None = None):
         super().__init__()
-        self.epochs = _check_number("epochs", epochs, lowest=0)
+        self.epochs = _check_number("epochs", epochs)
         if steps_per_epoch is not None:
-            _check_number("steps_per_epoch", steps_per_epoch, lowest=0, exclusive=True)
+            _check_number("steps_per_epoch", steps_per_epoch, exclusive=True)
         self.steps_per_epoch = steps_per_epoch
 
     def on_train_begin(self, logs=None):

@@ -19,6 +19,7 @@ from dlqat_tf.export.integer.endings import with_endings
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.inputs import preprocessing_before
 from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, Node
 from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.export.integer.simulate import FLOAT_TOLERANCE, Simulation, batches
@@ -85,11 +86,9 @@ def parity(
     model = _as_recorded(model, record, path)
     network = lower(model)
     images = arrays_of(images, network)
-    count = len(images[0])
-    batch_size = min(batch_size, count)  # the rest of a batch would be filled with zeros
+    batch_size = min(batch_size, len(images[0]))  # the rest of a batch would be filled with zeros
     names = list(model.output_names)
     of_outputs = labels_of(labels, names)
-    borders = [0.5 if node.ending == "sigmoid" else 0.0 for node in network.outputs]
     planned, other_constants = plan_of(content, record, network, path)
     models = {"keras": model}
     if trained is not None:
@@ -97,33 +96,21 @@ def parity(
         models = {"trained": trained, **models}
         _, others = plan_of(content, record, lower(trained), path)
         other_constants = list(dict.fromkeys(other_constants + others))
-    binarized = flatbuffer.is_binarized(content)
-    run_part = lce.PartRunner() if binarized else FloatPart.run
-    run_node = FloatNodes(
-        planned, record["batch_size"], record["kernels"], runtime, binarized=binarized
-    )
-    # A browser for each node would take minutes.
-    simulation = Simulation(planned, run_part, runtime, None if runtime == "web" else run_node)
+    simulation = _simulation(planned, content, record, runtime)
     feed = for_file(planned, types_of(record, network))
     some = list(batches(images, batch_size))
     with _runner(runtime, content, batch_size, feed, path) as run:
         of_file = _concatenated(map(run, steps("the file on images, batch", some)))
     values = {
-        **{
-            name: _concatenated(
-                tf.nest.flatten(each.predict_on_batch(for_keras(batch, network)))
-                for batch in steps(f"Keras ({name}) on images, batch", some)
-            )
-            for name, each in zip(models, map(in_float32, models.values()), strict=True)
-        },
+        **{name: _of_keras(name, each, network, some) for name, each in models.items()},
         "simulation": simulation.outputs(images, batch_size),
         "file": of_file,
     }
+    first = next(batches(images, layer_images))
+    layers = _layers(simulation, first, _recorded(content, simulation, first, runtime, feed, path))
     pairs = [("keras", "file"), ("keras", "simulation"), ("simulation", "file")]
     pairs = ([("trained", "file"), ("trained", "keras")] if trained is not None else []) + pairs
-    first = next(batches(images, layer_images))
-    recorded = _recorded(content, simulation, first, runtime, feed, path)
-    layers = _layers(simulation, first, recorded)
+    borders = [0.5 if node.ending == "sigmoid" else 0.0 for node in network.outputs]
     outputs = [
         compared(name, {form: each[i] for form, each in values.items()}, pairs, of_output, border)
         for i, (name, of_output, border) in enumerate(zip(names, of_outputs, borders, strict=True))
@@ -131,7 +118,7 @@ def parity(
     return ParityReport(
         path=str(path),
         kernels=web.version() if runtime == "web" else kernels_of(content, runtime),
-        images=count,
+        images=len(images[0]),
         top1=mean_of(outputs),
         agreement={
             pair: min(each.agreement[pair] for each in outputs) for pair in outputs[0].agreement
@@ -144,6 +131,26 @@ def parity(
         other_constants=other_constants,
         outputs=outputs,
         ties=max(each.ties for each in outputs),
+    )
+
+
+def _simulation(planned: IntegerNetwork, content, record: dict, runtime: str) -> Simulation:
+    """Return what simulates a file as its runtime rounds, with the kernels that run its floats."""
+    binarized = flatbuffer.is_binarized(content)
+    run_part = lce.PartRunner() if binarized else FloatPart.run
+    run_node = FloatNodes(
+        planned, record["batch_size"], record["kernels"], runtime, binarized=binarized
+    )
+    # A browser for each node would take minutes.
+    return Simulation(planned, run_part, runtime, None if runtime == "web" else run_node)
+
+
+def _of_keras(name: str, model: tf.keras.Model, network: IntegerNetwork, some: list):
+    """Return the values of each output of a Keras model, in float32, those of all batches."""
+    model = in_float32(model)
+    return _concatenated(
+        tf.nest.flatten(model.predict_on_batch(for_keras(batch, network)))
+        for batch in steps(f"Keras ({name}) on images, batch", some)
     )
 
 

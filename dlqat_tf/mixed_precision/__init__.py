@@ -21,6 +21,7 @@ from dlqat_tf.mixed_precision.candidates import (
     Candidates,
     Latencies,
 )
+from dlqat_tf.mixed_precision.programme import Choice
 from dlqat_tf.mixed_precision.report import LayerBits, MixedPrecisionReport, Point
 from dlqat_tf.mixed_precision.sensitivity import FEWEST_PROBES
 from dlqat_tf.quantizers.base import check_bits
@@ -125,31 +126,13 @@ def choose_bits(
     choice = programme.solve(rises, budgets)
     overrides = candidates.overrides(choice)
     exact, _ = candidates.costs(weight_widths[-1], activation_widths[-1], overrides)
-    report = MixedPrecisionReport(
-        [
-            LayerBits(
-                " + ".join(dict.fromkeys(each.name for each in candidates.groups.get(name, ())))
-                or name,
-                "activation_bits" if name in candidates.groups else "weight_bits",
-                trace.mean,
-                trace.standard_error,
-                rise,
-                choice.bits[name],
-            )
-            for name, (trace, rise) in found.items()
-        ],
+    return overrides, MixedPrecisionReport(
+        _layers(candidates, found, choice),
         budgets,
         Point("chosen", choice.increase, {name: exact[name] for name in budgets}),
         [
-            Point(
-                f"W{weight}A{activation}",
-                sum(
-                    rise[activation if name in candidates.groups else weight]
-                    for name, rise in rises.items()
-                ),
-                {name: total[name] for name in budgets},
-            )
-            for (weight, activation), (total, _) in uniform.items()
+            _uniform_point(pair, total, candidates, rises, budgets)
+            for pair, (total, _) in uniform.items()
         ],
         {
             name: [
@@ -159,7 +142,35 @@ def choose_bits(
             for name in budgets
         },
     )
-    return overrides, report
+
+
+def _layers(candidates: Candidates, found: dict, choice: Choice) -> list[LayerBits]:
+    """Return the rows of the report: what was found out about each kernel and activation."""
+    rows = []
+    for name, (trace, rise) in found.items():
+        group = candidates.groups.get(name, ())
+        rows.append(
+            LayerBits(
+                " + ".join(dict.fromkeys(each.name for each in group)) or name,
+                "activation_bits" if name in candidates.groups else "weight_bits",
+                trace.mean,
+                trace.standard_error,
+                rise,
+                choice.bits[name],
+            )
+        )
+    return rows
+
+
+def _uniform_point(
+    pair: tuple[int, int], total: dict, candidates: Candidates, rises: dict, budgets: dict
+) -> Point:
+    """Return what one pair of widths for all layers would cost, and raise the loss by."""
+    weight, activation = pair
+    rise = sum(
+        each[activation if name in candidates.groups else weight] for name, each in rises.items()
+    )
+    return Point(f"W{weight}A{activation}", rise, {name: total[name] for name in budgets})
 
 
 def _widths(name: str, bits: Iterable[int]) -> tuple[int, ...]:

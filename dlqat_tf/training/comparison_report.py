@@ -124,11 +124,11 @@ class ComparisonReport(TableReport):
         if not self.results:
             raise no_cells(folders)
 
-    def _distinct(self, field: str, known: Iterable = ()) -> list:
-        """Return the values of a field of the keys, those of ``known`` first and in its order."""
-        values = {getattr(key, field) for key in self.results}
-        first = [value for value in known if value in values]
-        return first + sorted(values - set(first))
+    def _rates(self) -> list[str]:
+        """Return the rates that have a result, the tuned one and the paper's first."""
+        rates = {key.rate for key in self.results}
+        first = [rate for rate in (TUNED_RATE, PAPER_RATE) if rate in rates]
+        return first + sorted(rates - set(first))
 
     @property
     def rows(self) -> list[tuple[str, tuple[int, int]]]:
@@ -169,7 +169,7 @@ class ComparisonReport(TableReport):
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
-        rates = self._distinct("rate", (TUNED_RATE, PAPER_RATE))
+        rates = self._rates()
         parts = [
             settings_of(list(self.results.values())),
             "## Top-1, and what quantization costs (Delta P)",
@@ -265,7 +265,7 @@ class ComparisonReport(TableReport):
         """Draw top-1 by widths for each loss: the paper's, and ours beside it."""
         from matplotlib.figure import Figure
 
-        rates = self._distinct("rate", (TUNED_RATE, PAPER_RATE))
+        rates = self._rates()
         datasets = list(dict.fromkeys(dataset for dataset, _ in self.rows))
         panels = ["the paper", *(f"ours, {each}" for each in _shown(rates))]
         figure = Figure(figsize=(4.4 * len(panels), 3.8 * len(datasets)), layout="constrained")

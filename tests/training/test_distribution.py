@@ -184,7 +184,8 @@ import dataclasses, json, sys
 import dlqat_tf, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from dlqat_tf.training import data, stages, starting
+from dlqat_tf.training import data, fitting, starting
+from dlqat_tf.training.checkpoints import Position
 from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.recipe import Recipe
 
@@ -197,12 +198,12 @@ def losses_of(**changes):
     recipe = Recipe(**(settings | changes))
     stage = starting.stages_of(recipe)[-1]
     model = starting.build_model(recipe, images, stage)
-    stages._compile(recipe, stage, model, 20)
+    fitting.compile_model(recipe, stage, model, 20)
     train = current().distribute(
-        lambda shard: stages._train_batches(recipe, images, stages.Position(0, 0), shard)
+        lambda shard: fitting.train_batches_of(recipe, images, Position(0, 0), shard)
     )
     losses = [model.fit(train, steps_per_epoch=1, verbose=0).history["loss"][0] for _ in range(3)]
-    accuracy = stages._evaluate(recipe, images, model)[1]
+    accuracy = fitting.evaluate(recipe, images, model)[1]
     return model, losses, accuracy
 
 
@@ -319,14 +320,14 @@ from dlqat_tf.training.recipe import Recipe
 settings = json.loads(sys.argv[1])
 settings |= {name: tuple(settings[name]) for name in ("augment", "monitor")}
 settings["output"] = Path(sys.argv[2])
-fit = stages._fit
+fit = stages.fit
 
 def watched(recipe, images, stage, model, *rest):
     fit(recipe, images, stage, model, *rest)
     own = b"".join(each.numpy().tobytes() for each in model.trainable_variables)
     print("WEIGHTS", hashlib.sha256(own).hexdigest())
 
-stages._fit = watched
+stages.fit = watched
 print("RESULT", command_line.train(Recipe(**settings), {}) is not None)
 """
 

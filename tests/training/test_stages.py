@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dlqat_tf
-from dlqat_tf.training import data, stages, starting
+from dlqat_tf.training import data, fitting, starting
 from dlqat_tf.training.batch_norm import reestimate
 from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.checkpoints import Backup, position
@@ -22,24 +22,11 @@ from dlqat_tf.training.history import read_history
 from dlqat_tf.training.lock import FolderInUse, locked
 from dlqat_tf.training.recipe import Recipe, read_recipe
 from dlqat_tf.training.stages import run
+from tests.training.recipes import TINY
 
 import tensorflow as tf  # isort: skip
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-# 1437 digits of 8x8 pixels, a ResNet-18 of 4 to 32 channels: seconds an epoch.
-TINY = Recipe(
-    dataset="digits",
-    augment=("crop",),
-    width=4,
-    batch_size=64,
-    learning_rate=0.05,
-    reference_batch=64,
-    float_epochs=2,
-    epochs=2,
-    final_gain=0.15,
-    margin_warmup_epochs=1,
-)
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +199,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     monitors = []
-    make = stages._monitors
+    make = fitting.monitors_of
     monkeypatch.setattr(
-        stages, "_monitors", lambda *given: monitors.extend(make(*given)) or monitors
+        fitting, "monitors_of", lambda *given: monitors.extend(make(*given)) or monitors
     )
     recipe = dataclasses.replace(
         TINY,
@@ -375,16 +362,6 @@ def test_distillation_adds_to_the_training_loss_only(alone, quantized_from, capl
     assert evaluated == pytest.approx(last_loss(distilled)["val_loss"], rel=1e-4)
 
 
-def test_distillation_has_the_weight_and_temperature_of_the_recipe():
-    recipe = dataclasses.replace(
-        TINY, head="cosine", distillation_weight=2.0, distillation_temperature=3.0, ams_scale=7.0
-    )
-    model = starting.build_model(recipe, data.load("digits"), starting.stages_of(recipe)[-1])
-    layer = stages._trainer(recipe, model, model).layers[-1]
-    assert (layer._weight, layer._temperature) == (2.0, 3.0)
-    assert float(layer._student_logits(tf.constant(1.0))) == 7.0
-
-
 def test_a_teacher_must_fit(finished, tmp_path):
     wrong = tmp_path / "wrong.keras"
     dlqat_tf.resnet18(3, (8, 8, 1), width=2).save(wrong)
@@ -483,17 +460,6 @@ def test_what_is_monitored_is_written_into_tensorboard(finished):
     }
 
 
-@pytest.mark.parametrize(
-    ("monitor", "expected"), [((), []), (("quantizers",), ["QuantizerMonitor"])]
-)
-def test_a_recipe_chooses_what_is_monitored(tmp_path, monitor, expected):
-    recipe, images = dataclasses.replace(TINY, monitor=monitor), data.load("digits")
-    stage = starting.stages_of(recipe)[-1]
-    monitors = stages._monitors(recipe, images, stage, None, tmp_path)
-    assert [type(each).__name__ for each in monitors] == expected
-    assert all(each.images.shape == (64, 8, 8, 1) for each in monitors)
-
-
 def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
     recipe = dataclasses.replace(
         TINY, head="cosine", stages=1, epochs=1, images_per_epoch=130, output=tmp_path / "run"
@@ -519,7 +485,7 @@ def test_parity_sweep_plans_no_fewer_steps_than_asked_for(held_out):
     recipe = dataclasses.replace(TINY, batch_size=32, train_size=None, validation_size=held_out)
     planned = dataclasses.replace(recipe, **plan(recipe, None, 380))
     images = data.load("digits", validation_size=held_out)
-    assert 380 <= planned.epochs * stages._steps(planned, images) <= 390
+    assert 380 <= planned.epochs * fitting.steps_of(planned, images) <= 390
     with pytest.raises(ValueError, match="at least 1 step"):
         plan(recipe, None, 0)
 
@@ -528,70 +494,6 @@ def test_learning_rate_scales_with_the_batch():
     recipe = Recipe(learning_rate=0.2, reference_batch=768, batch_size=192)
     assert recipe.peak_learning_rate() == pytest.approx(0.05)
     assert recipe.peak_learning_rate(starts_random=False) == pytest.approx(0.05)
-
-
-def test_quantized_stage_can_have_its_own_learning_rate():
-    recipe = dataclasses.replace(TINY, head="linear", quantized_learning_rate=0.01)
-    images = data.load("digits")
-    peaks = []
-    for stage in starting.stages_of(recipe):
-        model = starting.build_model(recipe, images, stage)
-        stages._compile(recipe, stage, model, steps=10)
-        peaks.append(float(model.optimizer._learning_rate(10)))
-    assert peaks == pytest.approx([0.05, 0.01])
-
-
-def test_schedule_warms_up_linearly_and_ends_at_zero(tmp_path):
-    recipe = dataclasses.replace(TINY, lr_warmup_epochs=1, head="linear")
-    stage = starting.stages_of(recipe)[0]
-    model = starting.build_model(recipe, data.load("digits"), stage)
-    stages._compile(recipe, stage, model, steps=10)
-    rate = model.optimizer._learning_rate
-    assert float(rate(0)) == 0.0
-    assert float(rate(5)) == pytest.approx(0.025)
-    assert float(rate(10)) == pytest.approx(0.05)
-    assert float(rate(15)) == pytest.approx(0.025)
-    assert float(rate(20)) == pytest.approx(0.0, abs=1e-9)
-
-
-def compiled(**changes):
-    recipe = dataclasses.replace(TINY, **changes)
-    stage = starting.stages_of(recipe)[0]
-    model = starting.build_model(recipe, data.load("digits"), stage)
-    stages._compile(recipe, stage, model, steps=10)
-    return model
-
-
-def test_losses_have_the_margins_of_the_recipe():
-    loss = compiled(gml_alpha=0.3, likelihood_weight=0.1).loss
-    assert (loss.alpha, loss.likelihood_weight) == (0.3, 0.1)
-    loss = compiled(head="cosine", ams_margin=0.2, ams_scale=10.0).loss
-    assert (loss.margin, loss.scale) == (0.2, 10.0)
-
-
-def test_network_has_the_shape_and_seed_of_the_recipe():
-    model = compiled(stem="imagenet", width=8, final_gain=0.5, momentum=0.7)
-    assert model.get_layer("stem_conv").kernel.shape == (7, 7, 1, 8)
-    assert model.get_layer("stage4_block2_2_bn").gamma.numpy()[0] == 0.5
-    assert model.optimizer.momentum == 0.7
-    first, same, other = (
-        compiled(seed=seed).get_layer("stem_conv").get_weights()[0] for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(first, same)
-    assert (first != other).any()
-
-
-def test_the_first_batch_of_a_compiled_step_is_checked_outside_of_it(tmp_path, monkeypatch):
-    gpu = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpu)
-    digits = data.load("digits")
-    wrong = tf.data.Dataset.from_tensors((tf.zeros((4, 8, 8, 1)), [0, 1, 2, 10]))
-    monkeypatch.setattr(type(digits), "train_batches", lambda *_, **__: wrong)
-    stage = starting.stages_of(TINY)[0]
-    model = starting.build_model(TINY, digits, stage)
-    with pytest.raises(ValueError, match=r"first batch .* labels from 0 to 9.* from 0 to 10"):
-        stages._fit(TINY, digits, stage, model, tmp_path)
-    assert model.optimizer.iterations == 0
 
 
 def test_weight_decay_is_on_kernels_only():

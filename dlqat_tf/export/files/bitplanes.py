@@ -76,12 +76,12 @@ class PlaneWriter(Writer):
             factor = float(scale) if node.planes.signed else float(scale) / 2
             name = node.name if alone and node.planes.signed else ""
             term = self.float_tensor(name, self.network.shapes[node.name])
-            inputs = [sign, self._scalar("", -factor)]
+            inputs = [sign, self._scalar(-factor)]
             self.file.operator("MUL", inputs, term, schema.MulOptionsT())
             if not node.planes.signed:  # from one of -factor and factor to one of 0 and the scale
                 name = node.name if alone else ""
                 moved = self.float_tensor(name, self.network.shapes[node.name])
-                inputs = [term, self._scalar("", factor)]
+                inputs = [term, self._scalar(factor)]
                 self.file.operator("ADD", inputs, moved, schema.AddOptionsT())
                 term = moved
             terms.append(term)
@@ -96,7 +96,7 @@ class PlaneWriter(Writer):
         above = []
         for threshold in thresholds:
             difference = self.float_tensor("", self.network.shapes[name])
-            inputs = [self._scalar("", float(threshold)), value]
+            inputs = [self._scalar(float(threshold)), value]
             self.file.operator("SUB", inputs, difference, schema.SubOptionsT())
             above.append(self._pack("", difference, name))
         packed = []
@@ -109,8 +109,7 @@ class PlaneWriter(Writer):
 
     def _pack(self, name: str, value: int, node: str) -> int:
         """Pack 32 signs of a float tensor to an int32; bit 1 where negative."""
-        *rest, channels = self.network.shapes[node]
-        packed = self.file.tensor(name, (*rest, -(-channels // WORD)), np.int32)
+        packed = self.file.tensor(name, self._packed_shape(node), np.int32)
         self.file.operator("LceQuantize", [value], packed, custom=b"")
         return packed
 
@@ -163,7 +162,7 @@ class PlaneWriter(Writer):
         grid = self.grids[name]
         bits, step = grid.highest.bit_length(), float(grid.step)
         shape = self.network.shapes[name]
-        centre = self._scalar("", (2**bits - 1) / 2 * step)
+        centre = self._scalar((2**bits - 1) / 2 * step)
         folded = self.float_tensor("", shape)
         self.file.operator("SUB", [centre, self.float(name)], folded, schema.SubOptionsT())
         planes = [self._pack("", folded, name)]
@@ -171,7 +170,7 @@ class PlaneWriter(Writer):
             absolute = self.float_tensor("", shape)
             self.file.operator("ABS", [folded], absolute, schema.AbsOptionsT())
             folded = self.float_tensor("", shape)
-            half = self._scalar("", 2.0 ** (j) * step)
+            half = self._scalar(2.0**j * step)
             self.file.operator("SUB", [absolute, half], folded, schema.SubOptionsT())
             planes.insert(0, self._xor(self._pack("", folded, name), planes[0], name))
         return planes
@@ -190,8 +189,8 @@ class PlaneWriter(Writer):
         *rest, channels = self.network.shapes[name]
         return (*rest, -(-channels // WORD))
 
-    def _scalar(self, name: str, value: float) -> int:
-        return self.file.constant(name, np.array([value], np.float32))
+    def _scalar(self, value: float) -> int:
+        return self.file.constant("", np.array([value], np.float32))
 
 
 def packed_signs(signs: np.ndarray) -> np.ndarray:

@@ -248,8 +248,8 @@ class _BinaryWriter(PlaneWriter):
 
     def _sum(self, first: int, second: int, name: str, shape: tuple[int, ...]) -> int:
         added = self.float_tensor(name, shape)
-        self._fusible[added] = schema.AddOptionsT()
-        self.file.operator("ADD", [first, second], added, self._fusible[added])
+        self.fusible[added] = schema.AddOptionsT()
+        self.file.operator("ADD", [first, second], added, self.fusible[added])
         return added
 
     def integer_weighted(self, node: Weighted, output: int, fused: int) -> None:

@@ -1,4 +1,4 @@
-"""What a model's outputs are: logits, or the probabilities that a softmax or sigmoid makes of them.
+"""Puts a softmax or sigmoid at the end of a model, or takes it off.
 
 Losses take logits, so training leaves that last step out where it can; files have it by choice.
 """
@@ -7,40 +7,14 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dlqat_tf.endings import ending_of
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.graph import copied
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import unwrapped
 
 _layers = tf.keras.layers
-_KINDS = {
-    tf.keras.activations.softmax: "softmax",
-    tf.nn.softmax: "softmax",
-    tf.keras.activations.sigmoid: "sigmoid",
-    tf.nn.sigmoid: "sigmoid",
-}
 Outputs = str | dict[str, str] | None
-
-
-def end_of(tensor) -> tf.keras.layers.Layer:
-    """Return the layer that an output of a model comes from, in nested models too."""
-    layer = tensor.node.layer
-    if hasattr(layer, "_nodes_by_depth"):
-        index = [id(each) for each in tf.nest.flatten(tensor.node.outputs)].index(id(tensor))
-        return end_of(layer.outputs[index])
-    return layer
-
-
-def ending_of(tensor) -> str:
-    """Return "softmax" or "sigmoid" where an output of a model comes from one, else ""."""
-    try:
-        layer = unwrapped(end_of(tensor)).layer
-    except ValueError:  # export says what it is
-        return ""
-    if type(layer) is _layers.Softmax:
-        return "softmax" if layer.axis in (-1, len(tensor.shape) - 1) else ""
-    activation = getattr(layer, "activation", None)
-    return _KINDS.get(activation, "") if callable(activation) else ""
 
 
 def wanted(model: tf.keras.Model, outputs: Outputs) -> list[str]:

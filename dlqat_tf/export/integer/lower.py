@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from dlqat_tf.canonical import (
     is_plain_transposed,
 )
 from dlqat_tf.canonical.lambdas import without_lambdas
-from dlqat_tf.export.integer.endings import ending_of
+from dlqat_tf.endings import ending_of
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
 from dlqat_tf.export.integer.inputs import (
@@ -30,34 +29,22 @@ from dlqat_tf.export.integer.inputs import (
     resolved,
 )
 from dlqat_tf.export.integer.islands import check_float_call, gathered
+from dlqat_tf.export.integer.layers import RELUS, nodes_of
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import (
     OUTPUT,
     Activation,
-    Add,
     Affine,
-    AveragePool,
-    Concatenate,
     Convolution,
-    Crop,
     Dense,
     FromIsland,
-    GlobalAveragePool,
     Input,
     Island,
-    Maximum,
-    MaxPool,
-    Minimum,
-    Multiply,
     Node,
     Output,
-    Pad,
     ReLU,
     Reshape,
-    Subtract,
-    Transpose,
     TransposedConvolution,
-    Upsample,
     Weighted,
 )
 from dlqat_tf.export.integer.precision import in_float32
@@ -95,8 +82,6 @@ _OPERATORS = {
     "sigmoid": "LOGISTIC",
     "tanh": "TANH",
 }
-# The activations that are a ReLU, and where they end.
-_RELUS = {tf.keras.activations.relu: math.inf, tf.nn.relu: math.inf, tf.nn.relu6: 6.0}
 
 
 def lower(model: tf.keras.Model) -> IntegerNetwork:
@@ -138,6 +123,14 @@ class _Lowering:
         name = unique(node.name, self.shapes)  # a layer may be called twice
         self.nodes.append(replace(node, name=name))
         self.shapes[name] = output_shape(node, [self.shapes[each] for each in node.inputs])
+        return name
+
+    def add_chain(self, nodes: list[Node]) -> str:
+        """Add nodes, each of which reads the one before it, and return the name of the last."""
+        first, *others = nodes
+        name = self.add(first)
+        for node in others:
+            name = self.add(replace(node, inputs=(name,)))
         return name
 
     def model(
@@ -278,43 +271,7 @@ class _Lowering:
             return self.weighted(parts, shared)
         if kind is _layers.BatchNormalization:
             return self.add(norm_of(layer, shared))
-        if kind is _layers.ReLU:
-            if layer.max_value not in (None, 6) or layer.negative_slope or layer.threshold:
-                raise NoIntegerForm(name)
-            return self.add(ReLU(**shared, highest=float(layer.max_value or math.inf)))
-        if kind is _layers.Activation and layer.activation in _RELUS:
-            return self.add(ReLU(**shared, highest=_RELUS[layer.activation]))
-        if kind in _MERGES and len({len(self.shapes[each]) for each in inputs}) == 1:
-            return self.add(_MERGES[kind](**shared))
-        if kind is _layers.Concatenate:
-            if layer.axis not in (-1, len(self.shapes[inputs[0]])):
-                raise NoIntegerForm(name)
-            return self.add(Concatenate(**shared))
-        if kind is _layers.ZeroPadding2D:
-            return self.add(Pad(**shared, amounts=layer.padding))
-        if kind is _layers.Cropping2D:
-            return self.add(Crop(**shared, amounts=layer.cropping))
-        if kind is _layers.UpSampling2D and layer.interpolation == "nearest":
-            return self.add(Upsample(**shared, size=layer.size))
-        if kind is _layers.Permute:
-            return self.add(Transpose(**shared, order=tuple(axis - 1 for axis in layer.dims)))
-        if kind in (_layers.MaxPool2D, _layers.AveragePooling2D):
-            pool = MaxPool if kind is _layers.MaxPool2D else AveragePool
-            return self.add(
-                pool(**shared, size=layer.pool_size, strides=layer.strides, padding=layer.padding)
-            )
-        if kind is _layers.GlobalAveragePooling2D:
-            return self.add(GlobalAveragePool(**shared, keepdims=layer.keepdims))
-        if kind is _layers.GlobalMaxPooling2D:
-            size, channels = self.shapes[inputs[0]][:2], self.shapes[inputs[0]][2]
-            pooled = self.add(MaxPool(**shared, size=size, strides=(1, 1), padding="valid"))
-            if layer.keepdims:
-                return pooled
-            return self.add(Reshape(name=f"{name}_flat", inputs=(pooled,), shape=(channels,)))
-        if kind in (_layers.Flatten, _layers.Reshape):
-            shape = layer.compute_output_shape((None, *self.shapes[inputs[0]]))[1:]
-            return self.add(Reshape(**shared, shape=tuple(shape)))
-        raise NoIntegerForm(name)
+        return self.add_chain(nodes_of(layer, shared, [self.shapes[each] for each in inputs]))
 
     def weighted(self, parts: Unwrapped, shared: dict) -> str:
         """Add a convolution or dense layer with its quantizers and activation around it."""
@@ -370,7 +327,7 @@ class _Lowering:
             if len(shape) == 1:
                 return self.add(Dense(**shared))
             convolution = Convolution(**shared | dict(weights=shared["weights"][None, None]))
-            return [self.add(node) for node in on_images(convolution, shape)][-1]
+            return self.add_chain(on_images(convolution, shape))
         if isinstance(layer, _layers.Conv2DTranspose):
             return self.add(
                 TransposedConvolution(
@@ -397,8 +354,8 @@ class _Lowering:
         around = dict(name=f"{name}_activation", inputs=(output,))
         if activation in (None, tf.keras.activations.linear):
             return output
-        if activation in _RELUS:
-            return self.add(ReLU(**around, highest=_RELUS[activation]))
+        if activation in RELUS:
+            return self.add(ReLU(**around, highest=RELUS[activation]))
         if isinstance(activation, ActivationQuantizer) or is_of_larq(activation):
             return self.rounded(activation, around)
         if isinstance(activation, lq.quantizers.Quantizer):
@@ -410,13 +367,6 @@ class _Lowering:
         return self.float_call(around["name"], [output], function, layer, activation)[0]
 
 
-_MERGES = {
-    _layers.Add: Add,
-    _layers.Maximum: Maximum,
-    _layers.Minimum: Minimum,
-    _layers.Multiply: Multiply,
-    _layers.Subtract: Subtract,
-}
 _WEIGHTED = (
     _layers.Conv2D,
     _layers.Conv2DTranspose,

@@ -164,30 +164,35 @@ def _with_kernels(
 ) -> IntegerNetwork:
     known, tail, by_name = grids(network), tail_of(network), {n.name: n for n in network}
     levels, of_signs = free_levels(network), signs(network)
-    nodes: list[Node] = []
-    for node in network:
-        if isinstance(node, Weighted):
+
+    def kernel_of(node: Weighted) -> tuple[str, str]:
+        """Return a layer's kernel and, where binary ones were a choice, why that one."""
+        why = ""
+        if floats:
+            return "float", why
+        if plane_limit:
             why = "not a convolution"
             if isinstance(node, Convolution):
                 source = by_name[node.inputs[0]]
                 on = known[source.name] or levels[source.name]
                 why = no_planes(node, source, on, plane_limit, target, network.shapes)
-            if floats:
-                kernel = "float"
-            elif plane_limit and not why:
-                kernel, why = "planes", "cheaper so" if target != "all" else "all that can are"
-            elif not plane_limit and _sums_signs(node, of_signs):
-                kernel = "sums"
-            elif node.step is None or known[node.inputs[0]] is None or node.name in tail:
-                kernel = "float"
-            elif plane_limit and isinstance(node, TransposedConvolution):
-                kernel, why = "float", "its int8 kernel there rounds twice"
-            else:
-                kernel = "int8"
-            why = why if plane_limit else ""
-            node = replace(node, kernel=kernel, why=why, library=library)
-        nodes.append(node)
-    return IntegerNetwork(tuple(nodes))
+            if not why:
+                return "planes", "cheaper so" if target != "all" else "all that can are"
+        elif _sums_signs(node, of_signs):
+            return "sums", why
+        if node.step is None or known[node.inputs[0]] is None or node.name in tail:
+            return "float", why
+        if plane_limit and isinstance(node, TransposedConvolution):
+            return "float", "its int8 kernel there rounds twice"
+        return "int8", why
+
+    def placed(node: Node) -> Node:
+        if not isinstance(node, Weighted):
+            return node
+        kernel, why = kernel_of(node)
+        return replace(node, kernel=kernel, why=why, library=library)
+
+    return IntegerNetwork(tuple(map(placed, network)))
 
 
 def _sums_signs(node: Weighted, of_signs: set[str]) -> bool:

@@ -12,6 +12,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,40 +108,31 @@ def benchmark_android(
 
     device = adb.select(serial)
     facts, before = adb.facts(device.serial)
-    absent = sorted(set(cpus) - set(facts.governors)) if facts.governors else []
-    if absent or min(cpus, default=0) < 0:
-        raise ValueError(f"Expected CPUs in {sorted(facts.governors)}, received {tuple(cpus)}.")
-    chosen = {program: _for_abi(program, facts.abis) for program in set(programs)}
+    _check_cpus(cpus, facts)
+    chosen = {program: _for_abi(program, facts.abis) for program in dict.fromkeys(programs)}
     needed = sum(map(len, contents)) + sum(path.stat().st_size for path, _ in chosen.values())
-    if facts.free_bytes is not None and facts.free_bytes < needed:
-        raise AndroidError(
-            f"Expected {needed / 1e6:.1f} MB free in {adb.FOLDER} of device {device.serial}, "
-            f"received {facts.free_bytes / 1e6:.1f} MB: free some space."
-        )
+    _check_space(needed, facts)
 
+    affinity = f"taskset {sum(1 << cpu for cpu in set(cpus)):x} " if cpus else ""
     options = (
         f"--num_threads={threads} --num_runs={runs} --warmup_runs={warmup} {_DELEGATES[delegate]}"
         f" --max_secs={timeout:g}"  # else a slow file gets fewer runs, silently
     )
-    affinity = f"taskset {sum(1 << cpu for cpu in set(cpus)):x} " if cpus else ""
     launched: list[list[Launch]] = [[] for _ in paths]
     with adb.device_folder(device.serial) as folder:
-        for number, (program, _) in enumerate(chosen.values()):
-            adb.push(device.serial, program, f"{folder}/program{number}")
-        adb.shell(device.serial, f"chmod 755 {folder}/program*")
-        for number, path in enumerate(paths):
-            adb.push(device.serial, path, f"{folder}/model{number}.tflite")
+        commands = _pushed(device.serial, folder, paths, [chosen[each][0] for each in programs])
         for _ in range(launches):
-            for number, path in enumerate(paths):
-                program = list(chosen).index(programs[number])
+            for path, program, command, done in zip(
+                paths, programs, commands, launched, strict=True
+            ):
                 output = adb.launch(
                     device.serial,
                     folder,
-                    f"{affinity}./program{program} --graph=model{number}.tflite {options}",
-                    f"{chosen[programs[number]][0]} on {path}",
+                    f"{affinity}{command} {options}",
+                    f"{chosen[program][0]} on {path}",
                     timeout,
                 )
-                launched[number].append(_read(output, delegate, path))
+                done.append(_read(output, delegate, path))
     after = adb.facts(device.serial)[1]
 
     rows = [
@@ -150,15 +142,7 @@ def benchmark_android(
         )
     ]
     return AndroidReport(
-        files=tuple(
-            AndroidLatency(
-                **row,
-                ratio=None
-                if rows[0]["note"] or row["note"]
-                else row["median_ms"] / rows[0]["median_ms"],
-            )
-            for row in rows
-        ),
+        files=tuple(replace(row, ratio=_ratio(row, rows[0])) for row in rows),
         device=facts,
         before=before,
         after=after,
@@ -168,6 +152,35 @@ def benchmark_android(
         cpus=tuple(cpus),
         delegate=delegate,
     )
+
+
+def _check_cpus(cpus: Sequence[int], facts: adb.DeviceFacts) -> None:
+    """Raise ValueError for a CPU that the device has not."""
+    absent = sorted(set(cpus) - set(facts.governors)) if facts.governors else []
+    if absent or min(cpus, default=0) < 0:
+        raise ValueError(f"Expected CPUs in {sorted(facts.governors)}, received {tuple(cpus)}.")
+
+
+def _check_space(needed: int, facts: adb.DeviceFacts) -> None:
+    """Raise AndroidError where the device has no room for so many bytes."""
+    if facts.free_bytes is not None and facts.free_bytes < needed:
+        raise AndroidError(
+            f"Expected {needed / 1e6:.1f} MB free in {adb.FOLDER} of device {facts.serial}, "
+            f"received {facts.free_bytes / 1e6:.1f} MB: free some space."
+        )
+
+
+def _pushed(
+    serial: str, folder: str, paths: Sequence[str | Path], programs: Sequence[Path]
+) -> list[str]:
+    """Copy files and the program of each to the device, and return the commands that run them."""
+    names = {program: f"program{i}" for i, program in enumerate(dict.fromkeys(programs))}
+    for program, name in names.items():
+        adb.push(serial, program, f"{folder}/{name}")
+    adb.shell(serial, f"chmod 755 {folder}/program*")
+    for i, path in enumerate(paths):
+        adb.push(serial, path, f"{folder}/model{i}.tflite")
+    return [f"./{names[each]} --graph=model{i}.tflite" for i, each in enumerate(programs)]
 
 
 def parse_output(output: str) -> Launch:
@@ -315,24 +328,30 @@ def _latency(
     abi: str,
     lce: bool,
     launches: Sequence[Launch],
-) -> dict:
-    """Summarise the launches of one file: all of `AndroidLatency` but the ratio."""
+) -> AndroidLatency:
+    """Summarise the launches of one file, without the ratio."""
     medians = [launch.median_ms for launch in launches if launch.median_ms is not None]
     values = medians or [launch.average_ms for launch in launches]
     first, median, third = np.percentile(values, (25, 50, 75))
     memory = [launch.memory_mb for launch in launches if launch.memory_mb is not None]
-    return {
-        "path": str(path),
-        "bytes": len(content),
-        "binary": str(binary),
-        "abi": abi,
-        "note": lce_note(lce, abi),
-        "statistic": "median" if medians else "average",
-        "median_ms": float(median),
-        "interquartile_range_ms": float(third - first),
-        "first_ms": statistics.median(launch.first_ms for launch in launches),
-        "init_ms": statistics.median(launch.init_ms for launch in launches),
-        "memory_mb": statistics.median(memory) if memory else None,
-        "delegated": launches[-1].delegated,
-        "launches": tuple(launches),
-    }
+    return AndroidLatency(
+        path=str(path),
+        bytes=len(content),
+        binary=str(binary),
+        abi=abi,
+        note=lce_note(lce, abi),
+        statistic="median" if medians else "average",
+        median_ms=float(median),
+        interquartile_range_ms=float(third - first),
+        first_ms=statistics.median(launch.first_ms for launch in launches),
+        init_ms=statistics.median(launch.init_ms for launch in launches),
+        memory_mb=statistics.median(memory) if memory else None,
+        delegated=launches[-1].delegated,
+        ratio=None,
+        launches=tuple(launches),
+    )
+
+
+def _ratio(row: AndroidLatency, first: AndroidLatency) -> float | None:
+    """Return a file's latency over that of the first, None where either is no fair figure."""
+    return None if first.note or row.note else row.median_ms / first.median_ms

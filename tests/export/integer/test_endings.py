@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dlqat_tf.endings import ending_of
 from dlqat_tf.export import ExportError, lower, parity, to_tflite
-from dlqat_tf.export.integer.endings import ending_of, wanted, with_endings
+from dlqat_tf.export.integer.endings import wanted, with_endings
 from tests.export.networks import images_for, small_network
 
 layers = tf.keras.layers
@@ -41,18 +42,6 @@ def test_an_ending_is_found_and_taken_off(kind):
     np.testing.assert_allclose(function(logits(IMAGES)), model(IMAGES), rtol=1e-5)
     assert with_endings(model, [ending]) is model
     assert lower(model).outputs[0].ending == ending
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        [layers.Dense(3)],
-        [layers.Dense(3, activation="relu")],
-        [layers.Reshape((2, 2)), layers.Softmax(axis=1)],
-    ],
-)
-def test_other_endings(end):
-    assert ending_of(scores(*end).output) == ""
 
 
 def test_an_ending_is_put_on():

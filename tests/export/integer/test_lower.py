@@ -327,6 +327,27 @@ def test_each_call_of_a_layer_is_a_node_with_its_weights(nested):
     assert network[f"{prefix}second_act_2"].inputs == (f"{prefix}second_2",)
 
 
+def test_each_call_of_a_dense_layer_on_rows_reads_its_own():
+    inputs = tf.keras.Input((2, 3), name="rows")
+    dense = layers.Dense(4, name="dense")
+    first, second = dense(inputs), dense(layers.ReLU(name="relu")(inputs))
+    network = lower(tf.keras.Model(inputs, layers.Subtract(name="difference")([first, second])))
+    (difference,) = (node for node in network if node.name == "difference")
+    read = [_behind(network, name) for name in difference.inputs]
+    assert read == [["dense", "rows"], ["dense_2", "relu", "rows"]]
+
+
+def _behind(network, name):
+    """The nodes from one of a chain to the input, those that reshape left out."""
+    found = []
+    while True:
+        node = network[name]
+        found += [] if isinstance(node, Reshape) else [name]
+        if not node.inputs:
+            return found
+        (name,) = node.inputs
+
+
 def test_calls_have_the_same_names_after_saving(tmp_path):
     model = siamese_network()
     model.save(tmp_path / "model.keras")
