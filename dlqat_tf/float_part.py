@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import in_inference, silenced, tflite_interpreter
+from dlqat_tf._compat import in_inference, silenced, tflite_interpreter, unrolled
 from dlqat_tf.graph import apply, tensors_of
 
 _RANDOM = {
@@ -24,7 +24,7 @@ _RANDOM = {
     schema.BuiltinOperator.RANDOM_UNIFORM,
 }
 # Attributes by which Keras's layers are made to compute in plain operations.
-_PLAIN = {"_fused": False, "unroll": True, "_could_use_gpu_kernel": False}
+_PLAIN = {"_fused": False, "_could_use_gpu_kernel": False}
 _CROPS = (tf.keras.layers.CenterCrop, tf.keras.layers.RandomCrop)
 _CHOICES = "choices by value have a form with tf.where"
 _DRAWS = "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
@@ -220,7 +220,8 @@ def _in_plain_operations(modules: Sequence[tf.Module]) -> Iterator[None]:
     for each, name, _ in kept:
         setattr(each, name, _PLAIN[name])
     try:
-        yield
+        with unrolled():
+            yield
     finally:
         for each, name, value in kept:
             setattr(each, name, value)

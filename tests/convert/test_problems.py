@@ -200,14 +200,10 @@ def test_categories():
 
 
 def test_recurrent_layers_and_strings():
-    inputs = tf.keras.Input((6, 8, 8, 2))
-    x = layers.Flatten()(layers.ConvLSTM2D(2, 3, name="first")(inputs))
-    message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
-    assert "- 'first' (ConvLSTM2D): It has loops or branches that depend on" in message
     inputs = tf.keras.Input((6, 2), batch_size=1)
-    x = layers.GRU(2, stateful=True, name="second")(inputs)
+    x = layers.GRU(2, stateful=True, name="first")(inputs)
     message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
-    assert "- 'second' (GRU): It keeps a state from one image to the next. With stateful" in message
+    assert "- 'first' (GRU): It keeps a state from one image to the next. With stateful" in message
     text = tf.keras.Input((1,), dtype="string")
     words = layers.TextVectorization(9, output_sequence_length=4, vocabulary=["a"])(text)
     message, _ = message_of(Model(text, layers.Dense(2)(tf.cast(words, tf.float32))))
