@@ -32,10 +32,12 @@ _STATE = "it keeps a state from one image to the next; with stateful=False it ha
 _PYTHON = "Python functions are in no file: use TensorFlow's operators"
 # What to do about operations that TFLite lacks, by how their names begin.
 _ADVICE = {
+    "CombinedNonMaxSuppression": "choose boxes from the file's outputs, behind it",
     "DenseBincount": "one-hot vectors have one as tf.one_hot(x, size)",
     "EagerPyFunc": _PYTHON,
     "ExtractImagePatches": (
-        "patches that do not overlap have one, in the same order, as tf.nn.space_to_depth(x, size)"
+        "patches that do not overlap have one, in the same order, as tf.nn.space_to_depth(x, "
+        "size), others as slices of the padded image, joined by tf.concat"
     ),
     "FFT": "products with matrices of cosines and sines have one",
     "MaxPool3D": "strides of a convolution have one",
