@@ -238,6 +238,23 @@ def copies_called() -> Iterator[None]:
             Layer._functional_construction_call = connected
 
 
+@contextlib.contextmanager
+def unrolled() -> Iterator[None]:
+    """Let Keras's loops over time run step by step, also those of layers without such a setting.
+
+    These are convolutional recurrent layers, and TimeDistributed on batches of a known size.
+    """
+    from tf_keras.src import backend
+
+    with _CALLING:
+        loop = backend.rnn
+        backend.rnn = lambda *arguments, **options: loop(*arguments, **{**options, "unroll": True})
+        try:
+            yield
+        finally:
+            backend.rnn = loop
+
+
 def with_lambdas():
     """Return a context in which Keras makes layers from functions that are in memory already."""
     from tf_keras.src.saving.serialization_lib import SafeModeScope

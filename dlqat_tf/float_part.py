@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import in_inference, silenced, tflite_interpreter
+from dlqat_tf._compat import in_inference, silenced, tflite_interpreter, unrolled
 from dlqat_tf.graph import apply, tensors_of
 
 _RANDOM = {
@@ -24,7 +24,7 @@ _RANDOM = {
     schema.BuiltinOperator.RANDOM_UNIFORM,
 }
 # Attributes by which Keras's layers are made to compute in plain operations.
-_PLAIN = {"_fused": False, "unroll": True, "_could_use_gpu_kernel": False}
+_PLAIN = {"_fused": False, "_could_use_gpu_kernel": False}
 _CROPS = (tf.keras.layers.CenterCrop, tf.keras.layers.RandomCrop)
 _CHOICES = "choices by value have a form with tf.where"
 _DRAWS = "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
@@ -32,10 +32,12 @@ _STATE = "it keeps a state from one image to the next; with stateful=False it ha
 _PYTHON = "Python functions are in no file: use TensorFlow's operators"
 # What to do about operations that TFLite lacks, by how their names begin.
 _ADVICE = {
+    "CombinedNonMaxSuppression": "choose boxes from the file's outputs, behind it",
     "DenseBincount": "one-hot vectors have one as tf.one_hot(x, size)",
     "EagerPyFunc": _PYTHON,
     "ExtractImagePatches": (
-        "patches that do not overlap have one, in the same order, as tf.nn.space_to_depth(x, size)"
+        "patches that do not overlap have one, in the same order, as tf.nn.space_to_depth(x, "
+        "size), others as slices of the padded image, joined by tf.concat"
     ),
     "FFT": "products with matrices of cosines and sines have one",
     "MaxPool3D": "strides of a convolution have one",
@@ -220,7 +222,8 @@ def _in_plain_operations(modules: Sequence[tf.Module]) -> Iterator[None]:
     for each, name, _ in kept:
         setattr(each, name, _PLAIN[name])
     try:
-        yield
+        with unrolled():
+            yield
     finally:
         for each, name, value in kept:
             setattr(each, name, value)

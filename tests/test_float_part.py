@@ -60,6 +60,20 @@ def test_crops_are_those_of_inference(kind):
     assert "call" not in vars(inner)
 
 
+@pytest.mark.parametrize("kind", ["convolutional", "of each step"])
+def test_loops_over_time_are_steps(kind):
+    """Rows of images as steps; Keras loops for a layer of one's own on one image, not on three."""
+    if kind == "convolutional":
+        parts = [layers.ConvLSTM1D(2, 3, name="steps")]
+    else:
+        each = Around(layers.Conv1D(2, 3))
+        parts = [layers.TimeDistributed(each), layers.Reshape((12, 16)), layers.GRU(2)]
+    model = model_of(tf.keras.Sequential(parts))
+    part = FloatPart(lambda tensors: [model(*tensors)], [IMAGES.shape[1:]], [model])
+    expected = model.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(part.run([IMAGES])[0], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("make", [Doubling, lambda: Around(Doubling())])
 def test_what_is_told_no_mode_computes_as_in_inference(make):
     layer = make()
