@@ -9,6 +9,8 @@ an integer programme chooses (:mod:`~dlqat_tf.mixed_precision.programme`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral, Real
+from types import NoneType
 
 import tensorflow as tf
 
@@ -100,9 +102,10 @@ def choose_bits(
             the smallest that is), a width is out of range or not defined by the method, or the
             latencies lack a layer's width.
     """
-    if probes < FEWEST_PROBES:
+    if not isinstance(probes, Integral) or probes < FEWEST_PROBES:
         raise ValueError(
-            f"Expected at least {FEWEST_PROBES} probes, for a standard error. Received: {probes}."
+            f"Expected at least {FEWEST_PROBES} probes, an integer, for a standard error. "
+            f"Received: {probes!r}."
         )
     budgets = _budgets(size, bit_operations, latency)
     weight_widths = _widths("weight_bits", weight_bits)
@@ -174,6 +177,8 @@ def _uniform_point(
 
 
 def _widths(name: str, bits: Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(bits, Iterable):
+        raise ValueError(f"Expected {name} to be widths to choose from. Received: {bits!r}.")
     try:
         found = tuple(sorted({check_bits(each, allow_float=False) for each in bits}))
     except ValueError as error:
@@ -184,17 +189,28 @@ def _widths(name: str, bits: Iterable[int]) -> tuple[int, ...]:
 
 
 def _budgets(size, bit_operations, latency) -> dict[str, float]:
+    expected = f"Expected size to be a dict by way to store weights, of {', '.join(SIZES)}."
+    if not isinstance(size, (dict, NoneType)):
+        raise ValueError(f"{expected} Received: {size!r}.")
     budgets: dict[str, float] = dict(size or {})
     unknown = set(budgets) - set(SIZES)
     if unknown:
-        raise ValueError(
-            f"Expected size to be a dict by way to store weights, of {', '.join(SIZES)}. Received: "
-            f"{', '.join(map(repr, sorted(unknown)))}."
-        )
+        raise ValueError(f"{expected} Received: {', '.join(map(repr, sorted(unknown)))}.")
     if bit_operations is not None:
         budgets[BIT_OPERATIONS] = bit_operations
     if latency is not None:
+        is_pair = isinstance(latency, (tuple, list)) and len(latency) == 2
+        if not is_pair or not isinstance(latency[1], dict):
+            raise ValueError(
+                "Expected latency to be a time and a dict of each layer's times. Received: "
+                f"{latency!r}."
+            )
         budgets[LATENCY] = latency[0]
+    for name, budget in budgets.items():
+        if not isinstance(budget, Real) or isinstance(budget, bool):
+            raise ValueError(
+                f"Expected the budget for {name} to be a number. Received: {budget!r}."
+            )
     if not budgets:
         raise ValueError(
             "Expected a budget: size, bit_operations or latency. Received: none, which the widest "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 import tensorflow as tf
@@ -15,12 +16,15 @@ from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.overrides import Overrides
 from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.weights import constraint_of, kernel_of, on_kernel_of, projection, started
+from dlqat_tf.export.integer.precision import in_float32
 from dlqat_tf.graph import check_graph
 from dlqat_tf.heads import Head
 from dlqat_tf.mixed_precision.programme import Choice, Programme, Reader
 from dlqat_tf.mixed_precision.sensitivity import Curvature, Trace, estimate
 from dlqat_tf.quantizers.base import ActivationQuantizer
 from dlqat_tf.quantizers.calibration import optimal_range, rounding_error, typical
+from dlqat_tf.quantizers.progress import depends_on_progress
+from dlqat_tf.quantizers.wrapped import rounded_kernels_of
 from dlqat_tf.summary import FILES, SummaryReport, predict
 
 SIZES = ("declared", *FILES)
@@ -51,7 +55,8 @@ class Candidates:
             )
         for bits in weight_bits:
             method.check(bits)
-        self._model, self._method, self._settings = model, method, settings
+        # Second derivatives of 16 bits would be rounded, and those of float16 underflow.
+        self._model, self._method, self._settings = in_float32(model), method, settings
         self._weight_bits, self._activation_bits = weight_bits, activation_bits
         self._budgets, self._latencies = budgets, latencies
         # Heads of this package bring quantizers; what converts keeps them as they are.
@@ -145,6 +150,11 @@ class Candidates:
                         f"Expected the latency of {call.name!r} at {pair}, (weight bits, bits that "
                         f"it reads). Received: {', '.join(map(str, measured))}."
                     )
+                if not isinstance(measured[pair], Real) or not 0 <= measured[pair] < np.inf:
+                    raise ValueError(
+                        f"Expected the latency of {call.name!r} at {pair} to be a finite number of "
+                        f"at least zero. Received: {measured[pair]!r}."
+                    )
                 costs[LATENCY] = float(measured[pair])
         return costs
 
@@ -217,10 +227,16 @@ class Candidates:
 
 
 def _start(model: tf.keras.Model) -> None:
-    """Start on any values what starts from the first batch: costs do not depend on them."""
+    """Start on any values what starts from the first batch, and end what follows training.
+
+    Costs do not depend on either.
+    """
     for layer in model.layers:
         if isinstance(layer, ActivationQuantizer) and layer.bits != 32:
             layer.start(np.ones(1, np.float32))
+        for kernel, quantizer in rounded_kernels_of(layer):
+            if depends_on_progress(quantizer):
+                quantizer.advance(1.0, kernel)
 
 
 def _stored_alike(report: SummaryReport, name: str, other: str) -> SummaryReport:

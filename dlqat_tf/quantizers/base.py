@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
 import weakref
 from collections.abc import Iterator
@@ -394,10 +395,10 @@ class _NoStarvation(logging.Filter):
         ):
             frame = frame.f_back
         layer = frame.f_locals.get("self") if frame else None
-        quantizers = (
-            getattr(layer, name, None) for name in ("kernel_quantizer", "depthwise_quantizer")
-        )
-        return not any(isinstance(quantizer, WeightQuantizer) for quantizer in quantizers)
+        # Of the two kernels of a separable layer the message names that which it is about.
+        kernel = re.search(r"`(\w+)_constraint`", str(record.msg))
+        quantizer = getattr(layer, f"{kernel[1]}_quantizer", None) if kernel else None
+        return not isinstance(quantizer, WeightQuantizer)
 
 
 logging.getLogger("larq.layers_base").addFilter(_NoStarvation())

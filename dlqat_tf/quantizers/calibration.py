@@ -85,6 +85,23 @@ def optimal_zero_point(values: np.ndarray, bits: int) -> int:
     return min(errors, key=errors.__getitem__)
 
 
+def calibrated(model: tf.keras.Model) -> dict[tf.keras.layers.Layer, ActivationQuantizer]:
+    """Return the quantizers of a model whose ranges :func:`calibrate` sets.
+
+    Returns:
+        By the layer that they are, or whose output they round.
+    """
+    quantizers = {}
+    for layer in model.layers:
+        is_itself = isinstance(layer, ActivationQuantizer)
+        quantizer = layer if is_itself else unwrapped(layer).output_quantizer
+        # Conversion has set it where all values that there may be are known.
+        is_known = is_itself and not layer.trainable
+        if quantizer is not None and quantizer.range_of_images is not None and not is_known:
+            quantizers[layer] = quantizer
+    return quantizers
+
+
 @progress("calibrate")
 def calibrate(
     model: tf.keras.Model, reference: tf.keras.Model, images: np.ndarray, *, trained: bool = True
@@ -109,14 +126,7 @@ def calibrate(
     Raises:
         ValueError: The reference has no such layer, or the model is wrapped by something else.
     """
-    quantizers = {}  # by the layer that they are, or whose output they round
-    for layer in model.layers:
-        is_itself = isinstance(layer, ActivationQuantizer)
-        quantizer = layer if is_itself else unwrapped(layer).output_quantizer
-        # Conversion has set it where all values that there may be are known.
-        is_known = is_itself and not layer.trainable
-        if quantizer is not None and quantizer.range_of_images is not None and not is_known:
-            quantizers[layer] = quantizer
+    quantizers = calibrated(model)
     if not quantizers:
         return {}
     if not trained:  # on a copy, since running in training mode moves the averages

@@ -115,7 +115,7 @@ def least_squares(
         x: float32 (values, channels).
         planes: B, for each plane such a tensor.
         start: v_0, float32 (planes, channels), where factors stay that nothing asks for.
-        damping: The delta. Above 1e-6, float32 inverts the matrix of planes that are equal.
+        damping: The delta. Above 1e-6, there is an inverse also where planes are equal.
 
     Returns:
         float32 (planes, channels).
@@ -129,4 +129,6 @@ def least_squares(
     unit = tf.eye(count)
     damped = gram + damping * unit
     damped = tf.where(tf.math.is_finite(damped), damped, unit)
-    return tf.transpose(tf.linalg.solve(damped, right[..., None])[..., 0])
+    # XLA solves by another algorithm, which in float32 is off where planes are equal.
+    found = tf.linalg.solve(tf.cast(damped, tf.float64), tf.cast(right[..., None], tf.float64))
+    return tf.transpose(tf.cast(found[..., 0], tf.float32))

@@ -6,7 +6,7 @@ from numbers import Real
 
 import tensorflow as tf
 
-from dlqat_tf.quantizers.wrapped import unwrapped
+from dlqat_tf.quantizers.wrapped import rounded_kernels_of
 
 
 def depends_on_progress(quantizer) -> bool:
@@ -46,9 +46,10 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         followers: list[tuple] = [
-            (each.kernel_quantizer, each.kernel)
-            for each in map(unwrapped, self.model._flatten_layers())
-            if depends_on_progress(each.kernel_quantizer)
+            (quantizer, kernel)
+            for layer in self.model._flatten_layers()
+            for kernel, quantizer in rounded_kernels_of(layer)
+            if depends_on_progress(quantizer)
         ]
         self._followers = [each for each in followers if each[0].trainable]
         if not followers:

@@ -47,6 +47,28 @@ def unwrapped(layer: tf.keras.layers.Layer) -> Unwrapped:
     return Unwrapped(layer, *(getattr(layer, name, None) for name in names))
 
 
+def rounded_kernels_of(layer: tf.keras.layers.Layer) -> list[tuple]:
+    """Return each kernel of a layer, latent, and what rounds it: separable ones have two.
+
+    Args:
+        layer: As for :func:`unwrapped`.
+    """
+    parts = unwrapped(layer)
+    if not isinstance(
+        parts.layer, (tf.keras.layers.SeparableConv1D, tf.keras.layers.SeparableConv2D)
+    ):
+        pairs = [(parts.kernel, parts.kernel_quantizer)]
+    else:
+        pairs = [
+            (
+                getattr(parts.layer, f"{name}_kernel"),
+                getattr(parts.layer, f"{name}_quantizer", None),
+            )
+            for name in ("depthwise", "pointwise")
+        ]
+    return [pair for pair in pairs if pair[1] is not None]
+
+
 @singledispatch
 def rounding_with(layer: tf.keras.layers.Layer, quantizer) -> contextlib.AbstractContextManager:
     """Let a layer call the very quantizer of its output that :func:`unwrapped` returned.

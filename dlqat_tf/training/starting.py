@@ -14,7 +14,7 @@ from dlqat_tf import methods
 from dlqat_tf.loading import load_weights
 from dlqat_tf.models import resnet18
 from dlqat_tf.quantizers import ActivationQuantizer
-from dlqat_tf.quantizers.calibration import calibrate
+from dlqat_tf.quantizers.calibration import calibrate, calibrated
 from dlqat_tf.training.data import ImageData
 from dlqat_tf.training.recipe import Recipe
 
@@ -110,6 +110,8 @@ def set_ranges(recipe, images, model, trained: tf.keras.Model | None) -> None:
     peak learning rate 0.05, one float stage of 38.4 %, one seed): after 100 steps 27.7 % top-1 with
     these ranges, and a diverged loss and 1.0 % with ranges of 8 (and 10 for the last).
     """
+    if not calibrated(model):
+        return
     reference = trained
     if reference is None:  # quantized from scratch: the ranges of the untrained float network
         reference = build_model(recipe, images, float_twin(recipe, 1))

@@ -359,6 +359,13 @@ def test_resnet18_takes_the_choice():
             "by layer, of first, a, b, scores. Received: 'c'",
         ),
         ({"latency": (1.0, {"a": {}})}, r"latency of 'a' at \(1, 2\)"),
+        ({"latency": (1.0, {"a": {(1, 2): np.nan}})}, r"at \(1, 2\) to be a finite .*: nan"),
+        ({"latency": (1.0, {"a": {(1, 2): -1.0}})}, r"number of at least zero. Received: -1\.0"),
+        ({"latency": 1.0}, r"a time and a dict of each layer's times. Received: 1\.0"),
+        ({"size": 1000}, r"a dict by way to store weights, of .*lce\. Received: 1000\."),
+        ({"bit_operations": "1"}, "budget for bit operations to be a number. Received: '1'"),
+        ({"bit_operations": 1e9, "probes": 2.5}, r"2 probes, an integer, .*Received: 2\.5"),
+        ({"bit_operations": 1e9, "weight_bits": 1}, "Expected weight_bits to be widths to choose"),
     ],
     ids=str,
 )
@@ -392,6 +399,29 @@ def test_a_dataset_of_images_and_labels():
     given = (dataset, None), (IMAGES, LABELS)
     found = [choose_bits(source(), *each, **options)[1] for each in given]
     assert found[0].chosen.increase == pytest.approx(found[1].chosen.increase, 1e-5)
+
+
+def test_sizes_of_files_where_weights_follow_training():
+    """INQ has no level of a weight before it is frozen, at the end."""
+    costs = {
+        method: candidates(source(), (2,), (2,), {"int8": 1e6}, method).costs(2, 2)[0]["int8"]
+        for method in ("inq", "sat")
+    }
+    assert costs["inq"] == costs["sat"]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_of_16_bits_has_the_traces_of_its_float32_weights(policy):
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = source()
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    options = dict(weight_bits=(2,), activation_bits=(2,), bit_operations=1e9, probes=2)
+    (_, found), (_, expected) = (
+        choose_bits(m, IMAGES, LABELS, **options) for m in (model, source())
+    )
+    assert [each.trace for each in found.layers] == [each.trace for each in expected.layers]
 
 
 def test_latencies_are_a_budget():

@@ -47,6 +47,14 @@ def test_properties(kernel, bits):
             quantizer.grid(kernel)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_bases_that_are_equal_are_the_same_in_xla(jit_compile):
+    """Of 5 shifts by up to 1.58 the middle three give one basis; the kernel is a sum of bases."""
+    kernel = np.float32([[-2.0], [-1.0], [1.0], [2.0]])
+    compiled = tf.function(ABCNetWeights(5), jit_compile=jit_compile)
+    np.testing.assert_allclose(compiled(tf.constant(kernel)), kernel, 1e-5)
+
+
 def test_a_channel_of_zeros_has_a_step():
     """Files hold none of zero."""
     grid = check_grid(ABCNetWeights(1), np.float32([[0, 3], [0, -1]]))

@@ -1,5 +1,6 @@
 """What all quantizers promise, and how Larq and Keras see them."""
 
+import functools
 import logging
 import math
 
@@ -231,6 +232,11 @@ def test_no_starvation_warning_for_our_quantizers(caplog):
     assert not starvation_warnings(caplog, lambda: depthwise(3, depthwise_quantizer=ours))
     assert starvation_warnings(caplog, lambda: conv(2, 3, kernel_quantizer=larqs))
     assert starvation_warnings(caplog, lambda: depthwise(3, depthwise_quantizer=larqs))
+    separable = functools.partial(lq.layers.QuantSeparableConv2D, 2, 3)
+    assert not starvation_warnings(caplog, lambda: separable(pointwise_quantizer=ours))
+    mixed = dict(depthwise_quantizer=ours, pointwise_quantizer=larqs)
+    (warning,) = starvation_warnings(caplog, lambda: separable(**mixed))
+    assert "`pointwise_quantizer`" in warning.getMessage()
 
 
 @pytest.mark.parametrize("create", [lambda: SATWeights(2), lambda: SATWeights(8), SymmetricWeights])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlqat_tf import BWNWeights, DoReFaActivations, bwnh
-from dlqat_tf.quantizers.bwnh import fit_binary
+from dlqat_tf.quantizers.bwnh import _is_binary, fit_binary
 
 
 def error(kernel, signs, factors, gram):
@@ -45,6 +45,29 @@ def test_signs_that_start_against_the_output_or_at_none_are_left():
     signs, factors = fit_binary(np.array([[3.0], [-1.0]]), np.ones((2, 2)))
     np.testing.assert_array_equal(signs, [[1], [1]])
     np.testing.assert_allclose(factors, [1])
+
+
+def test_what_the_output_does_not_tell_stays_as_the_kernel_has_it():
+    # An input that is always zero: its weight keeps its sign.
+    signs, factors = fit_binary(np.array([[-1.0], [2.0]]), np.diag([0.0, 1.0]))
+    np.testing.assert_array_equal(signs, [[-1], [1]])
+    np.testing.assert_allclose(factors, [2])
+    # Inputs of 1 and -2: weights of 1 and 0.1 give 0.8, their signs -1, so no factor is near.
+    _, factors = fit_binary(
+        np.array([[1.0], [0.1]]), np.array([[1.0, -2.0], [-2.0, 4.0]]), sweeps=0
+    )
+    np.testing.assert_array_equal(factors, [0])
+
+
+def test_signs_are_looked_at_until_they_rest():
+    """One sweep over these inputs leaves signs that a second one changes."""
+    generator = np.random.default_rng(9)
+    inputs, kernel = generator.normal(size=(6, 6)), generator.normal(size=(6, 1))
+    gram = inputs.T @ inputs
+    once, twice, default = (
+        error(kernel, *fit_binary(kernel, gram, *sweeps), gram) for sweeps in ((1,), (3,), ())
+    )
+    assert once > twice == default
 
 
 def _factor(signs, kernel, gram):
@@ -134,6 +157,13 @@ def test_inputs_are_those_of_dilated_kernels_and_rounded_as_the_layer_does():
     )
     left = float(tf.reduce_sum((before - after) ** 2) / tf.reduce_sum(before**2))
     assert error == pytest.approx(left, 1e-3)
+
+
+def test_grouped_convolutions_are_left_to_bwn():
+    quantizer = BWNWeights(1)
+    grouped = lq.layers.QuantConv2D(4, 1, groups=2, kernel_quantizer=quantizer)
+    assert not _is_binary(grouped)
+    assert _is_binary(lq.layers.QuantConv2D(4, 1, kernel_quantizer=quantizer))
 
 
 def test_bad_arguments():

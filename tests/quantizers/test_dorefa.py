@@ -16,6 +16,12 @@ def test_one_bit_by_hand():
     np.testing.assert_array_equal(gradient, upstream)
 
 
+def test_one_bit_of_small_weights_and_of_none():
+    np.testing.assert_allclose(DoReFaWeights(1)(np.float32([[1e-6, -3e-6]])), [[2e-6, -2e-6]], 1e-6)
+    grid = DoReFaWeights(1).grid(np.zeros((2, 2), np.float32))
+    assert 0 < grid.step < 1e-10
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_more_bits_are_sat_without_rescaling(bits):
     for here, there in zip(

@@ -211,3 +211,20 @@ def test_weights_start_where_the_basis_rests_on_the_kernel():
     transposed = TransposedWeights(LQNetWeights(2))
     transposed.start(kernel[None, None].swapaxes(-1, -2))
     np.testing.assert_array_equal(transposed.quantizer.basis, quantizer.basis)
+
+
+def test_the_basis_of_a_large_kernel_is_that_of_all_its_rows():
+    """Of magnitudes 1 in the first half and 3 in the second: of one bit their mean."""
+    kernel = np.repeat(np.float32([1, -1, 3, -3]), 1000)[:, None]
+    quantizer = LQNetWeights(1)
+    quantizer.start(kernel)
+    np.testing.assert_allclose(quantizer.basis, [[2]], 1e-3)
+
+
+def test_a_basis_below_zero_has_a_step_above_it():
+    quantizer = LQNetWeights(1)
+    quantizer.build((2, 1))
+    quantizer.basis.assign([[-2.0]])
+    grid = check_grid(quantizer, np.float32([[-1.0], [0.5]]))
+    assert grid.step == 2
+    np.testing.assert_array_equal(grid.codes, [[-1], [1]])

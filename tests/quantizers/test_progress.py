@@ -1,8 +1,10 @@
+import larq as lq
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from dlqat_tf import INQWeights, IRNetWeights, QuantizerProgress, SATWeights
+from dlqat_tf.quantizers import DepthwiseWeights
 from tests.quantizers.methods import fit, small_model
 
 
@@ -25,6 +27,24 @@ def test_a_model_whose_quantizers_are_frozen_trains_on():
     model.compile("sgd", "mse")
     fit(model, callbacks=[QuantizerProgress(1)])
     assert not np.any(model.layers[1].kernel_quantizer.frozen)
+
+
+def test_both_kernels_of_separable_layers_follow():
+    """Training of two steps: the second is in the sixth of ten phases, of 85 percent."""
+    layer = lq.layers.QuantSeparableConv2D(
+        4,
+        1,
+        depthwise_quantizer=DepthwiseWeights(INQWeights(2)),
+        pointwise_quantizer=INQWeights(2),
+        name="separable",
+    )
+    inputs = tf.keras.Input((2, 2, 2))
+    x = tf.keras.layers.GlobalAveragePooling2D()(layer(inputs))
+    model = tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
+    model.compile("sgd", "mse")
+    fit(model, callbacks=[QuantizerProgress(1)])
+    assert float(tf.reduce_mean(layer.depthwise_quantizer.quantizer.frozen)) == 2 / 2
+    assert float(tf.reduce_mean(layer.pointwise_quantizer.frozen)) == 7 / 8
 
 
 def test_an_unknown_number_of_steps():

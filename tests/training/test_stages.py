@@ -245,6 +245,14 @@ def test_methods_start_from_a_float_stage_and_continue(tmp_path, capsys, method,
         run(dataclasses.replace(recipe, method="sat", weight_bits=1))
 
 
+def test_ranges_that_start_from_the_first_batch_ask_for_no_images(capsys):
+    model = dlqat_tf.resnet18(
+        10, (8, 8, 1), 2, 2, width=4, residual_bits=None, method="lsq", block="pre"
+    )
+    starting.set_ranges(TINY, None, model, None)
+    assert capsys.readouterr().out == ""
+
+
 def whole_epochs(backup):
     """Return how many epochs a run that still writes has saved."""
     try:
