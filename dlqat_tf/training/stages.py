@@ -23,7 +23,7 @@ from dlqat_tf.training.batch_norm import reestimate
 from dlqat_tf.training.callbacks import Clock, KeepBest, StopWhenNotFinite, save
 from dlqat_tf.training.checkpoints import Backup, Position, position
 from dlqat_tf.training.distribution import current, replicas
-from dlqat_tf.training.folder import check_output, claim_output
+from dlqat_tf.training.folder import check_output, check_shared, check_workers, claim_output
 from dlqat_tf.training.history import mend_history, read_history
 from dlqat_tf.training.lock import locked
 from dlqat_tf.training.monitoring import MixtureMonitor, QuantizerMonitor
@@ -77,11 +77,13 @@ def run(recipe: Recipe) -> TrainingResult | None:
         if recipe.deterministic:
             tf.config.experimental.enable_op_determinism()  # for the rest of the process
         check_output(recipe)  # before the lock makes the folder
+        check_workers(recipe, workers)
         surroundings = environment()
         tf.keras.mixed_precision.set_global_policy(recipe.precision)
         try:
             with locked(recipe.output) if workers.is_chief else contextlib.nullcontext():
-                check_output(recipe)
+                if workers.is_chief:
+                    check_output(recipe)
                 images = datasets.load(
                     recipe.dataset,
                     data_dir=recipe.data_dir,
@@ -100,6 +102,7 @@ def run(recipe: Recipe) -> TrainingResult | None:
                 if workers.is_chief:
                     claim_output(recipe)
                 workers.any(False)  # nobody reads the folder before it is claimed
+                check_shared(recipe, workers)
                 with naming(recipe.output), images.readable():
                     return _run_stages(recipe, images, surroundings)
         finally:
@@ -324,6 +327,7 @@ def _fit(recipe, images, stage, model, folder: Path, teacher=None) -> None:
     history = folder / "history.csv"
     if current().is_chief:
         mend_history(history, done.epochs)
+    current().any(False)  # nobody reads the history before it is mended
     backup = Backup(folder / "backup", steps, recipe.checkpoint_every)
     callbacks = [
         StopWhenNotFinite(folder / "backup", steps),
