@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
+from dlqat_tf._host import reason_of
 from dlqat_tf.training.data import WHOLE, Shard
 
 Name = Literal["none", "mirrored", "multiworker", "tpu"]
@@ -193,7 +194,7 @@ def _started(name: Name) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise ValueError(
             f"Expected a TPU for strategy=tpu. Received: none that answers ({reason}): set "
             "TPU_NAME, or choose another --strategy."
@@ -209,7 +210,7 @@ def _joined(address: str) -> tf.distribute.Strategy:
     except LOST:
         raise
     except tf.errors.OpError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise ValueError(
             f"Expected TF_CONFIG to give this worker an address that it can have, and an index "
             f"that no other has. Received: {address} ({reason}): end what runs there, or correct "
