@@ -76,6 +76,8 @@ def run(recipe: Recipe) -> TrainingResult | None:
         workers.check(recipe.batch_size)
         if recipe.deterministic:
             tf.config.experimental.enable_op_determinism()  # for the rest of the process
+            # What keras-cv's policies draw from, else in a state that no seed decides.
+            tf.random.set_global_generator(tf.random.Generator.from_seed(recipe.seed))
         check_output(recipe)  # before the lock makes the folder
         check_workers(recipe, workers)
         surroundings = environment()
