@@ -91,28 +91,35 @@ def measure(settings: Settings, workers: int, together: bool) -> float:
     """Return the images a second of so many workers in all, which are one job or do not talk."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     batch_size = settings.batch_size if together else settings.batch_size // workers
-    processes = []
-    for index in range(workers):
-        environment = os.environ | {_WORKER: f"{index} {batch_size}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment.pop("TF_CONFIG", None)
-        if together and workers > 1:
-            environment["TF_CONFIG"] = json.dumps(
-                {
-                    "cluster": {"worker": addresses},
-                    "task": {"type": "worker", "index": index},
-                }
+    processes: list[subprocess.Popen] = []
+    try:
+        for index in range(workers):
+            environment = os.environ | {_WORKER: f"{index} {batch_size}"}
+            environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
+            environment.pop("TF_CONFIG", None)
+            if together and workers > 1:
+                task = {"type": "worker", "index": index}
+                config = {"cluster": {"worker": addresses}, "task": task}
+                environment["TF_CONFIG"] = json.dumps(config)
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *sys.argv],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,  # of Ctrl-C this process alone says something
+                )
             )
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *sys.argv], env=environment, stdout=subprocess.PIPE, text=True
-            )
-        )
-    seconds = []
-    for process in processes:
-        printed = process.communicate()[0]
-        if process.returncode:
-            raise SystemExit(f"error: a worker ended with status {process.returncode}.")
-        seconds.append(json.loads(printed.strip().splitlines()[-1]))
+        seconds = []
+        for process in processes:
+            printed = process.communicate()[0]
+            if process.returncode:
+                raise SystemExit(f"error: a worker ended with status {process.returncode}.")
+            seconds.append(json.loads(printed.strip().splitlines()[-1]))
+    finally:
+        for process in processes:  # one that is left would wait for the others
+            process.kill()
+            process.wait()
     return settings.steps * settings.batch_size / max(seconds)
 
 
@@ -153,4 +160,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("error: interrupted, nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -139,7 +140,10 @@ def apart(function, *arguments):
     This one stays without the package until it is pinned: what that imports has to start on the one
     core, and a process counts the peak of the one that started it as its own.
     """
+    # Which the process inherits: of Ctrl-C only this one says something.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     with multiprocessing.get_context("spawn").Pool(1) as process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process.apply(function, arguments)
 
 
@@ -173,7 +177,7 @@ def peak_memory(settings: Settings, name: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Check the settings and measure."""
     settings = tyro.cli(Settings, description=__doc__)
     try:
         if settings.output:
@@ -184,6 +188,11 @@ def main() -> None:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    measure(settings)
+
+
+def measure(settings: Settings) -> None:
+    """Measure, print and write."""
     peaks = {name: [] for name in settings.configurations}
     for _ in range(settings.memory_repeats):
         for name in settings.configurations:
@@ -240,4 +249,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # not `ending`, which needs the package before the pinning
+        print("error: interrupted, nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import platform
+import re
 import socket
 import tempfile
 import zlib
@@ -18,6 +19,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+# What TensorFlow puts around a message: which of its operations it is of.
+_OPERATION = re.compile(r"\{\{function_node .*?\}\}\s*|\s*\[Op:.*")
 PARTIAL = "partial-"  # in the names of files that are being written
 
 
@@ -62,6 +65,12 @@ def naming(path: str | Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has none."""
+    lines = _OPERATION.sub("", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def clear_partial(path: str | Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from dlqat_tf._compat import without_notes
+from dlqat_tf._host import reason_of
 
 import tensorflow as tf  # isort: skip
 
@@ -52,7 +53,7 @@ def ending(
     except understood as error:
         message = str(error).strip() or type(error).__name__
         if type(error).__module__.startswith("tensorflow"):
-            message = message.splitlines()[0]  # the others are about its own source
+            message = reason_of(error)  # the other lines are about its own source
         _end(" ".join(message.split()), MENDABLE)
 
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from dlqat_tf._compat import check_keras_2_file
-from dlqat_tf._host import check_name
+from dlqat_tf._host import check_name, reason_of
 from dlqat_tf.graph import leaves, refresh
 from dlqat_tf.report import Report
 
@@ -85,9 +85,8 @@ def load_model(path: str | Path, *, trust: bool = False) -> tf.keras.Model:
     try:
         return tf.keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # whatever a file that is something else leads to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(
-            f"{path} is damaged or no Keras 2 model: {reason} Layers of your own must be "
+            f"{path} is damaged or no Keras 2 model: {reason_of(error)} Layers of your own must be "
             "registered (tf.keras.utils.register_keras_serializable) and imported before."
         ) from error
 
@@ -271,7 +270,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ModelFileError(
             f"{path} is damaged or holds no weights ({reason}): save them again."
         ) from error

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf._host import check_name, replacing
+from dlqat_tf._host import check_name, reason_of, replacing
 from dlqat_tf.graph import check_graph, refresh
 from dlqat_tf.levels import RoundedKernel, rounded_kernels
 from dlqat_tf.loading import ModelFileError, code_in
@@ -89,10 +89,9 @@ def load_packed(path: str | Path) -> tf.keras.Model:
         if kind is None:
             return _model(configuration, arrays)
     except Exception as error:  # whatever a damaged archive or configuration leads to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(
-            f"{path} is damaged or no packed network: {reason} Layers of your own must be "
-            "registered (tf.keras.utils.register_keras_serializable) and imported before."
+            f"{path} is damaged or no packed network: {reason_of(error)} Layers of your own must "
+            "be registered (tf.keras.utils.register_keras_serializable) and imported before."
         ) from error
     raise ModelFileError(f"{path} is {kind}. Expected layers that need no code of their own.")
 

@@ -8,7 +8,26 @@ import sys
 import numpy as np
 import pytest
 
-from dlqat_tf._host import check_folder, clear_partial, read_object, replacing, write_whole
+from dlqat_tf._host import (
+    check_folder,
+    clear_partial,
+    read_object,
+    reason_of,
+    replacing,
+    write_whole,
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("{{function_node __wrapped__SaveV2_device_/job:a}} x; full [Op:SaveV2] name: ", "x; full"),
+        ("x; full\n\t [[node]]", "x; full"),
+        (" \n", "ValueError"),
+    ],
+)
+def test_a_reason_is_without_tensorflows_own_source(message, reason):
+    assert reason_of(ValueError(message)) == reason
 
 
 def test_a_link_stays_one(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dlqat_tf._host import write_whole
+from dlqat_tf._host import reason_of, write_whole
 from dlqat_tf._script import Stopped
 from dlqat_tf.training.distribution import LOST, current
 
@@ -139,14 +139,15 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         except LOST:  # all workers save together
             raise
         except _UNWRITTEN as error:
-            reason = str(error).strip().splitlines()[0]
             try:
-                kept = f"that of {position(self.folder, self.steps_per_epoch)} is kept"
+                done = position(self.folder, self.steps_per_epoch)
+                kept = f"that of {done} is kept" if any(done) else "there was none before"
             except ValueError:
                 kept = "and none can be read there now"
             raise CheckpointFailed(
-                f"The checkpoint of {reached} cannot be written to {self.folder} ({reason}): "
-                f"{kept}. Make room or mend the folder, and give the same command again."
+                f"The checkpoint of {reached} cannot be written to {self.folder} "
+                f"({reason_of(error)}): {kept}. Make room or mend the folder, and give the same "
+                "command again."
             ) from error
         self._since, self._saved_at = 0, time.monotonic()
 
@@ -193,10 +194,9 @@ def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
             for name in ("epoch", "batch")
         )
     except Exception as error:  # TensorFlow's reader raises anything up to IndexError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"The checkpoint in {folder} is damaged ({reason}): put the right one back, or delete "
-            f"{folder.parent} to train the stage anew."
+            f"The checkpoint in {folder} is damaged ({reason_of(error)}): put the right one "
+            f"back, or delete {folder.parent} to train the stage anew."
         ) from None
     # Without a step (-1), as earlier versions wrote it, the epoch is whole.
     if steps_per_epoch is None or batch < 0 or batch >= steps_per_epoch - 1:

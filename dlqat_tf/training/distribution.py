@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
+from dlqat_tf._host import reason_of
 from dlqat_tf.training.data import WHOLE, Shard
 
 Name = Literal["none", "mirrored", "multiworker", "tpu"]
@@ -112,6 +114,19 @@ class Replicas:
         flags = self.strategy.run(_sum_over_replicas, args=(tf.constant(float(is_so)),))
         return bool(self.strategy.experimental_local_results(flags)[0] > 0)
 
+    def texts(self, text: str) -> list[str]:
+        """Return the texts that all workers give, once for each replica; all must ask at once."""
+        if not self.are_workers:
+            return [text]
+        own = tf.constant(list(text.encode()), tf.int32)
+
+        def of_all(values):
+            gathered = self.strategy.run(_of_all_replicas, args=(values,))
+            return self.strategy.experimental_local_results(gathered)[0].numpy()
+
+        ends = of_all(tf.size(own)[None]).cumsum()
+        return [bytes(part.tolist()).decode() for part in np.split(of_all(own), ends[:-1])]
+
     def agree(self, model: tf.keras.Model) -> None:
         """Give all replicas the mean of what each has for itself, as a restored checkpoint does.
 
@@ -179,7 +194,7 @@ def _started(name: Name) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise ValueError(
             f"Expected a TPU for strategy=tpu. Received: none that answers ({reason}): set "
             "TPU_NAME, or choose another --strategy."
@@ -195,7 +210,7 @@ def _joined(address: str) -> tf.distribute.Strategy:
     except LOST:
         raise
     except tf.errors.OpError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise ValueError(
             f"Expected TF_CONFIG to give this worker an address that it can have, and an index "
             f"that no other has. Received: {address} ({reason}): end what runs there, or correct "
@@ -281,3 +296,9 @@ def _split(batches: tf.data.Dataset, parts: int) -> tf.data.Dataset:
 def _sum_over_replicas(value):
     value = tf.identity(value)  # on the replica's device, which an argument is not
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+@tf.function(reduce_retracing=True)
+def _of_all_replicas(values):
+    values = tf.identity(values)
+    return tf.distribute.get_replica_context().all_gather(values, axis=0)

@@ -64,6 +64,7 @@ def fit(
     history = folder / "history.csv"
     if current().is_chief:
         mend_history(history, done.epochs)
+    current().any(False)  # nobody reads the history before it is mended
     backup = Backup(folder / "backup", steps, recipe.checkpoint_every)
     callbacks = [
         StopWhenNotFinite(folder / "backup", steps),

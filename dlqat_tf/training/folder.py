@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 from dlqat_tf._host import PARTIAL, write_whole
+from dlqat_tf.training.distribution import Replicas
 from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
 
@@ -16,6 +18,7 @@ _FREE = (
     *("output", "restart", "resume", "data_dir", "cache", "budget", "checkpoint_every"),
     "monitor",
 )
+_SECONDS_OF_CACHES = 90  # after which NFS has noticed, by its defaults, that there is a new file
 _PLACES = ("float_stage", "teacher")
 
 
@@ -51,6 +54,39 @@ def check_output(recipe: Recipe) -> None:
             )
 
 
+def check_workers(recipe: Recipe, workers: Replicas) -> None:
+    """Refuse a job whose workers were given different recipes; all workers must call it.
+
+    Raises:
+        ValueError: Another one's recipe computes something else.
+    """
+    for text in workers.texts(json.dumps(recipe.plain())):
+        different = different_settings(recipe, json.loads(text))
+        if different:
+            raise ValueError(
+                f"Expected the same settings in all workers. Received in another one: "
+                f"{', '.join(different)}. Give all of them the same command."
+            )
+
+
+def check_shared(recipe: Recipe, workers: Replicas) -> None:
+    """Refuse an output folder, once claimed, that workers do not share; all must call it.
+
+    Raises:
+        ValueError: A worker does not see what the first one has written there.
+    """
+    file = recipe.output / FILE
+    for _ in range(_SECONDS_OF_CACHES):
+        if file.is_file():
+            break
+        time.sleep(1)
+    if workers.any(not file.is_file()):
+        raise ValueError(
+            f"Expected an output folder that all workers see. Received: {recipe.output}, where "
+            f"{FILE} of the first worker is missing in another one: choose a shared --output."
+        )
+
+
 def different_settings(recipe: Recipe, theirs: dict) -> list[str]:
     """Return which settings of a run decide what it computes and are others than a recipe's.
 
@@ -61,10 +97,10 @@ def different_settings(recipe: Recipe, theirs: dict) -> list[str]:
     here = recipe.plain()
     there = Recipe().plain() | theirs  # a setting that came later stood at what is its default now
     return [
-        f"{name} (there {there[name]!r}, here {value!r})"
-        for name, value in here.items()
+        f"{name} (there {value!r}, here {repr(here[name]) if name in here else 'unknown'})"
+        for name, value in there.items()
         if name not in _FREE
-        and there[name] != value
+        and not (name in here and here[name] == value)
         and not (name in _PLACES and _is_same_place(name, here, there))
     ]
 

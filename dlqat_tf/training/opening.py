@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._host import reason_of
 from dlqat_tf.training.sources import Arrays, DataError, Files, Records, damaged_records
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -73,7 +74,7 @@ def _prepared_builder(name: str, data_dir: Path | None, splits: Sequence[str]):
             )
         else:
             advice = "connect to the network once, or pass the data_dir of a prepared copy"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         reason = reason.split(". ")[0].rstrip(".:")  # tfds goes on for paragraphs
         raise DataError(f"Found no {name} in {where}: {advice} ({reason}).") from error
     if builder.info.name != name:

@@ -86,6 +86,11 @@ def _check_numbers(recipe: Recipe) -> None:
             f"Expected images_per_epoch of at least one batch ({recipe.batch_size}). "
             f"Received: {recipe.images_per_epoch}."
         )
+    if recipe.deterministic and "randaugment" in recipe.augment:
+        raise ValueError(
+            "Expected augmentations whose draws a seed decides with deterministic. Received: "
+            f"augment={', '.join(recipe.augment)}: leave randaugment out, or --deterministic."
+        )
     if "mixture" in recipe.monitor and recipe.head != "gml":
         raise ValueError(
             "Expected monitor of the mixture only with the head gml, which has one. Received: "
@@ -177,10 +182,10 @@ def read_recipe(run: Path) -> Recipe:
     if not file.is_file():
         raise ValueError(f"Expected the folder of a run, found no {file}.")
     values = read_values(file)
-    for name in ("data_dir", "float_stage", "output", "teacher"):
-        if values.get(name) not in (None, "float"):
-            values[name] = Path(values[name])
     try:
+        for name in ("data_dir", "float_stage", "output", "teacher"):
+            if values.get(name) not in (None, "float"):
+                values[name] = Path(values[name])
         tuples = {
             "augment": tuple(values["augment"]),
             "monitor": tuple(values.get("monitor", Recipe.monitor)),

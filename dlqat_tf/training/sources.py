@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dlqat_tf import _compat  # noqa: F401  (before TensorFlow)
+from dlqat_tf._host import reason_of
 
 import numpy as np  # isort: skip
 import psutil  # isort: skip
@@ -57,12 +58,11 @@ def damaged_records(files: Sequence[str], error: Exception) -> DataError:
             for _ in tf.data.TFRecordDataset(file):
                 pass
         except tf.errors.OpError as found:
-            reason = str(found.message).split(" [Op")[0]
             return DataError(
-                f"Damaged TFRecord file {file} ({reason}): delete its folder and prepare the data "
-                "set again, or put the right file back."
+                f"Damaged TFRecord file {file} ({reason_of(found)}): delete its folder and prepare "
+                "the data set again, or put the right file back."
             )
-    reason = str(error).strip().splitlines()[0]
+    reason = reason_of(error)
     return DataError(
         f"The records in {Path(files[0]).parent} cannot be read ({reason}): delete this folder and "
         "prepare the data set again."

@@ -26,7 +26,7 @@ from dlqat_tf.training.fitting import (
     train_batches_of,
     trainer_of,
 )
-from dlqat_tf.training.folder import check_output, claim_output
+from dlqat_tf.training.folder import check_output, check_shared, check_workers, claim_output
 from dlqat_tf.training.history import read_history
 from dlqat_tf.training.lock import locked
 from dlqat_tf.training.recipe import Recipe
@@ -74,12 +74,16 @@ def run(recipe: Recipe) -> TrainingResult | None:
         workers.check(recipe.batch_size)
         if recipe.deterministic:
             tf.config.experimental.enable_op_determinism()  # for the rest of the process
+            # What keras-cv's policies draw from, else in a state that no seed decides.
+            tf.random.set_global_generator(tf.random.Generator.from_seed(recipe.seed))
         check_output(recipe)  # before the lock makes the folder
+        check_workers(recipe, workers)
         surroundings = environment()
         tf.keras.mixed_precision.set_global_policy(recipe.precision)
         try:
             with locked(recipe.output) if workers.is_chief else contextlib.nullcontext():
-                check_output(recipe)
+                if workers.is_chief:
+                    check_output(recipe)
                 images = datasets.load(
                     recipe.dataset,
                     data_dir=recipe.data_dir,
@@ -98,6 +102,7 @@ def run(recipe: Recipe) -> TrainingResult | None:
                 if workers.is_chief:
                     claim_output(recipe)
                 workers.any(False)  # nobody reads the folder before it is claimed
+                check_shared(recipe, workers)
                 with naming(recipe.output), images.readable():
                     return _run_stages(recipe, images, surroundings)
         finally:

@@ -192,6 +192,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     assert position(tmp_path, STEPS) == Position(1, 2)
 
 
+def test_a_full_disk_before_the_first_checkpoint(tmp_path):
+    model = network(units=50_000)
+    reason = r"epoch 0, step 2 cannot be written to [^{[]*: there was none before\. Make room"
+    with small_disk() as fill, pytest.raises(CheckpointFailed, match=reason):
+        fit(tmp_path, At(0, 0, fill), every=2, model=model)
+
+
 def test_a_folder_that_is_gone(tmp_path):
     def remove():
         for file in (tmp_path / "backup" / "chief").iterdir():

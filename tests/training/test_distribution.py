@@ -52,6 +52,7 @@ def test_one_process_is_the_default():
     with replicas("none") as one:
         assert (one.count, one.is_chief, one.are_workers) == (1, True, False)
         assert (one.any(True), one.any(False)) == (True, False)
+        assert one.texts("é") == ["é"]
         assert one.distribute(lambda shard: shard) == Shard(0, 1)
         one.check(7)
 
@@ -342,12 +343,12 @@ def free_ports(count):
     return ports
 
 
-def start_workers(recipe, output):
+def start_workers(recipe, output, other=None):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     return [
         start(
             WORKER,
-            json.dumps(recipe.plain()),
+            json.dumps((other if other and index else recipe).plain()),
             output,
             TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
         )
@@ -394,6 +395,16 @@ def test_workers(tmp_path):
         for batch, labels in images.test_batches(120)
     )
     assert right == pytest.approx(histories[1][-1][1] * images.test_count, abs=1.01)
+
+
+@pytest.mark.long
+def test_workers_of_different_settings_do_not_start(tmp_path):
+    recipe = replace(TINY, strategy="multiworker")
+    workers = start_workers(recipe, tmp_path / "run", replace(recipe, seed=3))
+    for worker, named in zip(workers, ("there 3, here 0", "there 0, here 3"), strict=True):
+        assert f"Received in another one: seed ({named})" in worker.communicate()[0]
+        assert worker.returncode == 2
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long

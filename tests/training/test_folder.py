@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dlqat_tf.training import folder
-from dlqat_tf.training.folder import check_output, claim_output
+from dlqat_tf.training.folder import check_output, check_shared, check_workers, claim_output
 from dlqat_tf.training.recipe import Recipe
 
 
@@ -51,6 +51,53 @@ def test_a_run_goes_on_after_settings_were_added(recipe):
     check_output(recipe)
     with pytest.raises(ValueError, match=r"gml_fit_power \(there 8.0, here 2.0\)"):
         check_output(dataclasses.replace(recipe, gml_fit_power=2.0))
+
+
+def test_a_setting_that_is_unknown_is_another_one(recipe):
+    """As another version, or a hand, may have written it."""
+    claim(recipe)
+    file = recipe.output / "recipe.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "label_smoothing": 0.1}))
+    with pytest.raises(
+        ValueError, match=r"settings: label_smoothing \(there 0\.1, here unknown\)\."
+    ):
+        check_output(recipe)
+
+
+class Workers:
+    """A job of two, of which the other one is as told."""
+
+    def __init__(self, text="", misses=False):
+        self.text, self.misses = text, misses
+
+    def texts(self, text):
+        return [self.text, text]
+
+    def any(self, is_so):
+        return is_so or self.misses
+
+
+def test_workers_of_one_job_have_the_same_settings(recipe):
+    def other(**changes):
+        return Workers(json.dumps(dataclasses.replace(recipe, **changes).plain()))
+
+    check_workers(recipe, other(output=Path("/mnt/run"), data_dir=Path("/mnt"), cache="memory"))
+    named = r"in all workers.*teacher \(there 'float', here None\), seed \(there 3, here 0\)\. Give"
+    with pytest.raises(ValueError, match=named):
+        check_workers(recipe, other(seed=3, teacher="float"))
+
+
+def test_workers_of_one_job_see_one_folder(recipe, monkeypatch):
+    waited = []
+    monkeypatch.setattr(folder.time, "sleep", waited.append)
+    with pytest.raises(ValueError, match=r"all workers see\. Received: .*recipe\.json of the fi"):
+        check_shared(recipe, Workers())
+    assert sum(waited) == 90  # so long a file system may not know of a new file
+    claim(recipe)
+    check_shared(recipe, Workers())
+    with pytest.raises(ValueError, match="missing in another one: choose a shared --output"):
+        check_shared(recipe, Workers(misses=True))
+    assert sum(waited) == 90
 
 
 def test_a_run_is_continued_only_where_that_is_wanted(recipe):

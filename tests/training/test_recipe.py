@@ -14,6 +14,9 @@ def test_a_folder_without_a_recipe(tmp_path):
     (tmp_path / "recipe.json").write_text('{"augment": [], "colour": "red"}')
     with pytest.raises(ValueError, match=r"no recipe of this version.*colour"):
         read_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"augment": [], "data_dir": 5}')
+    with pytest.raises(ValueError, match=r"recipe\.json is no recipe of this version"):
+        read_recipe(tmp_path)
 
 
 def test_a_recipe_is_read_as_it_was_written(tmp_path):
@@ -63,6 +66,7 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"block": "pre", "final_gain": 0.5}, "final_gain=1 with block='pre'"),
         ({"monitor": ("weights",)}, "Expected monitor to be a tuple, each one of quantizers"),
         ({"monitor": ("mixture",), "head": "cosine"}, "monitor=mixture with head=cosine"),
+        ({"deterministic": True, "augment": ("flip", "randaugment")}, "leave randaugment out"),
         ({"method": "ls"}, "Received: method='ls'. Did you mean lsq"),
         ({"method": "lsq"}, "weight_bits with method='lsq': LSQ of weights defines 2, 3"),
         ({"residual_bits": 1}, "residual_bits: Expected bits to be an integer from 2 to 8"),

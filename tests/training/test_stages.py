@@ -329,6 +329,16 @@ def test_deterministic_operations_are_asked_for(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+def test_deterministic_policies_draw_from_the_seed(tmp_path, monkeypatch):
+    """Keras-cv's draw from the global generator, which TensorFlow has to be given then."""
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="found the file"):  # refused before anything is drawn
+        run(dataclasses.replace(TINY, deterministic=True, seed=3, output=tmp_path / "file"))
+    drawn = tf.random.get_global_generator().uniform([4])
+    np.testing.assert_array_equal(drawn, tf.random.Generator.from_seed(3).uniform([4]))
+
+
 @pytest.fixture(scope="module")
 def quantized_from(finished, tmp_path_factory):
     """Runs of the quantized stage from the finished float one, with changes."""
