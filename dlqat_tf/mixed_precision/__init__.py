@@ -8,7 +8,9 @@ an integer programme chooses (:mod:`~dlqat_tf.mixed_precision.programme`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from numbers import Real
 
 import tensorflow as tf
 
@@ -163,27 +165,36 @@ def choose_bits(
 
 
 def _widths(name: str, bits: Iterable[int]) -> tuple[int, ...]:
-    try:
-        found = tuple(sorted({check_bits(each, allow_float=False) for each in bits}))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    if not isinstance(bits, Iterable) or isinstance(bits, (str, dict)):
+        raise ValueError(f"Expected {name} to be widths to choose from. Received: {bits!r}.")
+    found = {check_bits(each, allow_float=False, name=name) for each in bits}
     if not found:
         raise ValueError(f"Expected {name} to choose from. Received: none.")
-    return found
+    return tuple(sorted(found))
 
 
 def _budgets(size, bit_operations, latency) -> dict[str, float]:
-    budgets: dict[str, float] = dict(size or {})
-    unknown = set(budgets) - set(SIZES)
+    size = {} if size is None else size
+    unknown = [each for each in size if each not in SIZES] if isinstance(size, dict) else [size]
     if unknown:
         raise ValueError(
             f"Expected size to be a dict by way to store weights, of {', '.join(SIZES)}. Received: "
-            f"{', '.join(map(repr, sorted(unknown)))}."
+            f"{', '.join(map(repr, unknown))}."
         )
+    budgets: dict[str, float] = dict(size)
     if bit_operations is not None:
         budgets[BIT_OPERATIONS] = bit_operations
     if latency is not None:
+        if not isinstance(latency, (tuple, list)) or len(latency) != 2:
+            raise ValueError(
+                f"Expected latency to be a time and the times of each layer. Received: {latency!r}."
+            )
         budgets[LATENCY] = latency[0]
+    for name, budget in budgets.items():
+        if not isinstance(budget, Real) or math.isnan(budget):
+            raise ValueError(
+                f"Expected the budget for {name} to be a number. Received: {budget!r}."
+            )
     if not budgets:
         raise ValueError(
             "Expected a budget: size, bit_operations or latency. Received: none, which the widest "

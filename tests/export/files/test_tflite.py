@@ -77,7 +77,8 @@ def test_input_types_give_the_same_logits(tmp_path, input_type):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "expected"), [({}, 1), ({"batch_size": 3}, 3), ({"batch_size": None}, None)]
+    ("batch_size", "expected"),
+    [({}, 1), ({"batch_size": np.int64(3)}, 3), ({"batch_size": None}, None)],
 )
 @pytest.mark.parametrize("write", [to_tflite, to_lce])
 def test_batch_sizes(tmp_path, write, batch_size, expected):
@@ -93,6 +94,7 @@ def test_batch_sizes(tmp_path, write, batch_size, expected):
             assert tensor.shapeSignature is None
             assert tensor.shape[0] == expected
     assert report.census.batch_size == expected
+    assert json.loads(report.to_json())["census"]["batch_size"] == expected
     # 6 x 6 bytes of 8 channels, of both inputs of the add and of its output; of one image.
     if write is to_tflite:
         assert report.census.peak_activation_bytes == 36 * 8 * 5
