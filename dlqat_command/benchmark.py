@@ -10,12 +10,13 @@ import tyro
 from dlqat_command.metavars import COUNT, FILE, PROGRAM
 
 _FILES = tyro.conf.arg(metavar="FILE [FILE ...]")
+_NEEDED = tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(required)")
 _INTERRUPTED = "interrupted, no report was written"
 
 
 @tyro.conf.configure(tyro.conf.FlagCreatePairsOff)
 def host(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional, _FILES],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, _NEEDED],
     /,
     *,
     runs: Annotated[int, COUNT] = 50,

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import zipfile
 
 import larq as lq
@@ -52,6 +53,9 @@ def test_resnet_has_only_the_expected_operations(tmp_path):
         "FULLY_CONNECTED": 1,
     }
     assert abs(report.census.predicted_bytes / report.census.file_bytes - 1) < 0.05
+    (line,) = (each for each in report.census.tables() if str(each).startswith("constants "))
+    parts = [int(each.replace(",", "")) for each in re.findall(r"([\d,]+) bytes", line)]
+    assert sum(parts) == report.census.file_bytes
     assert [layer.declared_bits for layer in report.census.layers] == [8, *[1] * 19, 8]
     with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED) as app:
         app.write(report.path)
