@@ -10,18 +10,19 @@ import tyro
 from dlqat_command.metavars import COUNT, FILE, PROGRAM
 
 _FILES = tyro.conf.arg(metavar="FILE [FILE ...]")
+_NEEDED = tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="(required)")
 _INTERRUPTED = "interrupted, no report was written"
 
 
 @tyro.conf.configure(tyro.conf.FlagCreatePairsOff)
 def host(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional, _FILES],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, _NEEDED],
     /,
     *,
     runs: Annotated[int, COUNT] = 50,
     warmup: Annotated[int, COUNT] = 10,
     threads: Annotated[int, COUNT] = 1,
-    xnnpack: bool = True,
+    no_xnnpack: bool = False,
     json: Annotated[Path | None, FILE] = None,
     force: bool = False,
 ) -> None:
@@ -37,7 +38,7 @@ def host(
         runs: Measured runs of each file, at least 50.
         warmup: Runs of each file before those, not measured.
         threads: CPU threads that the kernels may use.
-        xnnpack: Use the XNNPACK delegate, TFLite's default.
+        no_xnnpack: Run TFLite's built-in kernels instead of XNNPACK's.
         json: Also write everything, the single runs included, to this file.
         force: Overwrite the --json file.
     """
@@ -51,7 +52,7 @@ def host(
     with ending(ValueError, interrupted=_INTERRUPTED):
         if json is not None:
             check_target(json, force=force, beside=files)
-        report = benchmark(files, runs=runs, warmup=warmup, threads=threads, xnnpack=xnnpack)
+        report = benchmark(files, runs=runs, warmup=warmup, threads=threads, xnnpack=not no_xnnpack)
         if json is not None:
             write_whole(json, report.to_json() + "\n")
         rich.print(report)

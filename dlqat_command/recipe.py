@@ -143,6 +143,15 @@ class Recipe:
     restart: bool = False
     """Delete what is in the output folder instead of continuing."""
 
+    def __post_init__(self) -> None:
+        """Take folders as text too, and lists for tuples."""
+        for name in ("data_dir", "float_stage", "output"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+        for name in ("augment", "monitor"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+
     def plain(self) -> dict:
         """Return the settings as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +57,23 @@ def run(tree: Group | Command, arguments: Sequence[str], *, program: str) -> obj
         else:
             # Only a whole tree knows which names there are: help, mistakes, completion.
             return _application(tree).cli(prog=program, description=tree.description, args=rest)
-    return tyro.cli(
-        tree(rest), prog=program, args=rest, config=(tyro.conf.PositionalMetavarFromFieldName,)
-    )
+    config = (tyro.conf.PositionalMetavarFromFieldName,)
+    return tyro.cli(_flowing(tree(rest)), prog=program, args=rest, config=config)
+
+
+def _flowing(work: Callable[..., object]) -> Callable[..., object]:
+    """Return a function whose docstring has a line for each paragraph and each item of a list.
+
+    Tyro fills lines itself, but takes one that starts with a digit or a flag for a new one.
+    """
+
+    @functools.wraps(work)
+    def flowing(*args: Any, **kwargs: Any) -> object:
+        return work(*args, **kwargs)
+
+    text = inspect.getdoc(work) or ""
+    flowing.__doc__ = re.sub(r"(?<=\S)\n(?=[^\s-]|--)", " ", text)
+    return flowing
 
 
 def _application(group: Group) -> tyro.extras.SubcommandApp:

@@ -9,6 +9,7 @@ never ask for: ``dlqat_tf.analysis``, ``packed`` and ``training``.
 from __future__ import annotations
 
 import importlib
+import sys
 
 import tensorflow as tf
 
@@ -19,7 +20,10 @@ def __getattr__(name: str):
     """Return a module of the package that is named by its attribute, by importing it."""
     if name in _MODULES:
         return importlib.import_module(f"dlqat_tf.{name}")
-    raise AttributeError(f"module 'dlqat_tf' has no attribute {name!r}")
+    # Of its name and the module Python suggests close ones.
+    raise AttributeError(
+        f"module 'dlqat_tf' has no attribute {name!r}", name=name, obj=sys.modules["dlqat_tf"]
+    )
 
 
 class _Deferred:

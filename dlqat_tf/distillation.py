@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import tensorflow as tf
 
@@ -75,7 +76,7 @@ def distill(
 def check_numbers(**numbers: float) -> None:
     """Raise ValueError where one of the numbers is not finite or not above zero."""
     for name, value in numbers.items():
-        if not 0 < value < math.inf:
+        if not isinstance(value, Real) or not 0 < value < math.inf:
             raise ValueError(f"Expected {name} to be finite and above zero. Received: {value!r}.")
 
 

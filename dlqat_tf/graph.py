@@ -95,7 +95,15 @@ def named_leaves(
     """Return the layers likewise, each with its name, after those of the nested models around it.
 
     Names are those of :func:`dlqat_tf.summary`: ``body/conv`` is the layer ``conv`` in ``body``.
+
+    Raises:
+        ValueError: It is no Keras model.
     """
+    if not isinstance(model, tf.keras.Model):
+        raise ValueError(
+            f"Expected a Keras model. Received: {type(model).__name__}. Load a file with "
+            "tf.keras.models.load_model(path)."
+        )
     for layer in model.layers:
         if isinstance(layer, tf.keras.Model):
             yield from named_leaves(layer, f"{prefix}{layer.name}/")

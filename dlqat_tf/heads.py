@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._arguments import known_to
 from dlqat_tf.quantizers import SATWeights, SymmetricWeights, WeightGrid, WeightQuantizer
 
 _SQUARED_NORM_FLOOR = 1e-6  # bounds the gradient of the cosine at dead features
@@ -59,13 +60,14 @@ class Head(tf.keras.layers.Dense):
         if isinstance(units, bool) or not isinstance(units, (int, np.integer)) or units < 1:
             raise ValueError(f"Expected units to be a positive integer. Received: units={units!r}.")
         kwargs.setdefault("dtype", "float32")
-        super().__init__(
-            int(units),
-            use_bias=self.has_bias,
-            kernel_initializer=kernel_initializer,
-            kernel_regularizer=kernel_regularizer,
-            **kwargs,
-        )
+        with known_to(type(self)):
+            super().__init__(
+                int(units),
+                use_bias=self.has_bias,
+                kernel_initializer=kernel_initializer,
+                kernel_regularizer=kernel_regularizer,
+                **kwargs,
+            )
         if self.compute_dtype != "float32":
             raise ValueError(
                 f"{type(self).__name__} computes in float32 under every policy. "

@@ -51,8 +51,10 @@ def quantizer(
         points: How many values, equally spaced.
 
     Raises:
-        ValueError: ``lowest`` is not below ``highest``, or there are less than 2 points.
+        ValueError: It is no quantizer, ``lowest`` is not below ``highest``, or there are fewer than
+            2 points.
     """
+    _check(quantizer, "a quantizer", WeightQuantizer, ActivationQuantizer)
     if not lowest < highest or points < 2:
         raise ValueError(
             "Expected lowest below highest and at least 2 points. Received: "
@@ -104,7 +106,11 @@ def export_report(report: ExportReport | Census) -> Figure:
 
     Args:
         report: What an export or :func:`dlqat_tf.export.census` returned.
+
+    Raises:
+        ValueError: It is something else.
     """
+    _check(report, "what an export or dlqat_tf.export.census returned", ExportReport, Census)
     census = report.census if isinstance(report, ExportReport) else report
     names = [each.layer for each in census.layers] + ["everything else"]
     stored = [each.bytes for each in census.layers]
@@ -136,7 +142,11 @@ def summary(report: SummaryReport) -> Figure:
 
     Args:
         report: What :func:`dlqat_tf.summary` returned.
+
+    Raises:
+        ValueError: It is something else.
     """
+    _check(report, "what dlqat_tf.summary returned", SummaryReport)
     layers = [each for each in report.layers if each.macs or each.weight_bits]
     names = [each.layer for each in layers]
     figure = _figure(10, _height(names))
@@ -193,7 +203,11 @@ def parity(report: ParityReport) -> Figure:
 
     Args:
         report: What :func:`dlqat_tf.export.parity` returned.
+
+    Raises:
+        ValueError: It is something else.
     """
+    _check(report, "what dlqat_tf.export.parity returned", ParityReport)
     names = [each.layer for each in report.layers]
     equal = [100 * (1 - each.differing / max(each.values, 1)) for each in report.layers]
     pairs = [each.replace("_", " - ") for each in report.agreement]
@@ -353,6 +367,12 @@ class _Figure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=96)
         return buffer.getvalue()
+
+
+def _check(value, expected: str, *kinds: type) -> None:
+    """Raise ValueError where what is to be drawn is of another kind."""
+    if not isinstance(value, kinds):
+        raise ValueError(f"Expected {expected}. Received: {type(value).__name__}.")
 
 
 def _figure(width: float, height: float) -> Figure:

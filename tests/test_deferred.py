@@ -13,6 +13,7 @@ try:
     dlqat_tf.nothing
 except AttributeError as error:
     assert "no attribute 'nothing'" in str(error)
+    assert (error.name, error.obj) == ("nothing", dlqat_tf)  # for Python's "Did you mean"
 else:
     raise AssertionError
 """

@@ -184,7 +184,7 @@ def test_a_wrong_loss_is_still_refused():
 
 
 @pytest.mark.parametrize("name", ["weight", "temperature", "cosine_scale"])
-@pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan, "1"])
 def test_numbers_are_above_zero(name, value):
     with pytest.raises(ValueError, match=f"Expected {name} to be finite and above zero"):
         dlqat_tf.distill(linear(STUDENT), linear(TEACHER), **{name: value})

@@ -247,6 +247,12 @@ def test_units_must_be_a_positive_integer(cls, units):
         cls(units)
 
 
+@pytest.mark.parametrize("cls", HEADS)
+def test_an_argument_that_there_is_not_has_a_close_name(cls):
+    with pytest.raises(TypeError, match=r"no argument 'weight_bit'\. Did you mean 'weight_bits'\?"):
+        cls(3, weight_bit=8)
+
+
 @pytest.mark.parametrize(("cls", "bits"), [(LinearHead, 0), (CosineHead, 9), (LinearHead, True)])
 def test_weight_bits_out_of_range(cls, bits):
     with pytest.raises(ValueError, match=rf"Received: bits={bits}\."):

@@ -136,3 +136,9 @@ def test_clip_shares_leave_a_model_whole_that_cannot_run():
     with pytest.raises(ValueError, match="incompatible"):
         levels.clip_shares(model, np.zeros((1, 3), np.float32))
     assert "quantize" not in vars(model.get_layer("act"))
+
+
+@pytest.mark.parametrize("function", [levels.weight_codes, levels.activation_ranges])
+def test_a_file_is_no_model(function):
+    with pytest.raises(ValueError, match=r"Expected a Keras model\. Received: str\. Load a file"):
+        function("model.keras")

@@ -58,6 +58,12 @@ def test_quantizer_of_weights_and_a_number_that_has_not_started():
     assert [each.get_label() for each in below.get_lines()] == ["∂Q/∂x"]
 
 
+def test_what_cannot_be_drawn_is_named():
+    for draw in (plots.quantizer, plots.export_report, plots.summary, plots.parity):
+        with pytest.raises(ValueError, match=r"^Expected .*\. Received: Sequential\.$"):
+            draw(tf.keras.Sequential())
+
+
 @pytest.mark.parametrize("wrong", [{"lowest": 2.0}, {"points": 1}])
 def test_quantizer_refuses(wrong):
     with pytest.raises(ValueError, match=r"lowest below highest.*Received: lowest="):

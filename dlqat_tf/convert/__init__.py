@@ -124,7 +124,7 @@ def quantize(
     )
     for name, bits in widths.items():
         if name != "residual_bits" or bits is not None:
-            check_bits(bits, lowest=WIDTHS[name])
+            check_bits(bits, lowest=WIDTHS[name], name=name)
     chosen = methods.get(method)
     chosen.check(weight_bits)
     check_graph(model, ConversionError)

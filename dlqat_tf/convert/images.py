@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 import tensorflow as tf
@@ -55,6 +56,8 @@ class Data:
             shown = [
                 shape or type(each).__name__ for shape, each in zip(received, images, strict=True)
             ]
+            if len(shown) > 2 * len(expected):  # nested lists, taken for an array for each input
+                shown = [f"{len(shown)} single values or arrays, of {shown[0]}"]
             raise ConversionError(
                 f"Expected arrays of images of shapes {expected}, equally many for each input of "
                 f"the model, or a batched tf.data.Dataset. Received: {shown}."
@@ -68,11 +71,12 @@ class Data:
                 )
         count = received[0][0]
         self.labels = labels_by_output(labels, model.output_names, count)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        is_integer = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+        if not is_integer or batch_size < 1:
             raise ConversionError(
                 f"Expected batch_size to be a positive integer. Received: {batch_size!r}."
             )
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
 
     def check(self, network: Network) -> None:
         """Raise for labels that are none of the classes."""

@@ -30,7 +30,7 @@ class Overrides:
                     f"{', '.join(WIDTHS)}. Received: {rule!r}."
                 )
             for name, bits in rule.items():
-                check_bits(bits, lowest=WIDTHS[name])
+                check_bits(bits, lowest=WIDTHS[name], name=f"the override of {pattern!r}, {name}")
         self.rules = rules
 
     def of(self, name: str) -> dict[str, int] | str:

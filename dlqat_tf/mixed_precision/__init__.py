@@ -8,6 +8,7 @@ an integer programme chooses (:mod:`~dlqat_tf.mixed_precision.programme`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from types import NoneType
@@ -177,15 +178,12 @@ def _uniform_point(
 
 
 def _widths(name: str, bits: Iterable[int]) -> tuple[int, ...]:
-    if not isinstance(bits, Iterable):
+    if not isinstance(bits, Iterable) or isinstance(bits, (str, dict)):
         raise ValueError(f"Expected {name} to be widths to choose from. Received: {bits!r}.")
-    try:
-        found = tuple(sorted({check_bits(each, allow_float=False) for each in bits}))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    found = {check_bits(each, allow_float=False, name=name) for each in bits}
     if not found:
         raise ValueError(f"Expected {name} to choose from. Received: none.")
-    return found
+    return tuple(sorted(found))
 
 
 def _budgets(size, bit_operations, latency) -> dict[str, float]:
@@ -207,7 +205,7 @@ def _budgets(size, bit_operations, latency) -> dict[str, float]:
             )
         budgets[LATENCY] = latency[0]
     for name, budget in budgets.items():
-        if not isinstance(budget, Real) or isinstance(budget, bool):
+        if not isinstance(budget, Real) or isinstance(budget, bool) or math.isnan(budget):
             raise ValueError(
                 f"Expected the budget for {name} to be a number. Received: {budget!r}."
             )

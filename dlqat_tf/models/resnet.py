@@ -94,8 +94,8 @@ def resnet18(
             adds channels of zeros.
         end_bits: 8 for the first convolution, the last activation and the head, or 32 for plain
             float ones.
-        overrides: By layer name, ``{"weight_bits": 4}`` of a convolution, ``{"activation_bits":
-            4}`` of an activation; what :func:`dlqat_tf.choose_bits` returns.
+        overrides: By layer name, without patterns, ``{"weight_bits": 4}`` of a convolution,
+            ``{"activation_bits": 4}`` of an activation; what :func:`dlqat_tf.choose_bits` returns.
 
     Returns:
         A functional model from images (batch, height, width, channels) to logits
@@ -115,6 +115,12 @@ def resnet18(
     def at_end(bits: int | None) -> int | None:
         return edge_bits(bits) if end_bits == EDGE_BITS else None
 
+    overrides = overrides or {}
+    if not isinstance(overrides, dict) or not all(isinstance(e, dict) for e in overrides.values()):
+        raise ValueError(
+            "Expected overrides to be a dict of dicts by layer name. Received: "
+            f"overrides={overrides!r}."
+        )
     net = _Builder(
         weight_bits,
         activation_bits,
@@ -123,7 +129,7 @@ def resnet18(
         kernel_regularizer,
         methods.get(method),
         sync_batch_norm,
-        overrides or {},
+        overrides,
     )
     basic_block = net.post_activation if block == "post" else net.pre_activation
 
@@ -190,11 +196,8 @@ def check_settings(
         ("activation_bits", activation_bits, 1),
         ("residual_bits", residual_bits, 2),
     ):
-        try:
-            if bits is not None:
-                check_bits(bits, lowest=lowest)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        if bits is not None:
+            check_bits(bits, lowest=lowest, name=name)
     if block == "pre" and final_gain != 1:
         raise ValueError(
             "Expected final_gain=1 with block='pre', whose branches end without batch norm. "

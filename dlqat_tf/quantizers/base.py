@@ -23,6 +23,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._arguments import known_to
 from dlqat_tf._compat import calling_layer
 from dlqat_tf.quantizers.free_levels import ActivationPlanes
 from dlqat_tf.quantizers.weight_decay import exempt_from_weight_decay
@@ -67,13 +68,14 @@ def in_training(training) -> bool:
     return not tf.is_tensor(training) and bool(training)
 
 
-def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
+def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True, name: str = "") -> int:
     """Return ``bits`` as an int when it is a supported width.
 
     Args:
         bits: Bit width; ``lowest`` to 8, and 32 where ``allow_float``.
         lowest: Smallest width that the method can represent.
         allow_float: Whether 32 ("not rounded") is a valid width.
+        name: The caller's argument, where there are several widths, for the message.
 
     Raises:
         ValueError: For any other value, booleans and floats included.
@@ -81,7 +83,8 @@ def check_bits(bits: int, *, lowest: int = 1, allow_float: bool = True) -> int:
     expected = f"an integer from {lowest} to 8" + (", or 32 for no rounding" if allow_float else "")
     valid = isinstance(bits, Integral) and not isinstance(bits, bool)
     if not valid or not (lowest <= bits <= 8 or (allow_float and bits == 32)):
-        raise ValueError(f"Expected bits to be {expected}. Received: bits={bits!r}.")
+        where = f"{name}: " if name else ""
+        raise ValueError(f"{where}Expected bits to be {expected}. Received: bits={bits!r}.")
     return int(bits)
 
 
@@ -134,7 +137,8 @@ class _Quantizer(lq.quantizers.Quantizer):
         kwargs.setdefault("dtype", "float32")
         # Keras would cast the input to float32 and leave it there: a 16-bit layer that asked for
         # its 16-bit kernel would get a float32 one. `call` casts there and back instead.
-        super().__init__(autocast=False, **kwargs)
+        with known_to(type(self)):
+            super().__init__(autocast=False, **kwargs)
         self.bits = bits
         self._owner: weakref.ref | None = None
 

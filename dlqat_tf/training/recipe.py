@@ -26,12 +26,10 @@ def check(recipe: Recipe) -> None:
         ValueError: A setting is of another type, out of range, or does not go with another.
         OSError: A path is not UTF-8.
     """
-    for name, hint in get_type_hints(Recipe).items():
-        value = getattr(recipe, name)
-        if not _fits(value, hint):
-            raise ValueError(f"Expected {name} to be {_described(hint)}. Received: {value!r}.")
-        if isinstance(value, Path):
-            check_name(value)
+    _check_types(recipe)
+    for path in (recipe.data_dir, recipe.float_stage, recipe.teacher, recipe.output):
+        if isinstance(path, Path):
+            check_name(path)
     check_settings(
         recipe.weight_bits,
         recipe.activation_bits,
@@ -48,6 +46,13 @@ def check(recipe: Recipe) -> None:
     check_size(recipe.dataset, recipe.image_size)
     _check_numbers(recipe)
     _check_folders(recipe)
+
+
+def _check_types(recipe: Recipe) -> None:
+    for name, hint in get_type_hints(Recipe).items():
+        value = getattr(recipe, name)
+        if not _fits(value, hint):
+            raise ValueError(f"Expected {name} to be {_described(hint)}. Received: {value!r}.")
 
 
 def _check_numbers(recipe: Recipe) -> None:
@@ -172,27 +177,24 @@ def _described(hint) -> str:
     return {type(None): "None", Path: "a Path"}.get(hint, hint.__name__)
 
 
-def read_recipe(run: Path) -> Recipe:
+def read_recipe(run: str | Path) -> Recipe:
     """Return the recipe of a run from its folder.
 
     Raises:
         ValueError: The folder holds no recipe of this version, or a damaged one.
     """
-    file = run / FILE
+    file = Path(run) / FILE
     if not file.is_file():
         raise ValueError(f"Expected the folder of a run, found no {file}.")
     values = read_values(file)
     try:
-        for name in ("data_dir", "float_stage", "output", "teacher"):
-            if values.get(name) not in (None, "float"):
-                values[name] = Path(values[name])
-        tuples = {
-            "augment": tuple(values["augment"]),
-            "monitor": tuple(values.get("monitor", Recipe.monitor)),
-        }
-        return Recipe(**values | tuples)
-    except (KeyError, TypeError) as error:
+        if values.get("teacher") not in (None, "float"):
+            values["teacher"] = Path(values["teacher"])
+        recipe = Recipe(**values)
+        _check_types(recipe)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file} is no recipe of this version: {error}.") from None
+    return recipe
 
 
 def read_values(file: Path) -> dict:

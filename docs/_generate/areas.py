@@ -10,7 +10,7 @@ AREAS = (
         "the constraints of `requirements.lock` where a resolver chose others.",
     ),
     (
-        ("dlqat_tf.quantizers", "dlqat_tf.methods"),
+        ("dlqat_tf.quantizers", "dlqat_tf.methods", "dlqat_tf._arguments"),
         "Quantizers and methods",
         "An argument is outside of what the method defines, or integers were asked for where there "
         "are none yet. A quantizer has a grid once it was built and, where its range starts from "

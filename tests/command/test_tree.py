@@ -15,6 +15,20 @@ def add(first: int, second: int = 2) -> int:
     return first + second
 
 
+def flow(of: int = 1) -> None:
+    """Flow.
+
+    With a width of
+    16 and the flag
+    --of, as in:
+
+        x flow
+
+    - Items
+    - stay.
+    """
+
+
 def half(number: int) -> float:
     """Halve a number."""
     return number / 2
@@ -34,7 +48,10 @@ def prepared(arguments):
 
 
 PARTS = Group("Take a part.", {"third": function(third)}, default=function(half))
-TREE = Group("Compute.", {"add-up": function(add), "part": PARTS, "count-up": prepared})
+TREE = Group(
+    "Compute.",
+    {"add-up": function(add), "part": PARTS, "count-up": prepared, "flow": function(flow)},
+)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +98,12 @@ def test_help_of_a_group_lists_first_lines(capsys):
     assert "Add two numbers." in shown
     assert "Take a part." in shown
     assert "One of them." not in shown
+
+
+def test_help_fills_its_lines(capsys):
+    with pytest.raises(SystemExit):
+        run(TREE, ["flow", "--help"], program="x")
+    shown = capsys.readouterr().out
+    assert "With a width of 16 and the flag --of, as in:" in shown
+    assert "\n- Items\n- stay.\n" in shown
+    assert "\n    x flow\n" in shown

@@ -140,7 +140,7 @@ def test_source_is_left_alone(digits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(weight_bits=0), "bits=0"),
+        (dict(weight_bits=0), "weight_bits: Expected .* bits=0"),
         (dict(activation_bits=9), "bits=9"),
         (dict(residual_bits=1), "bits=1"),
         (dict(head="softmax"), "one of linear, cosine, gml, or None"),
@@ -149,6 +149,7 @@ def test_source_is_left_alone(digits):
         (dict(images=[IMAGES, IMAGES]), "images of shapes"),
         (dict(images=(image for image in IMAGES)), r"Received: \['generator'\]"),
         (dict(images=np.full((2, 6), np.nan)), "NaN or infinity for the input 'images'"),
+        (dict(images=np.ones((2, 6)).tolist()), r"\['12 single values or arrays, of float'\]"),
         (dict(images={"pixels": IMAGES}), "for images. Received: images for pixels"),
         (dict(images=IMAGES, batch_size=0), r"batch_size to be.*0"),
         (dict(labels=np.arange(2)), "images along with labels"),

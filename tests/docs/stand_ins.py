@@ -58,6 +58,15 @@ def model():
     return dlqat_tf.quantize(float_model(), images=images(), labels=labels())[0]
 
 
+def state():
+    """What PyTorch calls the weights of a convolution, a batch norm and a dense layer."""
+    random = np.random.default_rng(0).random
+    shapes = {"conv.weight": (8, 3, 3, 3), "fc.weight": (CLASSES, 8), "fc.bias": (CLASSES,)}
+    norm = ("weight", "bias", "running_mean", "running_var")
+    shapes |= {f"bn.{name}": (8,) for name in norm}
+    return {name: random(shape, np.float32) for name, shape in shapes.items()}
+
+
 def siamese():
     """A network of two images whose towers share everything."""
     tower = tf.keras.Sequential(
@@ -82,7 +91,7 @@ def right():
     return images()[::-1]
 
 
-PYTHON = (images, labels, digits, digit_labels, float_model, model, siamese, left, right)
+PYTHON = (images, labels, digits, digit_labels, float_model, model, state, siamese, left, right)
 """Made where a page uses the name and has not given it a value of its own."""
 
 

@@ -349,6 +349,10 @@ def test_resnet18_takes_the_choice():
     [
         ({}, "Expected a budget: size, bit_operations or latency"),
         ({"size": {"flash": 1}}, "of declared, int8, int4, lce. Received: 'flash'"),
+        ({"size": 1}, "Expected size to be a dict .* Received: 1"),
+        ({"size": {"lce": "1"}}, "budget for lce to be a number. Received: '1'"),
+        ({"bit_operations": float("nan")}, "for bit operations to be a number. Received: nan"),
+        ({"bit_operations": 1e9, "weight_bits": 4}, "weight_bits to be widths to choose from"),
         ({"bit_operations": 1}, r"at least 115,712 for bit operations.*Received: 1\."),
         ({"bit_operations": 1e9, "weight_bits": ()}, "Expected weight_bits to choose from"),
         ({"bit_operations": 1e9, "activation_bits": (9,)}, "activation_bits: Expected bits"),

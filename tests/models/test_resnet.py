@@ -350,6 +350,8 @@ def small_with(rules):
             {"stem_act": {"weight_bits": 4}},
             r"'stem_act' to set activation_bits. Received: {'weight",
         ),
+        (["stem_conv"], "a dict of dicts by layer name"),
+        ({"stem_conv": 4}, "a dict of dicts by layer name"),
     ],
 )
 def test_overrides_without_effect(rules, message):

@@ -55,6 +55,14 @@ def test_unsupported_widths(quantizer, bits):
 
 
 @pytest.mark.parametrize("quantizer", ALL)
+def test_an_argument_that_there_is_not_has_a_close_name(quantizer):
+    with pytest.raises(TypeError, match=r"no argument 'bit'\. Did you mean 'bits'\?"):
+        quantizer(bit=2)
+    with pytest.raises(TypeError, match=r"no argument 'qwxz'\.$"):
+        quantizer(qwxz=2)
+
+
+@pytest.mark.parametrize("quantizer", ALL)
 def test_supported_widths(quantizer):
     lowest = 2 if quantizer is SymmetricWeights else 1
     for bits in (*range(lowest, 9), 32, np.int64(4)):

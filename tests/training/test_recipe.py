@@ -33,6 +33,21 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path):
     assert read_recipe(tmp_path) == recipe
 
 
+@pytest.mark.parametrize("values", [{"augment": 3}, {"data_dir": 3}, {"teacher": 3}, {"width": ""}])
+def test_a_recipe_with_values_of_other_types(tmp_path, values):
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="no recipe of this version"):
+        read_recipe(str(tmp_path))
+
+
+def test_folders_may_be_text_and_tuples_lists():
+    recipe = Recipe(data_dir="images", output="runs/x", augment=["flip"], monitor=[])
+    assert recipe == Recipe(
+        data_dir=Path("images"), output=Path("runs/x"), augment=("flip",), monitor=()
+    )
+    recipe.validate()
+
+
 def test_peak_learning_rate_by_hand():
     recipe = Recipe(learning_rate=0.2, batch_size=384, reference_batch=768)
     assert recipe.peak_learning_rate() == pytest.approx(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,7 @@ def assemble(
 
 def _check_batch(size: int | None, network: IntegerNetwork) -> None:
     """Raise ExportError where a layer's operations do not take so many images at once."""
-    check_batch_size(size)
+    checked_batch_size(size)
     for node in network:
         if size != 1 and isinstance(node, Island) and node.part.batch:
             raise ExportError(
@@ -202,13 +203,28 @@ def _check_batch(size: int | None, network: IntegerNetwork) -> None:
             )
 
 
-def check_batch_size(size) -> None:
-    """Raise ExportError where ``size`` is no number of images."""
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+def checked_batch_size(size) -> int | None:
+    """Return ``size`` as an int, or None; raise ExportError where it is no number of images."""
+    return (
+        None
+        if size is None
+        else checked_count("batch_size", size, ", or None for any number of images at once")
+    )
+
+
+def checked_count(name: str, value, otherwise: str = "") -> int:
+    """Return ``value`` as an int; raise ExportError where it is no positive integer.
+
+    Args:
+        name: Of the argument, for the message.
+        value: An integer of Python or NumPy.
+        otherwise: What may stand in its place, for the message.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ExportError(
-            "Expected batch_size to be a positive integer, or None for any number of images at "
-            f"once. Received: batch_size={size!r}."
+            f"Expected {name} to be a positive integer{otherwise}. Received: {name}={value!r}."
         )
+    return int(value)
 
 
 def check_choice(name: str, value, expected: tuple[str, ...]) -> None:

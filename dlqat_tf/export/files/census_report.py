@@ -106,7 +106,8 @@ class Census(Report):
         file_bytes: Its size.
         deflated_bytes: Its size as an entry of a zip archive, which APKs and what app stores send
             are: a byte that holds 1 bit of a weight costs hardly more than that bit there.
-        predicted_bytes: Size of the weights at their stored width plus that of all other constants.
+        predicted_bytes: Size of the weights at their stored width plus that of all other constants,
+            and an estimate of what describes the operations, high for many small ones.
         peak_activation_bytes: Largest sum of the computed tensors that an operation needs at once,
             its inputs, its output and what later operations read, for one image.
         operators: Count of each operation.
@@ -162,7 +163,8 @@ class Census(Report):
             f"images at once: {self.batch_size or 'any number'}",
             *([self._islands()] if self.islands else []),
             f"operations: {counts}",
-            f"constants {constants:,} bytes, predicted file size {self.predicted_bytes:,} bytes",
+            f"constants {constants:,} bytes, what describes the operations "
+            f"{self.file_bytes - constants:,} bytes",
             f"computed tensors of one image at their peak {self.peak_activation_bytes:,} bytes",
             *self._on_microcontrollers(),
             *(f"warning: {text}" for text in self.warnings),

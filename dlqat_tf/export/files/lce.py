@@ -17,8 +17,9 @@ from dlqat_tf.export.files.assembly import (
     Built,
     ExportReport,
     assemble,
-    check_batch_size,
     check_choice,
+    checked_batch_size,
+    checked_count,
     finish,
     measure,
     targets_of,
@@ -102,12 +103,9 @@ def to_lce(
         ExportError: An argument, the model or the folder is not as above. No file is left.
     """
     path = Path(path)
-    if isinstance(plane_limit, bool) or not isinstance(plane_limit, int) or plane_limit < 1:
-        raise ExportError(
-            f"Expected plane_limit to be a positive integer. Received: {plane_limit!r}."
-        )
+    plane_limit = checked_count("plane_limit", plane_limit)
     check_choice("target", target, TARGETS)
-    check_batch_size(batch_size)
+    batch_size = checked_batch_size(batch_size)
     targets = targets_of(path, snap, force)
     say("reads the model")
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)

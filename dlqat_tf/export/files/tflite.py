@@ -13,8 +13,8 @@ from dlqat_tf.export.files.assembly import (
     Built,
     ExportReport,
     assemble,
-    check_batch_size,
     check_choice,
+    checked_batch_size,
     finish,
     measure,
     targets_of,
@@ -98,7 +98,7 @@ def to_tflite(
     check_choice("weights", weights, ("int8", "int4"))
     check_choice("kernels", kernels, ("xnnpack", "builtin"))
     check_choice("activations", activations, ("int8", "float32"))
-    check_batch_size(batch_size)
+    batch_size = checked_batch_size(batch_size)
     targets = targets_of(path, snap, force)
     say("reads the model")
     model = adapted(model, preprocessing=preprocessing, size=size, outputs=outputs)

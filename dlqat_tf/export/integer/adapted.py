@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import tensorflow as tf
 
@@ -82,7 +83,7 @@ def _shapes(model, size: Size) -> dict[str, tuple[int, ...]]:
         if (
             isinstance(sizes, str)
             or not isinstance(sizes, Sequence)
-            or not all(isinstance(each, int) and each > 0 for each in sizes)
+            or not all(isinstance(each, Integral) and each > 0 for each in sizes)
             or len(sizes) != free
             or not free
         ):
@@ -91,7 +92,7 @@ def _shapes(model, size: Size) -> dict[str, tuple[int, ...]]:
                 f"Expected the size of the input {name!r}, of shape {shape}, to be {expected}. "
                 f"Received: size={sizes!r}."
             )
-        rest = iter(sizes)
+        rest = map(int, sizes)
         found[name] = tuple(next(rest) if each is None else each for each in shape)
     return found
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import zipfile
 
 import larq as lq
@@ -52,6 +53,9 @@ def test_resnet_has_only_the_expected_operations(tmp_path):
         "FULLY_CONNECTED": 1,
     }
     assert abs(report.census.predicted_bytes / report.census.file_bytes - 1) < 0.05
+    (line,) = (each for each in report.census.tables() if str(each).startswith("constants "))
+    parts = [int(each.replace(",", "")) for each in re.findall(r"([\d,]+) bytes", line)]
+    assert sum(parts) == report.census.file_bytes
     assert [layer.declared_bits for layer in report.census.layers] == [8, *[1] * 19, 8]
     with zipfile.ZipFile(tmp_path / "app.zip", "w", zipfile.ZIP_DEFLATED) as app:
         app.write(report.path)
@@ -77,7 +81,8 @@ def test_input_types_give_the_same_logits(tmp_path, input_type):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "expected"), [({}, 1), ({"batch_size": 3}, 3), ({"batch_size": None}, None)]
+    ("batch_size", "expected"),
+    [({}, 1), ({"batch_size": np.int64(3)}, 3), ({"batch_size": None}, None)],
 )
 @pytest.mark.parametrize("write", [to_tflite, to_lce])
 def test_batch_sizes(tmp_path, write, batch_size, expected):
@@ -93,6 +98,7 @@ def test_batch_sizes(tmp_path, write, batch_size, expected):
             assert tensor.shapeSignature is None
             assert tensor.shape[0] == expected
     assert report.census.batch_size == expected
+    assert json.loads(report.to_json())["census"]["batch_size"] == expected
     # 6 x 6 bytes of 8 channels, of both inputs of the add and of its output; of one image.
     if write is to_tflite:
         assert report.census.peak_activation_bytes == 36 * 8 * 5
