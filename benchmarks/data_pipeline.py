@@ -34,6 +34,7 @@ import dlqat_tf
 from dlqat_tf._script import ending
 from dlqat_tf.training import sources
 from dlqat_tf.training.data import DataError, ImageData, load
+from dlqat_tf.training.images import crop_window, to_pixels
 
 import tensorflow as tf  # isort: skip  (after dlqat_tf, which decides on the Keras version)
 
@@ -138,11 +139,11 @@ def jpeg_stages(data: ImageData, batch_size: int) -> dict[str, tf.data.Dataset]:
         return tf.io.decode_image(image, channels=3, expand_animations=False)
 
     def cropped(image):
-        window = sources.crop_window(tf.io.extract_jpeg_shape(image), tf.constant([0, 1], tf.int64))
+        window = crop_window(tf.io.extract_jpeg_shape(image), tf.constant([0, 1], tf.int64))
         return tf.io.decode_and_crop_jpeg(image, window, channels=3)
 
     def resized(image):
-        return sources._decode(image, data.image_shape[0], 0, tf.constant(1, tf.int64))
+        return to_pixels(image, data.image_shape[0], 0, tf.constant(1, tf.int64))
 
     stages = {
         "read": tf.strings.length,

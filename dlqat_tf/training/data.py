@@ -17,18 +17,8 @@ import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
 
 from dlqat_tf.training import opening
-from dlqat_tf.training.sources import (
-    AUTOTUNE,
-    FLIP,
-    Arrays,
-    DataError,
-    Files,
-    Records,
-    batch_key,
-    mirrored,
-    readable,
-    to_float,
-)
+from dlqat_tf.training.images import FLIP, batch_key, mirrored, to_float
+from dlqat_tf.training.sources import AUTOTUNE, Arrays, DataError, Files, Records, readable
 
 __all__ = [
     "AUGMENTATIONS",

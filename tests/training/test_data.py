@@ -1,4 +1,3 @@
-import io
 import shutil
 from types import SimpleNamespace
 
@@ -134,30 +133,6 @@ def test_flip_mirrors_about_half(digits):
     mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (same | mirrored).all()
     assert 0.45 < mirrored.mean() < 0.55
-
-
-@pytest.mark.parametrize(("pixels", "ratio"), [(31, 1), (90, 2), (190, 4), (600, 8)])
-def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(monkeypatch, pixels, ratio):
-    window = tf.constant([16, 24, pixels, pixels + 8])
-    monkeypatch.setattr(sources, "crop_window", lambda shape, key: window)
-    file = io.BytesIO()
-    random_image(0, (720, 680)).save(file, "JPEG", quality=95)
-    size = pixels // ratio // 2 + 1 if ratio == 1 else pixels // ratio
-    result = sources._jpeg_crop(file.getvalue(), size, key=None)
-    smaller = tf.io.decode_jpeg(file.getvalue(), ratio=ratio)
-    top, left, height, width = window.numpy() // ratio
-    crop = smaller[top : top + height, left : left + width]
-    np.testing.assert_array_equal(result, tf.image.resize(crop, [size, size]))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_whole_images_are_mirrored(channels):
-    rows = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]  # two images of 2 x 3 pixels
-    images = np.uint8(rows)[..., None] * np.uint8([1, 10, 20][:channels])
-    result = sources.mirrored(tf.constant(images), tf.constant([False, True])).numpy()
-    np.testing.assert_array_equal(result[0], images[0])
-    np.testing.assert_array_equal(result[1, :, :, 0], [[9, 8, 7], [12, 11, 10]])
-    np.testing.assert_array_equal(result[1], images[1, :, ::-1])
 
 
 def test_crop_shifts_by_one_pixel_and_fills_with_zeros(digits):
