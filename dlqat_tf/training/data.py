@@ -346,6 +346,18 @@ def _stratified(labels: np.ndarray, name: str, size: int, seed: int) -> np.ndarr
     return np.sort(kept)
 
 
+def _rand_augment(**options):
+    """Return keras-cv's RandAugment; in deterministic runs its images draw one after the other."""
+    import keras_cv
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    class InOrder(keras_cv.layers.RandAugment):
+        def _map_fn(self, func, inputs):
+            return tf.map_fn(func, inputs, parallel_iterations=1)
+
+    return (InOrder if is_op_determinism_enabled() else keras_cv.layers.RandAugment)(**options)
+
+
 def _policy(augment: Sequence[str], image_shape, num_classes: int):
     """The function (float images, labels) -> (float images, labels) of keras-cv's policies."""
     if not {*augment} & {"randaugment", "cutmix", "mixup"}:
@@ -360,7 +372,7 @@ def _policy(augment: Sequence[str], image_shape, num_classes: int):
     # On the CPU because tf.data runs there and the layers hold the state of their generators;
     # float32 because a mixed precision policy is meant for the network only.
     with tf.device("CPU"):
-        rand_augment = keras_cv.layers.RandAugment(value_range=(0, 1), dtype="float32")
+        rand_augment = _rand_augment(value_range=(0, 1), dtype="float32")
         all_mixers = {"cutmix": keras_cv.layers.CutMix, "mixup": keras_cv.layers.MixUp}
         mixers = [all_mixers[name](dtype="float32") for name in all_mixers if name in augment]
 

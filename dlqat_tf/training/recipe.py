@@ -91,11 +91,6 @@ def _check_numbers(recipe: Recipe) -> None:
             f"Expected images_per_epoch of at least one batch ({recipe.batch_size}). "
             f"Received: {recipe.images_per_epoch}."
         )
-    if recipe.deterministic and "randaugment" in recipe.augment:
-        raise ValueError(
-            "Expected augmentations whose draws a seed decides with deterministic. Received: "
-            f"augment={', '.join(recipe.augment)}: leave randaugment out, or --deterministic."
-        )
     if "mixture" in recipe.monitor and recipe.head != "gml":
         raise ValueError(
             "Expected monitor of the mixture only with the head gml, which has one. Received: "

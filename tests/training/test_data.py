@@ -1,12 +1,15 @@
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.python.framework import config
 
-from dlqat_tf.training import sources
+from dlqat_tf.training import data, sources
 from dlqat_tf.training.data import WHOLE, DataError, Shard, load
 
 SIZE = 16  # of the images that the folder fixtures are decoded to
@@ -327,6 +330,36 @@ def test_rand_augment(folder):
     assert batches.element_spec[0].shape == (6, SIZE, SIZE, 3)
     assert (batch != plain).any()
     assert 0 <= batch.min() <= batch.max() <= 1
+
+
+def test_images_of_deterministic_runs_draw_one_after_the_other(monkeypatch):
+    received = []
+    monkeypatch.setattr(tf, "map_fn", lambda *_, **options: received.append(options))
+    for is_enabled, options in ((False, {}), (True, {"parallel_iterations": 1})):
+        monkeypatch.setattr(config, "is_op_determinism_enabled", lambda answer=is_enabled: answer)
+        layer = data._rand_augment(value_range=(0, 1))
+        monkeypatch.setattr(layer, "_any_ragged", lambda inputs: False)
+        layer._map_fn(None, {})
+        assert received.pop() == options
+
+
+@pytest.mark.long
+def test_deterministic_runs_see_the_same_images(folder):
+    script = (
+        "import sys, hashlib, dlqat_tf, tensorflow as tf; from dlqat_tf.training.data import load;"
+        "tf.config.experimental.enable_op_determinism(); tf.keras.utils.set_random_seed(0);"
+        "tf.random.set_global_generator(tf.random.Generator.from_seed(0));"
+        "images = load('folder', data_dir=sys.argv[1], image_size=16);"
+        "augment = ('crop', 'flip', 'randaugment', 'cutmix', 'mixup');"
+        "batches = images.train_batches(6, seed=0, augment=augment).take(4);"
+        "print([hashlib.sha1(images.numpy().tobytes()).hexdigest() for images, _ in batches])"
+    )
+    first, second = (
+        subprocess.run([sys.executable, "-c", script, folder], capture_output=True, check=True)
+        for _ in range(2)
+    )
+    assert first.stdout == second.stdout
+    assert len(set(first.stdout.splitlines()[-1].split())) == 4
 
 
 def remove(path):

@@ -81,7 +81,6 @@ def test_is_quantized(weight_bits, activation_bits, expected):
         ({"block": "pre", "final_gain": 0.5}, "final_gain=1 with block='pre'"),
         ({"monitor": ("weights",)}, "Expected monitor to be a tuple, each one of quantizers"),
         ({"monitor": ("mixture",), "head": "cosine"}, "monitor=mixture with head=cosine"),
-        ({"deterministic": True, "augment": ("flip", "randaugment")}, "leave randaugment out"),
         ({"method": "ls"}, "Received: method='ls'. Did you mean lsq"),
         ({"method": "lsq"}, "weight_bits with method='lsq': LSQ of weights defines 2, 3"),
         ({"residual_bits": 1}, "residual_bits: Expected bits to be an integer from 2 to 8"),
