@@ -6,20 +6,38 @@ import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
 
-from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.base import NoGrid, WeightGrid, WeightQuantizer, check_bits
 from dlqat_tf.quantizers.ste import straight_through
 
 _HIGHEST = 127
 
 
-def nearest_codes(values: np.ndarray) -> WeightGrid:
+def int8_codes(quantizer: WeightQuantizer, kernel: np.ndarray) -> WeightGrid:
+    """Return the int8 codes nearest to what a quantizer makes of a kernel.
+
+    Args:
+        quantizer: Of levels that are on no grid, or on one with codes beyond those of an int8.
+        kernel: float32 latent weights, last axis the output channels.
+    """
+    try:
+        grid = quantizer.grid(kernel)
+    except NoGrid:
+        grid = None
+    return nearest_codes(np.asarray(quantizer(kernel), np.float32), grid)
+
+
+def nearest_codes(values: np.ndarray, grid: WeightGrid | None = None) -> WeightGrid:
     """Return the int8 codes nearest to values, with a step for each output channel.
 
     Args:
         values: float32, last axis the output channels. Their largest magnitude becomes 127.
+        grid: What the values are on, or None. Output channels whose codes an int8 holds keep them.
     """
-    largest = np.abs(values).max(axis=tuple(range(values.ndim - 1)))
+    axes = tuple(range(values.ndim - 1))
+    largest = np.abs(values).max(axis=axes)
     step = np.where(largest > 0, largest / np.float32(_HIGHEST), 1).astype(np.float32)
+    if grid is not None:
+        step = np.where(np.abs(grid.codes).max(axis=axes) <= _HIGHEST, grid.step, step)
     codes = np.clip(np.rint(values / step), -_HIGHEST, _HIGHEST)
     return WeightGrid(codes.astype(np.int16), step)
 
