@@ -31,15 +31,26 @@ def nearest_codes(values: np.ndarray, grid: WeightGrid | None = None) -> WeightG
 
     Args:
         values: float32, last axis the output channels. Their largest magnitude becomes 127.
-        grid: What the values are on, or None. Output channels whose codes an int8 holds keep them.
+        grid: What the values are on, or None. Output channels keep its step where that loses less,
+            in squares: nothing where an int8 holds their codes, else what is cut off.
     """
-    axes = tuple(range(values.ndim - 1))
-    largest = np.abs(values).max(axis=axes)
+    largest = np.abs(values).max(axis=_axes(values))
     step = np.where(largest > 0, largest / np.float32(_HIGHEST), 1).astype(np.float32)
     if grid is not None:
-        step = np.where(np.abs(grid.codes).max(axis=axes) <= _HIGHEST, grid.step, step)
-    codes = np.clip(np.rint(values / step), -_HIGHEST, _HIGHEST)
-    return WeightGrid(codes.astype(np.int16), step)
+        step = np.where(_lost(values, grid.step) < _lost(values, step), grid.step, step)
+    return WeightGrid(_codes(values, step).astype(np.int16), step)
+
+
+def _axes(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(range(values.ndim - 1))
+
+
+def _codes(values: np.ndarray, step: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values / step), -_HIGHEST, _HIGHEST)
+
+
+def _lost(values: np.ndarray, step: np.ndarray) -> np.ndarray:
+    return np.square(_codes(values, step) * step - values).sum(axis=_axes(values))
 
 
 @register_alias("snapped_weights")
