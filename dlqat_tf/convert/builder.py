@@ -254,7 +254,7 @@ class Builder:
         }
         measured = self._source.run(data, rounding)
         for place, made in steps("range", rounding.items()):
-            values = np.concatenate(measured.samples[place])
+            values = np.float32(np.concatenate(measured.samples[place]))  # of 16 bits too
             if place.has_zero_point:
                 made.signed, made.zero_point = False, -place.codes(values).lowest
             if made.range_of_images is not None:

@@ -24,7 +24,7 @@ from dlqat_tf.quantizers.pact import CGPACT, PACT
 from dlqat_tf.quantizers.progress import QuantizerProgress
 from dlqat_tf.quantizers.quantization_networks import QuantizationNetworksWeights
 from dlqat_tf.quantizers.sat import SATWeights
-from dlqat_tf.quantizers.snapped import SnappedWeights, nearest_codes
+from dlqat_tf.quantizers.snapped import SnappedWeights, int8_codes, nearest_codes
 from dlqat_tf.quantizers.symmetric import SymmetricWeights
 from dlqat_tf.quantizers.syq import SYQWeights
 from dlqat_tf.quantizers.wrapped import Unwrapped, rounding_with, unwrapped
@@ -65,6 +65,7 @@ __all__ = [
     "WeightGrid",
     "WeightQuantizer",
     "bwnh",
+    "int8_codes",
     "nearest_codes",
     "rounding_with",
     "unwrapped",

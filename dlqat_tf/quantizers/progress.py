@@ -19,7 +19,8 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
 
     The share follows the optimizer's step counter, so a run that is resumed from a checkpoint
     continues where it was. Where a quantizer changes weights by it, it does so before a step, from
-    the weights of that moment. Quantizers of frozen layers stay where they are.
+    the weights of that moment, and at the end of training. Quantizers of frozen layers stay where
+    they are.
 
     >>> model.fit(images, labels, epochs=30, callbacks=[dlqat_tf.QuantizerProgress(epochs=30)])
 
@@ -64,7 +65,16 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
             )
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._advance(self._share())
+
+    def on_train_end(self, logs=None):
+        if self._share() == 1.0:  # the last step may have been before the last phase
+            self._advance(1.0)
+
+    def _share(self) -> float:
         steps = self.epochs * (self.steps_per_epoch or self.params["steps"])
-        share = min(float(self.model.optimizer.iterations.numpy()) / steps, 1.0)
+        return min(float(self.model.optimizer.iterations.numpy()) / steps, 1.0)
+
+    def _advance(self, share: float) -> None:
         for quantizer, kernel in self._followers:
             quantizer.advance(share, kernel)

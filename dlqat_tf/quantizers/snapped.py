@@ -6,22 +6,51 @@ import numpy as np
 import tensorflow as tf
 from larq.utils import register_alias
 
-from dlqat_tf.quantizers.base import WeightGrid, WeightQuantizer, check_bits
+from dlqat_tf.quantizers.base import NoGrid, WeightGrid, WeightQuantizer, check_bits
 from dlqat_tf.quantizers.ste import straight_through
 
 _HIGHEST = 127
 
 
-def nearest_codes(values: np.ndarray) -> WeightGrid:
+def int8_codes(quantizer: WeightQuantizer, kernel: np.ndarray) -> WeightGrid:
+    """Return the int8 codes nearest to what a quantizer makes of a kernel.
+
+    Args:
+        quantizer: Of levels that are on no grid, or on one with codes beyond those of an int8.
+        kernel: float32 latent weights, last axis the output channels.
+    """
+    try:
+        grid = quantizer.grid(kernel)
+    except NoGrid:
+        grid = None
+    return nearest_codes(np.asarray(quantizer(kernel), np.float32), grid)
+
+
+def nearest_codes(values: np.ndarray, grid: WeightGrid | None = None) -> WeightGrid:
     """Return the int8 codes nearest to values, with a step for each output channel.
 
     Args:
         values: float32, last axis the output channels. Their largest magnitude becomes 127.
+        grid: What the values are on, or None. Output channels keep its step where that loses less,
+            in squares: nothing where an int8 holds their codes, else what is cut off.
     """
-    largest = np.abs(values).max(axis=tuple(range(values.ndim - 1)))
+    largest = np.abs(values).max(axis=_axes(values))
     step = np.where(largest > 0, largest / np.float32(_HIGHEST), 1).astype(np.float32)
-    codes = np.clip(np.rint(values / step), -_HIGHEST, _HIGHEST)
-    return WeightGrid(codes.astype(np.int16), step)
+    if grid is not None:
+        step = np.where(_lost(values, grid.step) < _lost(values, step), grid.step, step)
+    return WeightGrid(_codes(values, step).astype(np.int16), step)
+
+
+def _axes(values: np.ndarray) -> tuple[int, ...]:
+    return tuple(range(values.ndim - 1))
+
+
+def _codes(values: np.ndarray, step: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values / step), -_HIGHEST, _HIGHEST)
+
+
+def _lost(values: np.ndarray, step: np.ndarray) -> np.ndarray:
+    return np.square(_codes(values, step) * step - values).sum(axis=_axes(values))
 
 
 @register_alias("snapped_weights")

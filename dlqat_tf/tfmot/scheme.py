@@ -79,6 +79,9 @@ class Scheme(_api.QuantizeScheme):
         method: Name in :mod:`dlqat_tf.methods` of what rounds kernels and ReLUs. What a method
             needs in training, ``dlqat_tf.methods.get(name).callbacks(epochs)`` gives, and before it
             ``.prepare(model, images)`` where that is not None.
+            Levels that no int8 holds (LQ-Net's, ABC-Net's, SYQ's, INQ's of 5 bits) cannot be moved
+            in a wrapper: export such a model with ``snap=False``, or make it by
+            :func:`dlqat_tf.quantize`.
 
     Raises:
         ValueError: An argument is out of range. From ``quantize_apply``: an annotated layer can

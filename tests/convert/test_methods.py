@@ -99,6 +99,23 @@ def test_what_starts_from_data_starts_from_the_images():
     assert float(layer.step) == pytest.approx(2 * values.mean() / np.sqrt(3), rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["lsq", "hawq"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_what_starts_from_data_starts_from_values_of_16_bits(name, policy):
+    inputs = tf.keras.Input((2,))
+    x = layers.ReLU(name="act", dtype=policy)(inputs)
+    source = tf.keras.Model(inputs, layers.Dense(1, name="scores")(x))
+    images = np.float32([[1, 2], [3, 2]])
+    widths = {"act": {"activation_bits": 2}}
+    model, _ = quantize(source, 8, 8, None, images=images, method=name, overrides=widths)
+    act = model.get_layer("act")
+    number, expected = {
+        "lsq": lambda: (act.step, 2 * 2 / np.sqrt(3)),  # of the mean
+        "hawq": lambda: (act.maximum, 3),
+    }[name]()
+    assert float(number) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["lqnet", "dsq"])
 @pytest.mark.parametrize("size", [0.05, 20.0])
 def test_activations_of_any_size_lose_little_from_the_start(name, size):

@@ -30,7 +30,7 @@ def test_a_model_whose_quantizers_are_frozen_trains_on():
 
 
 def test_both_kernels_of_separable_layers_follow():
-    """Training of two steps: the second is in the sixth of ten phases, of 85 percent."""
+    """Training of four steps: the second is in the third of ten phases, of 60 percent."""
     layer = lq.layers.QuantSeparableConv2D(
         4,
         1,
@@ -42,9 +42,17 @@ def test_both_kernels_of_separable_layers_follow():
     x = tf.keras.layers.GlobalAveragePooling2D()(layer(inputs))
     model = tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
     model.compile("sgd", "mse")
-    fit(model, callbacks=[QuantizerProgress(1)])
-    assert float(tf.reduce_mean(layer.depthwise_quantizer.quantizer.frozen)) == 2 / 2
-    assert float(tf.reduce_mean(layer.pointwise_quantizer.frozen)) == 7 / 8
+    fit(model, callbacks=[QuantizerProgress(2)])
+    assert float(tf.reduce_mean(layer.depthwise_quantizer.quantizer.frozen)) == 1 / 2
+    assert float(tf.reduce_mean(layer.pointwise_quantizer.frozen)) == 5 / 8
+
+
+def test_training_of_less_steps_than_phases_ends_with_all():
+    """Two steps, the second in the sixth of ten phases."""
+    model = fit(small_model(INQWeights(2)), callbacks=[QuantizerProgress(1)])
+    layer = model.layers[1]
+    assert np.all(layer.kernel_quantizer.frozen.numpy() == 1)
+    assert np.all(np.isin(layer.kernel_quantizer.grid(layer.kernel).codes, (-1, 0, 1)))
 
 
 def test_an_unknown_number_of_steps():

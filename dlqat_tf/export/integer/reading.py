@@ -16,7 +16,7 @@ from dlqat_tf.quantizers import (
     ActivationQuantizer,
     NoGrid,
     WeightQuantizer,
-    nearest_codes,
+    int8_codes,
 )
 from dlqat_tf.quantizers.of_larq import Steps, is_sign, steps_of, weight_grid
 
@@ -106,9 +106,9 @@ def _levels(quantizer: WeightQuantizer, kernel: np.ndarray, name: str) -> Weight
 
 
 def _snapped(quantizer: WeightQuantizer, kernel: np.ndarray, name: str) -> WeightLevels:
-    """Return the int8 codes nearest to levels that are no grid, and the planes that they are."""
+    """Return the int8 codes nearest to levels that it does not hold, and planes that they are."""
     values = np.asarray(quantizer(kernel), np.float32)
-    grid = nearest_codes(values)
+    grid = int8_codes(quantizer, kernel)
     distance = np.abs(grid.codes * grid.step - values)
     largest = np.abs(values).max(axis=tuple(range(values.ndim - 1)))
     relative = float((distance / np.where(largest > 0, largest, 1)).max())

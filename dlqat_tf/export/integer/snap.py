@@ -17,7 +17,7 @@ from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
 from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.precision import copy_in_float32
 from dlqat_tf.graph import named_leaves
-from dlqat_tf.quantizers import SnappedWeights, nearest_codes, unwrapped
+from dlqat_tf.quantizers import SnappedWeights, int8_codes, unwrapped
 from dlqat_tf.report import Report
 
 _SMALL = 5e-5  # relative shifts of steps below it are printed as 0.00%
@@ -259,7 +259,7 @@ def _hold_codes(layer, name: str) -> None:
     with lq.context.quantized_scope(False):
         latent = np.float32(tf.convert_to_tensor(parts.kernel))
     before = parts.kernel_quantizer
-    grid = nearest_codes(before.reordered(np.asarray(before(latent), np.float32)))
+    grid = int8_codes(before.of_channels_last, before.reordered(latent))
     snapped = SnappedWeights(before.precision)
     quantizer = before.on_same_kernel(snapped)
     quantizer.build(latent.shape)

@@ -38,6 +38,30 @@ def test_codes_that_no_int8_holds_are_snapped():
     assert levels.free.shift == pytest.approx(32 / 127 - 0.25, 1e-3)
 
 
+def test_channels_whose_codes_an_int8_holds_keep_them():
+    """The second one has no weight of the highest power."""
+    quantizer = INQWeights(5)
+    quantizer.build((2, 2))
+    kernel = np.float32([[1.0, 0.5], [0.25, 1 / 128]])
+    quantizer.advance(1.0, tf.Variable(kernel))
+    levels = levels_of(quantizer, kernel, "conv", None)
+    np.testing.assert_array_equal(levels.weights, [[127, 64], [32, 1]])
+    np.testing.assert_array_equal(levels.step, np.float32([1 / 127, 1 / 128]))
+    assert levels.free.shift == pytest.approx(32 / 127 - 0.25, 1e-3)
+
+
+def test_codes_beyond_an_int8_are_cut_off_where_that_loses_less():
+    """By 1/128 of one weight; a step of 1/127 would move each of four by 0.5/127 or nearly so."""
+    quantizer = INQWeights(5)
+    quantizer.build((5, 1))
+    kernel = np.float32([[1.0], [0.5], [0.5], [-0.5], [0.5]])
+    quantizer.advance(1.0, tf.Variable(kernel))
+    levels = levels_of(quantizer, kernel, "conv", None)
+    np.testing.assert_array_equal(levels.weights.ravel(), [127, 64, 64, -64, 64])
+    assert levels.step == np.float32(1 / 128)
+    assert levels.free.shift == levels.free.relative == 1 / 128
+
+
 def test_a_free_basis_is_snapped_and_kept_as_planes():
     quantizer = LQNetWeights(2)
     quantizer.build((2, 2))
