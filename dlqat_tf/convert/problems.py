@@ -243,7 +243,7 @@ def unstored(calls: list) -> dict[str, str]:
         elif not (_is_of_keras(call.layer) or can_be_made_again(call.layer)):
             found[call.name] = (
                 "it cannot be made again from its settings, as Keras does to load a model; let its "
-                "get_config give what its __init__ takes"
+                "get_config give what its __init__ takes, and super().get_config(), with its name"
             )
         elif spreads_tensors(call.layer):
             found[call.name] = (

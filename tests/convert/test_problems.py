@@ -277,10 +277,31 @@ class Gate(layers.Layer):
         return {"name": self.name}
 
 
+class Nameless(layers.Layer):
+    """Keras gives it settings without its name, since its __init__ has no **kwargs of that name."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+
+    def call(self, x):
+        return tf.exp(x)
+
+
+class Named(Nameless):
+    def get_config(self):
+        return super().get_config()
+
+
+def test_layers_that_lose_their_names_are_said_before_training():
+    message, _ = message_of(network(Nameless(name="own")))
+    assert "- 'own' (Nameless): It cannot be made again from its settings" in message
+    assert quantize(network(Named(name="own")), 4, 4)
+
+
 def test_layers_that_no_file_could_be_loaded_with_are_said_before_training():
     message, overrides = message_of(network(layers.LeakyReLU(), Gated(name="gated")))
     assert "- 'gated' (Gated): It cannot be made again from its settings" in message
-    assert "Let its get_config give what its __init__ takes." in message
+    assert "Let its get_config give what its __init__ takes, and super().get_config()" in message
     assert list(overrides) == ["gated"]
     quantize(network(layers.LeakyReLU(), Gated(layers.Activation("exponential"))), 4, 4)
 
