@@ -30,6 +30,7 @@ _CHOICES = "choices by value have a form with tf.where"
 _DRAWS = "it draws random numbers in inference; GaussianNoise and Dropout do in training only"
 _STATE = "it keeps a state from one image to the next; with stateful=False it has a form"
 _PYTHON = "Python functions are in no file: use TensorFlow's operators"
+_RESIZED = "bilinear and nearest neighbours have one, without antialias"
 # What to do about operations that TFLite lacks, by how their names begin.
 _ADVICE = {
     "CombinedNonMaxSuppression": "choose boxes from the file's outputs, behind it",
@@ -42,9 +43,13 @@ _ADVICE = {
     "FFT": "products with matrices of cosines and sines have one",
     "MaxPool3D": "strides of a convolution have one",
     "PyFunc": _PYTHON,
+    "ResizeArea": "averages of whole windows have one as AveragePooling2D",
+    "ResizeBicubic": _RESIZED,
+    "ScaleAndTranslate": _RESIZED,
     "StringSplitV2": "prepare strings outside of the model, in tf.data",
     "TensorList": "lists of tensors have one as a tensor, joined by tf.stack or tf.concat",
 }
+UNTRACED = "it cannot be traced"  # how the reasons begin of what TensorFlow makes no graph of
 _SHOWN = 3  # operations that an error names
 _TRIED = 2  # images in the run that shows whether a batch goes through
 
@@ -144,7 +149,7 @@ class FloatPart:
         except Exception as error:  # whatever a user's layer raises in a graph
             if isinstance(error, tf.errors.OperatorNotAllowedInGraphError):
                 raise NoFloatForm(f"Python branches on its values; {_CHOICES}") from error
-            raise NoFloatForm(f"it cannot be traced: {_first_line(error)}") from error
+            raise NoFloatForm(f"{UNTRACED}: {_first_line(error)}") from error
 
     def _converted(self, batch: int | None) -> bytes:
         if any(layer.stateful for layer in self._recurrent):
@@ -170,7 +175,8 @@ class FloatPart:
             shapes = ", ".join(str(output.shape) for output in outputs)
             raise NoFloatForm(
                 f"it makes outputs of shapes {shapes} for {count} images; keep the first axis, "
-                "that of the images, as tf.reshape(x, [-1, size]) and tf.reduce_mean(x, [1, 2]) do"
+                "that of the images, as tf.reshape(x, [-1, size]) and tf.reduce_mean(x, [1, 2]) "
+                "do, and give windows one behind it, which attention_axes=2 attends within"
             )
         return data
 

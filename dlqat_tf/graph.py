@@ -228,14 +228,18 @@ def copied(model: tf.keras.Model, change: Callable[[dict], dict]) -> tf.keras.Mo
 
 
 def can_be_made_again(layer: tf.keras.layers.Layer) -> bool:
-    """Return whether a layer takes what its configuration gives, as loading a model needs it to."""
+    """Return whether a layer takes what its configuration gives, as loading a model needs it to.
+
+    Its name too, by which files and their proof know it. Keras's own get_config leaves out the name
+    of a layer whose ``__init__`` takes neither ``name`` nor ``**kwargs``, of that name.
+    """
     every = [layer, *(each for each in layer.submodules if isinstance(each, tf.keras.layers.Layer))]
     with tf.keras.utils.custom_object_scope(_classes_of(every)), with_lambdas():
         try:
-            tf.keras.layers.deserialize(tf.keras.layers.serialize(layer))
+            made = tf.keras.layers.deserialize(tf.keras.layers.serialize(layer))
         except (NotImplementedError, TypeError):
             return False
-    return True
+    return made.name == layer.name
 
 
 def spreads_tensors(layer: tf.keras.layers.Layer) -> bool:

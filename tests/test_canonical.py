@@ -358,6 +358,21 @@ def test_a_layer_that_is_called_twice_becomes_one():
     assert parts[0].layers[1:] == parts[1].layers[1:]
 
 
+@pytest.mark.parametrize("kind", [lambda: layers.Conv1D(3, 3), layers.MaxPool1D])
+def test_a_layer_on_sequences_of_several_lengths_is_one_on_images(kind):
+    """What brings them in shape and back differs."""
+    layer, standard = kind(), StandardLayers()
+    x = tf.keras.Input((24, 3))
+    nodes = [layer(x).node, layer(layer(x)).node]
+    parts = [standard.of(node) for node in nodes]
+    assert parts[0].layers[2] is parts[1].layers[2]
+    for part in parts:
+        assert standard.makes_row(part.layers[1])
+        assert standard.makes_sequence(part.layers[3])
+        values = np.random.default_rng(0).normal(size=part.input.shape[1:])[None]
+        np.testing.assert_allclose(part(values), layer(np.float32(values)), rtol=1e-5, atol=1e-5)
+
+
 def test_frozen_layers_and_their_regularizers_stay():
     layer = layers.SeparableConv2D(
         2, 1, depthwise_regularizer="l1", pointwise_regularizer="l2", trainable=False

@@ -26,7 +26,7 @@ from dlqat_tf.canonical.layers import (
     is_plain_transposed,
 )
 from dlqat_tf.canonical.operators import OPERATORS
-from dlqat_tf.canonical.part import BACK, Part
+from dlqat_tf.canonical.part import BACK, TO, Part
 from dlqat_tf.graph import reads_mask, tensors_of
 
 __all__ = [
@@ -122,4 +122,8 @@ class StandardLayers:
 
     def makes_sequence(self, layer) -> bool:
         """Return whether a layer was made to make a sequence of an image of one row."""
-        return any(layer is each for (_, part), each in self.made.items() if part == BACK)
+        return any(
+            layer is each
+            for (_, part), each in self.made.items()
+            if part == BACK or part.startswith(f"{BACK}_{TO}_")
+        )

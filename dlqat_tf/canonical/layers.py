@@ -191,6 +191,8 @@ def _moved_1d(kind, name: str) -> Callable:
 def by_value(part: Part):
     """A layer that computes value by value, on the images of one row."""
     layer = part.layer
+    if layer.weights and len(layer.inbound_nodes) > 1:
+        return None  # other calls may be on other tensors, with the same weights
     config = part.config(*layer.get_config())
     if "axis" in config:
         axis = layer.axis if isinstance(layer.axis, int) else next(iter(layer.axis))

@@ -12,6 +12,7 @@ from dlqat_tf.graph import tensors_of
 _layers = tf.keras.layers
 
 BACK = "back"  # the part of a sequence made of an image of one row
+TO = "to"  # in parts of Reshapes that are called for several shapes
 
 
 class Part:
@@ -45,15 +46,16 @@ class Part:
 
     def add(self, kind, tensors, suffix: str = "", weights=(), **config):
         """Call a layer of a kind, which has the name of the source, and a suffix."""
+        if "target_shape" in config:  # where one free size is what is left
+            sizes = (-1 if size is None else size for size in config["target_shape"])
+            config["target_shape"] = tuple(sizes)
+            suffix = self._to_shape(suffix, config["target_shape"])
         key = self.layer, suffix
         if key not in self._made:
             name = f"{self.layer.name}_{suffix}" if suffix else self.layer.name
             is_operator = hasattr(self.layer, "symbol")
             dtype = tensors.dtype if is_operator and hasattr(tensors, "dtype") else None
             dtype = dtype or (None if is_operator else self.layer.dtype_policy)
-            if "target_shape" in config:  # where one free size is what is left
-                sizes = (-1 if size is None else size for size in config["target_shape"])
-                config["target_shape"] = tuple(sizes)
             self._made[key] = kind(**{"dtype": dtype, **config}, name=name)
         made = self._made[key]
         output = made(tensors)
@@ -61,6 +63,13 @@ class Part:
             made.set_weights(weights)
         made.trainable = self.layer.trainable
         return output
+
+    def _to_shape(self, suffix: str, shape: tuple[int, ...]) -> str:
+        """Return the suffix of a Reshape, another one for each shape that later calls have."""
+        made = self._made.get((self.layer, suffix))
+        if made is None or made.target_shape == shape:
+            return suffix
+        return "_".join([suffix, TO, *map(str, shape)])
 
     def config(self, *names: str) -> dict:
         """Return some of the source's configuration, without what is not the layer's own."""

@@ -136,6 +136,8 @@ class Calls:
             return self._flatten(part, inputs, replace(around, training=training))
         if call.affine is not None:
             call.role = "rescaling"
+        if self._standard is not None and self._is_named_as_made(layer):
+            call.name = self.names[layer] = unique(name, self.names.values())
         self.every.append(call)
         return [(call, i) for i in range(len(tf.nest.flatten(node.outputs)))]
 
@@ -147,8 +149,18 @@ class Calls:
         in_rows = all(self._standard.makes_sequence(source.layer) for source, _ in call.inputs)
         part = self._standard.of(call.node, in_rows)
         if part is not None:
-            self.names[self._standard.made[call.layer, ""]] = call.name
+            is_called = any(each.layer is call.layer for each in self.every)
+            name = unique(call.name, self.names.values()) if is_called else call.name
+            self.names.setdefault(self._standard.made[call.layer, ""], name)
         return part
+
+    def _is_named_as_made(self, layer) -> bool:
+        """Return whether a layer has the name of what was made of it for other calls.
+
+        As of an activation that sequences made of images of one row share with vectors.
+        """
+        made = self._standard.made.get((layer, ""))
+        return self.names.get(made) == self.names[layer]
 
     def _leave_out_detours(self) -> None:
         """Leave out sequences made of images of one row, where only such images are made of them.

@@ -51,6 +51,14 @@ def settled(norm: tf.keras.layers.BatchNormalization, batches: Iterable[tf.Tenso
     return copy
 
 
+def averaged(norms: list[tf.keras.layers.BatchNormalization]):
+    """Return the first of the norms with the averages of all, as one that is called often has."""
+    first = norms[0]
+    first.moving_mean.assign(np.mean([norm.moving_mean for norm in norms], axis=0))
+    first.moving_variance.assign(np.mean([norm.moving_variance for norm in norms], axis=0))
+    return first
+
+
 def distance(norm, other) -> float:
     r"""Return how far a norm's outputs are from those of another with other averages.
 

@@ -9,6 +9,7 @@ from dlqat_tf.convert.place import Place
 from dlqat_tf.convert.placing import Placing
 from dlqat_tf.convert.report import ConversionError
 from dlqat_tf.convert.source_graph import SourceGraph
+from dlqat_tf.graph import tensors_of
 
 
 class Network(SourceGraph):
@@ -40,9 +41,17 @@ class Network(SourceGraph):
         """Return the first call of a call's layer that reads and ends on the same grids.
 
         These have one batch norm. Files hold a bias in steps of what a call reads, and it may cross
-        no threshold of what it ends on, so calls on other grids need one of their own.
+        no threshold of what it ends on, so calls on other grids need one of their own. So do calls
+        on tensors of another rank, which Keras's batch norms are built for.
         """
         return self._leads[call]
+
+    def on_grids(self, calls: list[Call]) -> bool:
+        """Return whether a layer's biases would have to fit the grids of several calls."""
+        if len(set(map(self.lead, calls))) == 1 or calls[0].role != "weighted":
+            return False
+        is_biased = self.keeps_scale(calls[0]) and calls[0].layer.use_bias
+        return is_biased and any(self._ends_on(call) - {None} for call in calls)
 
     def _find_leads(self) -> dict[Call, Call]:
         leads = {}
@@ -53,11 +62,11 @@ class Network(SourceGraph):
             }
         return leads
 
-    def _around(self, call: Call) -> tuple[list, set]:
+    def _around(self, call: Call) -> tuple[list, set, list[int]]:
         (before, _) = call.inputs[0]
         reads = before if call.role == "norm" and before.role == "weighted" else call
         grids = [list(map(_grid_of, self.grids_of(value))) for value in reads.inputs]
-        return grids, self._ends_on(call)
+        return grids, self._ends_on(call), [len(x.shape) for x in tensors_of(call.node)]
 
     def _ends_on(self, call: Call) -> set:
         """Return the grids of what a call gives, with None where something else reads it."""

@@ -44,6 +44,7 @@ class Placing:
     def _find_places(self) -> None:
         groups = self._grouped()
         self._join(groups)
+        self._share(groups)
         names = set(self._graph.names.values())
         for (width, *_), calls in groups.items():
             bits = self._bits(width, calls)
@@ -147,6 +148,40 @@ class Placing:
                     if call.role == "relu":
                         call.role = "rectified"
 
+    def _share(self, groups: dict[tuple, list[Call]]) -> None:
+        """Let calls of a layer that keeps its scale read one grid, where quantizers follow them.
+
+        As a detector's last convolution does that all scales share: no batch norm may follow it,
+        and a file holds its biases in steps of what it reads.
+        """
+        for calls in self._graph.of.values():
+            of = {call: key for key, group in groups.items() for call in group}
+            is_end = calls[0].role == "weighted" and self._graph.keeps_scale(calls[0])
+            if not is_end or of.keys().isdisjoint(calls):
+                continue
+            read = {of.get(self._origin(call)): None for call in calls}
+            if None in read or not self._are_alike([groups[key] for key in read]):
+                continue
+            first, *others = read
+            for key in others:
+                groups[first] += groups.pop(key)
+
+    def _origin(self, call: Call) -> Call:
+        """Return what a call reads, before it was moved."""
+        (source, _) = call.inputs[0]
+        while source.role == "moving" and len(source.inputs) == 1:
+            (source, _) = source.inputs[0]
+        return source
+
+    def _are_alike(self, groups: list[list[Call]]) -> bool:
+        """Return whether one quantizer may stand for those of several groups of calls."""
+        every = [call for group in groups for call in group]
+        kinds = {(self._graph.width_of(call), call.role == "function") for call in every}
+        given = (
+            self._graph.image_of(call) or self._graph.overrides.of(call.name) for call in every
+        )
+        return len(kinds) == 1 and not any(given)
+
     def _joins(self, call: Call) -> bool:
         """Return whether another quantizer may round what an activation computes."""
         if call.role == "relu":
@@ -245,10 +280,7 @@ class Placing:
         """Return whether a call is a batch norm that brings the channels of values to one scale."""
         if call.role != "norm":
             return False
-        (source, _) = call.inputs[0]
-        while source.role == "moving" and len(source.inputs) == 1:
-            (source, _) = source.inputs[0]
-        image = self._graph.image_of(source)
+        image = self._graph.image_of(self._origin(call))
         return image is not None and not self._graph.taken[image].is_known
 
     def _never_negative(self, call: Call) -> bool:

@@ -16,7 +16,7 @@ from dlqat_tf.convert.kinds import (
     is_weighted,
 )
 from dlqat_tf.convert.report import ConversionError
-from dlqat_tf.float_part import FloatPart, NoFloatForm, computation_of
+from dlqat_tf.float_part import UNTRACED, FloatPart, NoFloatForm, computation_of
 from dlqat_tf.graph import (
     can_be_made_again,
     named_leaves,
@@ -34,6 +34,14 @@ _PREPARE = (
     "images otherwise outside of the model"
 )
 _MASKS = "build those without, mask_zero=False and no Masking layer"
+_ON_GRIDS = (
+    "its calls read codes of several grids, or end on several, and its biases fit one; share the "
+    "activation in front of all calls and the one behind, or build it with use_bias=False"
+)
+_SIZES = (
+    "it computes with sizes, which files have as numbers; those that are known are x.shape[1:3], "
+    "and -1 in a shape stands for the images"
+)
 _IN_PARTS = "with block.call(x) in place of block(x) its layers are those of the network"
 _ADVICE = {
     _layers.LayerNormalization: "BatchNormalization has",
@@ -210,6 +218,7 @@ def unexportable(network) -> dict[str, str]:
     for call in network.calls:
         if call.training and isinstance(call.layer, IN_TRAINING):
             found[call.name] = "it drops values in inference too; call it without training=True"
+    found |= {calls[0].name: _ON_GRIDS for calls in network.of.values() if network.on_grids(calls)}
     return found | unstored([call for call in network.calls if call.role == "kept"])
 
 
@@ -218,8 +227,15 @@ def unstored(calls: list) -> dict[str, str]:
 
     TensorFlow's converter is asked about all of them at once, and about each one where it says no.
     """
-    found, asked = {}, []
+    found, asked, sizes = {}, [], set()
     for call in calls:
+        is_size = str(getattr(call.layer, "symbol", "")).endswith(".shape")
+        reads = [source in sizes for source, _ in call.inputs]
+        if is_size or any(reads):
+            found[call.name] = _SIZES
+            if is_size or all(reads):
+                sizes.add(call)
+            continue
         if isinstance(call.layer, tf.keras.Model) and hasattr(call.layer, "_nodes_by_depth"):
             continue  # flattened by export, which keeps apart what has an integer form
         if call.training and call.layer._expects_training_arg:
@@ -227,7 +243,7 @@ def unstored(calls: list) -> dict[str, str]:
         elif not (_is_of_keras(call.layer) or can_be_made_again(call.layer)):
             found[call.name] = (
                 "it cannot be made again from its settings, as Keras does to load a model; let its "
-                "get_config give what its __init__ takes"
+                "get_config give what its __init__ takes, and super().get_config(), with its name"
             )
         elif spreads_tensors(call.layer):
             found[call.name] = (
@@ -239,9 +255,24 @@ def unstored(calls: list) -> dict[str, str]:
         ):
             asked.append(call)
     if _refused(asked):
-        each = {call.name: _refused([call]) for call in steps("asks TFLite for layer", asked)}
+        each = {call.name: _refused_alone(call) for call in steps("asks TFLite for layer", asked)}
         found |= {name: reason for name, reason in each.items() if reason}
     return found
+
+
+def _refused_alone(call) -> str | None:
+    """Return why TFLite has no form of a call, None where it has one."""
+    reason = _refused([call])
+    source = call
+    while source.inputs:
+        (source, _) = source.inputs[0]
+    count = source.layer.output.shape[0] if source.role == "input" else None
+    if count in (None, 1) or not (reason and reason.startswith(UNTRACED)):
+        return reason
+    return (
+        f"it takes {count} images at once, as the model's Input says, and files take one; put -1 "
+        f"in place of {count} where a shape has it"
+    )
 
 
 def _refused(calls: list) -> str | None:

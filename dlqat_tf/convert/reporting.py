@@ -162,7 +162,7 @@ def _without(made, layer) -> list[str]:
     return [
         name
         for name in dict.fromkeys([*names, "activity_regularizer"])
-        if (own := getattr(layer, name)) and type(own) is not type(getattr(made, name, None))
+        if (own := getattr(layer, name, None)) and type(own) is not type(getattr(made, name, None))
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,7 +12,7 @@ from dlqat_tf._progress import steps
 from dlqat_tf.convert.calls import Call, take
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.measured import Measured
-from dlqat_tf.convert.moments import distance, is_settled, settled
+from dlqat_tf.convert.moments import averaged, distance, is_settled, settled
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.place import Place
 from dlqat_tf.quantizers.calibration import SAMPLE, subsample, typical
@@ -67,9 +68,10 @@ class Source:
     def _with_statistics(self, data: Data) -> dict:
         """Return copies of the source's norms that have the statistics of the images.
 
-        Norms that are frozen keep theirs in training too, and are left out.
+        As in training: each call of a norm has the statistics of what it reads, and the averages
+        are those of all calls. Norms that are frozen keep theirs in training too, and are left out.
         """
-        network, copies = self._network, {}
+        network, copies = self._network, defaultdict(list)  # one for each call
         batches = zip(*data, strict=True)  # by input of the model
         values = {(call, 0): each for call, each in zip(network.inputs, batches, strict=True)}
         for call in steps("statistics of the model, layer", network.calls):
@@ -77,12 +79,13 @@ class Source:
                 continue
             batches = list(zip(*take(values, call), strict=True))
             is_frozen = not call.trainable or call.training is False
-            if call.role == "norm" and not is_frozen and call.layer not in copies:
-                copies[call.layer] = settled(call.layer, [each for (each,) in batches])
-            layer = copies.get(call.layer, call.layer)
+            layer = call.layer
+            if call.role == "norm" and not is_frozen:
+                layer = settled(call.layer, [each for (each,) in batches])
+                copies[call.layer].append(layer)
             outputs = zip(*(call.apply(layer, list(each)) for each in batches), strict=True)
             values |= {(call, i): list(each) for i, each in enumerate(outputs)}
-        return copies
+        return {norm: averaged(each) for norm, each in copies.items()}
 
     def run(self, data: Data, places: Iterable[Place]) -> Measured:
         """Run it batch by batch, and return what was seen where quantizers will stand."""

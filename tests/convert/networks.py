@@ -157,3 +157,14 @@ def alive(model, shape, seed=0):
         norm.momentum = 0.0
     model(images, training=True)
     return images
+
+
+def detector(activation, **options):
+    """A convolution that finds objects on two scales, the smaller one behind an activation."""
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    large = layers.ReLU(name="large")(layers.Conv2D(4, 3, name="first")(inputs))
+    small = layers.Activation(activation, name="small")(layers.Conv2D(4, 3, name="second")(large))
+    last = layers.Conv2D(2, 1, bias_initializer="random_normal", name="objects", **options)
+    found = [layers.Reshape((-1, 2))(last(x)) for x in (large, small)]
+    x = layers.Concatenate(axis=1, name="all")(found)
+    return Model(inputs, layers.Activation("sigmoid", name="scores")(x))

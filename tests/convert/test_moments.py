@@ -113,6 +113,24 @@ def test_frozen_norms_and_settled_averages_are_kept(make):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("mean", "is_near"), [(0.8, True), (5.0, False)])
+def test_a_shared_norm_is_settled_where_its_averages_are_those_of_all_calls(mean, is_near):
+    """Its calls read x and 3 x: means of 0.4 and 1.2, variances of 0.05 and 0.45."""
+    inputs = tf.keras.Input((1, 1, 1))
+    norm, read = layers.BatchNormalization(epsilon=0.04, name="norm"), []
+    for gain in (1.0, 3.0):
+        start = tf.keras.initializers.Constant(gain)
+        x = layers.Conv2D(1, 1, kernel_initializer=start, activation="relu")(inputs)
+        read.append(layers.Flatten()(norm(x)))
+    norm.moving_mean.assign([mean])
+    norm.moving_variance.assign([0.25])
+    source = tf.keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(read)))
+    model, report = quantize(source, 32, 32, "linear", images=IMAGES, residual_bits=32)
+    assert any("settled" in note for note in report.notes) != is_near
+    np.testing.assert_allclose(model.get_layer("norm").moving_mean, [0.8], rtol=1e-5)
+    np.testing.assert_allclose(model.get_layer("norm").moving_variance, [0.25], rtol=1e-5)
+
+
 def test_training_goes_on_where_the_source_was(digits):
     tf.keras.utils.set_random_seed(0)
     source = residual()

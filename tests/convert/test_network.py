@@ -6,10 +6,12 @@ import tensorflow as tf
 from dlqat_tf import CGPACT, ConversionError, SATWeights, quantize
 from dlqat_tf.export import lower
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.snap import snap
 from tests.convert.networks import (
     FLOAT,
     classifier,
     conv_norm,
+    detector,
     mobile,
     quantizer_of,
     residual,
@@ -343,3 +345,40 @@ def test_nested_models_called_by_name_with_several_outputs():
     for overrides in ({}, {"tower": "float"}):
         model, _ = quantize(source, head=None, **FLOAT, overrides=overrides, images=images)
         np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_is_called_on_rows_and_on_images_has_a_norm_for_each():
+    inputs = tf.keras.Input((2, 3, 4))
+    dense = layers.Dense(4, "relu", name="dense")
+    rows = dense(layers.Reshape((6, 4), name="rows")(inputs))
+    x = layers.Concatenate()([layers.Flatten()(each) for each in (dense(inputs), rows)])
+    source = Model(inputs, layers.Dense(2, name="last")(x))
+    images = np.random.default_rng(0).random((4, 2, 3, 4)).astype(np.float32)
+    model, _ = quantize(source, head=None, **FLOAT, images=images)
+    np.testing.assert_allclose(model(images), source(images), rtol=1e-4, atol=1e-5)
+
+
+def test_calls_of_a_last_layer_read_one_grid():
+    """Where something rounds what they give: its biases are in steps of what they read."""
+    model, _ = quantize(detector("relu"), 8, 8, head=None)
+    shared = [q for q in model.layers if isinstance(q, CGPACT) and len(q.inbound_nodes) > 1]
+    assert {q.name for q in shared} == {"large", "objects_residual"}
+    snap(model)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_layers_that_sequences_share_with_vectors_have_a_name_for_each(is_first):
+    inputs = tf.keras.Input((9, 3), name="sound")
+    act, add = layers.ReLU(name="act"), layers.Add(name="add")
+    norm = layers.BatchNormalization(name="norm")
+    x = act(norm(layers.Conv1D(4, 3, name="c0")(inputs)))
+    y = act(layers.Dense(4, name="d0")(layers.GlobalAveragePooling1D(name="mean")(inputs)))
+    x = norm(layers.Dense(4, name="d1")(x))
+    x = layers.GlobalAveragePooling1D(name="pool")(act(layers.Conv1D(4, 3, name="c1")(x)))
+    x = add([x, y, y]) if is_first else add([x, y])
+    x = add([x, y]) if is_first else add([x, y, y])
+    source = Model(inputs, layers.Dense(2, name="last")(x))
+    sounds = np.random.default_rng(0).random((4, 9, 3)).astype(np.float32)
+    model, _ = quantize(source, head=None, **FLOAT)
+    np.testing.assert_allclose(model(sounds), source(sounds), rtol=1e-4, atol=1e-5)
+    assert lower(quantize(source, 8, 8, head=None)[0])

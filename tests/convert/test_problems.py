@@ -9,6 +9,8 @@ import tensorflow_model_optimization as tfmot
 import dlqat_tf
 from dlqat_tf import CGPACT, ConversionError, SATWeights, quantize
 from dlqat_tf.export import ExportError, lower
+from dlqat_tf.export.integer.snap import snap
+from tests.convert.networks import detector
 
 layers = tf.keras.layers
 Model = tf.keras.Model
@@ -177,6 +179,10 @@ UNSTORED = {
         "TFLite has no operation CombinedNonMaxSuppression. Choose boxes from the file's outputs, "
         "behind it.",
     ),
+    "cubic": (
+        lambda: layers.Lambda(lambda x: tf.image.resize(x, (9, 9), "bicubic"), name="odd"),
+        "TFLite has no operation ResizeBicubic. Bilinear and nearest neighbours have one, without",
+    ),
     "spectrum": (
         lambda: layers.Lambda(
             lambda x: tf.math.real(tf.signal.fft2d(tf.cast(x, tf.complex64))), name="odd"
@@ -271,10 +277,31 @@ class Gate(layers.Layer):
         return {"name": self.name}
 
 
+class Nameless(layers.Layer):
+    """Keras gives it settings without its name, since its __init__ has no **kwargs of that name."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+
+    def call(self, x):
+        return tf.exp(x)
+
+
+class Named(Nameless):
+    def get_config(self):
+        return super().get_config()
+
+
+def test_layers_that_lose_their_names_are_said_before_training():
+    message, _ = message_of(network(Nameless(name="own")))
+    assert "- 'own' (Nameless): It cannot be made again from its settings" in message
+    assert quantize(network(Named(name="own")), 4, 4)
+
+
 def test_layers_that_no_file_could_be_loaded_with_are_said_before_training():
     message, overrides = message_of(network(layers.LeakyReLU(), Gated(name="gated")))
     assert "- 'gated' (Gated): It cannot be made again from its settings" in message
-    assert "Let its get_config give what its __init__ takes." in message
+    assert "Let its get_config give what its __init__ takes, and super().get_config()" in message
     assert list(overrides) == ["gated"]
     quantize(network(layers.LeakyReLU(), Gated(layers.Activation("exponential"))), 4, 4)
 
@@ -332,6 +359,59 @@ def test_sequences_of_any_length_are_refused():
     x = layers.GlobalAveragePooling1D()(layers.Conv1D(2, 3, activation="relu")(inputs))
     message, _ = message_of(Model(inputs, layers.Dense(2)(x)))
     assert message.startswith("Expected inputs of known lengths. Received: 'sound' (None, 2). ")
+
+
+def test_shapes_of_many_images_are_refused_with_what_to_put_there():
+    inputs = tf.keras.Input((2, 4, 3), batch_size=16)
+    x = layers.Conv2D(4, 1, activation="relu")(inputs)
+    refused, accepted = (
+        Model(inputs, layers.Dense(2)(tf.reshape(x, (count, 32)))) for count in (16, -1)
+    )
+    message, _ = message_of(refused)
+    assert "It takes 16 images at once, as the model's Input says, and files take one. " in message
+    assert "Put -1 in place of 16 where a shape has it." in message
+    assert lower(quantize(accepted, 4, 4)[0])
+
+
+def test_computing_with_sizes_is_refused_with_where_they_are_known():
+    inputs = tf.keras.Input((2, 4, 3))
+    x = layers.Conv2D(4, 1, activation="relu")(inputs)
+    x = tf.image.resize(x, 2 * tf.shape(inputs)[1:3], name="double")
+    message, overrides = message_of(Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    assert len(overrides) == 4
+    (line,) = [line for line in message.splitlines() if line.startswith("- ")]
+    assert "(TFOpLambda, SlicingOpLambda): It computes with sizes, which files have as" in line
+    assert "Those that are known are x.shape[1:3], and -1 in a shape stands for the images" in line
+
+
+class WithSettings(layers.Layer):
+    """Its settings hold a regularizer, and no attribute of its has that name."""
+
+    def get_config(self):
+        return {**super().get_config(), "kernel_regularizer": None}
+
+    @classmethod
+    def from_config(cls, config):
+        config.pop("kernel_regularizer")
+        return cls(**config)
+
+    def call(self, x):
+        return tf.sin(x)
+
+
+def test_settings_need_not_be_attributes():
+    _, report = quantize(network(WithSettings(name="sine")), 4, 4)
+    assert [row.became for row in report.conversions if row.layer == "sine"] == ["WithSettings"]
+
+
+def test_biases_of_a_last_layer_that_reads_several_grids_are_said():
+    model, report = quantize(detector("linear"), 8, 8, head=None)
+    assert "export will refuse it. 'objects': its calls read codes of several" in report.notes[-1]
+    with pytest.raises(ExportError, match=r"'objects' is called more than once, and its biases"):
+        snap(model)
+    model, report = quantize(detector("linear", use_bias=False), 8, 8, head=None)
+    assert not any("refuse" in note for note in report.notes)
+    snap(model)
 
 
 def test_what_only_trains_is_said_where_an_override_keeps_it():

@@ -143,10 +143,12 @@ def with_slopes(network: IntegerNetwork, grids: Callable) -> IntegerNetwork:
         grids: Returns the grid of every node's output.
     """
     known, readers = grids(network), network.consumers()
-    found: dict[str, PReLU] = {}  # by the name of the function's output
-    gone = set()
+    found: dict[str, PReLU | None] = {}  # by the name of the function
     for node in network:
-        if not isinstance(node, Island) or node.slopes is None or len(readers[node.name]) != 1:
+        if not isinstance(node, Island) or node.slopes is None:
+            continue
+        found[node.name] = None
+        if len(readers[node.name]) != 1:
             continue
         (source,), (output,) = node.inputs, readers[node.name]
         if known[source] and _are_held(network.shapes[source], readers[output.name]):
@@ -155,8 +157,7 @@ def with_slopes(network: IntegerNetwork, grids: Callable) -> IntegerNetwork:
             if held is None:
                 continue
             codes, step = held
-            gone.add(node.name)
-            found[output.name] = PReLU(
+            found[node.name] = PReLU(
                 name=output.name,
                 inputs=node.inputs,
                 layer=node.layers[0] if node.slopes.size > 1 else "",
@@ -164,8 +165,26 @@ def with_slopes(network: IntegerNetwork, grids: Callable) -> IntegerNetwork:
                 codes=codes,
                 step=step,
             )
-    nodes = (found.get(node.name, node) for node in network if node.name not in gone)
+    gone = {name for name in found if _is_of_like_calls(network, found, name)}
+    made = {found[name].name: found[name] for name in gone}
+    nodes = (made.get(node.name, node) for node in network if node.name not in gone)
     return IntegerNetwork(tuple(nodes))
+
+
+def _is_of_like_calls(network: IntegerNetwork, found: dict, name: str) -> bool:
+    """Return whether a function has an operation, and all calls of its layer the same slopes.
+
+    Slopes of a layer that is called on several grids stay as trained, in float.
+    """
+    first = found[name]
+    if first is None or not first.layer:
+        return first is not None
+    calls = [each for each in found if network[each].layers[0] == first.layer]
+    return all(
+        found[each] is not None
+        and np.array_equal(found[each].codes * found[each].step, first.codes * first.step)
+        for each in calls
+    )
 
 
 def _are_held(shape: tuple[int, ...], rounding: list[Node]) -> bool:

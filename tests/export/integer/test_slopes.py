@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf.export import parity, to_lce, to_tflite
+from dlqat_tf.export.integer.lower import lower
+from dlqat_tf.export.integer.nodes import PReLU
+from dlqat_tf.export.integer.plan import plan
 from dlqat_tf.export.integer.rounding import RUNTIMES, Sloped
 from dlqat_tf.export.integer.slopes import codes_of_slopes, slopes_of
+from dlqat_tf.export.integer.snap import snap
 from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import convolution, images_for, randomize
 
@@ -149,3 +153,19 @@ def test_what_the_operation_cannot_clip_or_round_stays_float(tmp_path, signed, b
     report = to_tflite(model, tmp_path / "model.tflite")
     assert "PRELU" not in report.census.operators
     assert len(report.census.islands) == 1
+
+
+@pytest.mark.parametrize(("second", "count"), [(4.0, 2), (3.1, 0)])
+def test_slopes_of_calls_on_several_grids_stay_float(second, count):
+    """On one grid both calls have the codes of the file; a step of 3.1 / 127 asks for others."""
+    slopes = layers.PReLU("uniform", shared_axes=[1, 2], name="slopes")
+    inputs = x = tf.keras.Input((6, 6, 3))
+    for i, end in enumerate((4.0, second)):
+        x = dlqat_tf.CGPACT(8, 4.0, signed=True, name=f"q{i}")(convolution(x, 8, 3, weight_bits=8))
+        x = dlqat_tf.CGPACT(8, end, signed=True, name=f"after{i}")(slopes(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(x))
+    slopes.alpha.assign(np.random.default_rng(0).uniform(-0.2, 0.6, slopes.alpha.shape))
+    network = plan(lower(model))
+    assert sum(isinstance(node, PReLU) for node in network) == count
+    snap(model)
