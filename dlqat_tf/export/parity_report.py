@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from rich.table import Table
@@ -92,9 +93,9 @@ class ParityReport(Report):
             if self.agreement.get(pair, 100.0) < bound:
                 names = " and ".join(pair.split("_"))
                 ties = f"; {self.ties:.2f} % of the decisions are ties" if self.ties else ""
-                found.append(
-                    f"{names} agree on {self.agreement[pair]:.2f} %, expected {bound} %{ties}"
-                )
+                # Rounded down, so that what misses a bound is not printed as the bound.
+                share = math.floor(100 * self.agreement[pair] + 1e-6) / 100
+                found.append(f"{names} agree on {share:.2f} %, expected {bound} %{ties}")
         if file_agreement == 100.0 and self.first_diverging:
             found.append(f"layer {self.first_diverging} differs between simulation and file")
         if self.other_constants:

@@ -223,6 +223,8 @@ def test_bounds():
         result.failures()
     )
     assert "ties, whose scores in the file are equal: 0.50 % of the decisions" in result.tables()
+    result = dataclasses.replace(result, agreement=agreement | {"keras_file": 99.498})
+    assert "agree on 99.49 %, expected 99.5 %" in str(result.failures())
 
 
 @pytest.mark.parametrize("function", [census, lambda path: parity(small_network(), path, None)])
