@@ -72,7 +72,8 @@ def _jpeg_crop(encoded, size: int, key) -> tf.Tensor:
 
     A crop of at least twice the size is decoded at the half, quarter or eighth of its own, in which
     JPEGs are read faster and without aliasing. What its shorter side is still to shrink by is less
-    than two, for which resizing takes no wider filter: that takes twice as long as decoding.
+    than two, up to 16 times the size, for which resizing takes no wider filter: that takes twice as
+    long as decoding.
     """
     window = crop_window(tf.io.extract_jpeg_shape(encoded), key)
 
