@@ -37,6 +37,13 @@ class Network(SourceGraph):
             return []
         return [place for each in call.inputs for place in self.grids_of(each)]
 
+    def ends_of(self, call: Call) -> list[Place]:
+        """Return the quantizers that round what a call gives, moved or not."""
+        if call in self.places:
+            return [self.places[call]]
+        rounding = [each for each in call.readers if each.role in ("relu", "rectified", "moving")]
+        return [place for reader in rounding for place in self.ends_of(reader)]
+
     def lead(self, call: Call) -> Call:
         """Return the first call of a call's layer that reads and ends on the same grids.
 

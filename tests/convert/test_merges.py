@@ -250,3 +250,31 @@ def test_relus_that_come_together_in_front_of_float_have_a_range_each(tmp_path):
     exported = to_tflite(model, tmp_path / "model.tflite")
     snapped = tf.keras.models.load_model(exported.snapped)
     assert parity(snapped, exported.path, images).failures() == []
+
+
+@pytest.mark.parametrize("merge", [layers.Add, layers.Subtract, layers.Multiply])
+def test_a_result_far_smaller_than_what_it_is_made_of(merge, tmp_path):
+    """Of terms that are opposite, nearly equal, or nowhere both above zero."""
+    tf.keras.utils.set_random_seed(0)
+    inputs = tf.keras.Input((6, 6, 3), name="images")
+    terms = [conv_norm(inputs, 8, 3, name=name) for name in ("left", "right")]
+    if merge is layers.Multiply:
+        terms = [layers.ReLU()(term) for term in terms]
+    x = layers.ReLU(name="result")(merge(name="merge")(terms))
+    x = layers.Flatten()(layers.Conv2D(4, 1, activation="relu")(x))
+    model = tf.keras.Model(inputs, layers.Dense(5)(x))
+    images = alive(model, (32, 6, 6, 3))
+    model.get_layer("right").set_weights(model.get_layer("left").get_weights())
+    gamma, beta, *statistics = model.get_layer("left_bn").get_weights()
+    gamma, beta = 10 * gamma, 10 * beta
+    model.get_layer("left_bn").set_weights([gamma, beta, *statistics])
+    sign = 1 if merge is layers.Subtract else -1
+    model.get_layer("right_bn").set_weights([sign * gamma, sign * (beta - 1e-2), *statistics])
+    result, _ = quantize(model, 8, 8, "linear", images=images)
+    quantizers = [each.node.layer for each in result.get_layer("merge").input]
+    steps = [float(each.alpha) / each.codes.highest for each in quantizers]
+    unit = np.prod(steps) if merge is layers.Multiply else max(steps)
+    assert float(result.get_layer("result").alpha) / 255 == pytest.approx(unit / 64)
+    report = to_tflite(result, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
