@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import tensorflow as tf
 
@@ -15,6 +13,7 @@ from dlqat_tf.convert.head_start import fill_cosine, fill_linear, fill_mixture
 from dlqat_tf.convert.images import Data
 from dlqat_tf.convert.kinds import QUANTIZED
 from dlqat_tf.convert.measured import Measured
+from dlqat_tf.convert.merges import fit_merges
 from dlqat_tf.convert.moments import Moments
 from dlqat_tf.convert.network import Network
 from dlqat_tf.convert.report import ConversionError
@@ -34,8 +33,6 @@ from dlqat_tf.quantizers import ActivationQuantizer, SymmetricWeights
 from dlqat_tf.quantizers.calibration import set_range
 
 _layers = tf.keras.layers
-
-_WIDEST_RATIO = 64  # of two steps, well within 256 as training moves them
 
 
 class Builder:
@@ -263,42 +260,11 @@ class Builder:
                 measured.ranges[made.name] = set_range(made, values)
             else:
                 made.start(values)
-        self._fit_merges(measured)
+        fit_merges(self._network, self.made, measured.ranges)
         measured.features = self._run_result(data, measured.moments)
         if note:
             measured.notes.append(note)
         return measured
-
-    def _fit_merges(self, measured: Measured) -> None:
-        """Widen ranges to what int8 kernels hold: of a term or product, 256 steps of the result.
-
-        What is far smaller has nothing to lose below 1/128 of the other's step: a branch beside
-        what it is added to (terms' steps differ by up to 1024), as one with ConvNeXt's layer scale
-        begins, a difference of two that are nearly equal, or a product where one is zero.
-        """
-        for call in self._network.calls:
-            if not isinstance(call.layer, (_layers.Add, _layers.Subtract, _layers.Multiply)):
-                continue
-            places = [each for value in call.inputs for each in self._network.grids_of(value)]
-            terms = [self.made[each] for each in places]
-            steps = [
-                measured.ranges[made.name] / made.codes.highest
-                for made in terms
-                if made.name in measured.ranges
-            ]
-            results = [self.made[each] for each in self._network.ends_of(call)]
-            if not isinstance(call.layer, _layers.Multiply):
-                self._widen([*terms, *results], max(steps, default=0.0), measured)
-            elif len(steps) == 2:
-                self._widen(results, math.prod(steps), measured)
-
-    def _widen(self, quantizers: list, unit: float, measured: Measured) -> None:
-        """Widen ranges whose steps are too small for those of a unit, where images set them."""
-        for made in quantizers:
-            least = unit / _WIDEST_RATIO * made.codes.highest
-            if made.name in measured.ranges and measured.ranges[made.name] < least:
-                made.range_of_images.assign(least)
-                measured.ranges[made.name] = least
 
     def _run_result(self, data: Data, moments: dict) -> dict[Call, np.ndarray]:
         """Run the new model layer by layer, correct its batch norms, and return heads' features."""

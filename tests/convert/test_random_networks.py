@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dlqat_tf import quantize
@@ -156,6 +156,11 @@ def check(names, ends, weight_bits, activation_bits, seed):
     assert report.agreement["simulation_file"] == 100
 
 
+# A sum far below its terms, and a product of what is nearly zero that is zero on all images.
+@example(
+    (["shared", "add", "norm", "grouped", "norm", "average_pool_1d"], ["max", "hidden"], 8, 2, 319)
+)
+@example((["excited", "multiply", "multiply", "multiply"], ["flat", "flat"], 1, 2, 0))
 @settings(max_examples=COUNT, deadline=None)
 @given(DRAWN)
 def test_files_compute_what_the_simulation_does(drawn):
