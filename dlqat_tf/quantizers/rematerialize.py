@@ -64,6 +64,46 @@ def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
     return x
 
 
+def is_of_norm(x: tf.Tensor) -> bool:
+    """Return whether ``x`` is what a training-mode batch norm outputs, in float32, in a graph."""
+    if not tf.is_symbolic_tensor(x) or x.dtype != tf.float32:
+        return False
+    source = _source(x)
+    return source.op.type == "FusedBatchNormV3" and source.op.get_attr("is_training")
+
+
+def product_with_norm(x: tf.Tensor, values: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    r"""Return the sum of ``gradient * x`` for the output of a training-mode batch norm.
+
+    With :math:`x = \gamma \hat x + \beta` that is the sum over channels of
+    :math:`\gamma \, \partial \gamma + \beta \, \partial \beta`, of what the norm's gradient kernel
+    sums anyway. The graph optimizer runs that once where ``gradient``, the very tensor, is all
+    that goes on to the norm.
+
+    Args:
+        x: The output: see :func:`is_of_norm`.
+        values: The same again, a constant for second derivatives.
+        gradient: Tensor of its shape, the variable.
+
+    Returns:
+        float32 scalar.
+    """
+    op = _source(x).op
+    source, scale, offset, *_ = op.inputs
+    saved = {f"reserve_space_{i}": each for i, each in enumerate(op.outputs[3:], 1)}
+    options = {name: op.get_attr(name) for name in ("epsilon", "data_format", "is_training")}
+
+    @tf.custom_gradient
+    def product(gradient):
+        _, of_scale, of_offset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=gradient, x=source, scale=scale, **saved, **options
+        )
+        total = tf.reduce_sum(scale * of_scale + offset * of_offset)
+        return tf.stop_gradient(total), lambda upstream: upstream * values
+
+    return product(gradient)
+
+
 def _source(x: tf.Tensor) -> tf.Tensor:
     """Return the tensor that ``x`` is passed on from."""
     while x.op.type in _PASSED_ON:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from dlqat_tf.quantizers.rematerialize import rematerialize
+from dlqat_tf.quantizers.rematerialize import is_of_norm, product_with_norm, rematerialize
 
 # The bounds of the gradient kernel below are inclusive; these make them exclusive.
 _ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
@@ -215,20 +215,23 @@ def clip_and_round(
             # any more, and nothing of this waits while the layers below use the result.
             inside_end = limit * _JUST_BELOW
             of_norm = before is not x and before.op.type == "FusedBatchNormV3"
-            if open_ended or of_norm:
-                # One mask for both: a float32 norm's values lie at an end by chance only.
-                ends = (inside_low, inside_end) if open_ended else (low, limit)
-                inside = from_x = _where_between(upstream, before, *ends)
-                subtracted = tf.reduce_sum(inside * inner)
-            else:
-                inside = _where_between(upstream, before, inside_low, inside_end)
+            # One mask for both: a float32 norm's values lie at an end by chance only.
+            ends = (low, limit) if of_norm and not open_ended else (inside_low, inside_end)
+            inside = from_x = _where_between(upstream, before, *ends)
+            by_norm = calibrated and fused and is_of_norm(x)
+            if not by_norm:
                 subtracted = tf.reduce_sum(inside * inner)
                 with tf.control_dependencies([subtracted]):
-                    from_x = _where_between(upstream, before, low, limit)
-            with tf.control_dependencies([from_x, subtracted]):
-                from_alpha = tf.reduce_sum(upstream * outer) - subtracted
-            with tf.control_dependencies([from_alpha]):
-                return tf.identity(from_x), from_alpha / limit
+                    if not (open_ended or of_norm):
+                        from_x = _where_between(upstream, before, low, limit)
+                    from_x = tf.identity(from_x)
+            with tf.control_dependencies([from_x]):
+                everywhere = tf.reduce_sum(upstream * outer)
+            with tf.control_dependencies([everywhere]):
+                from_x = tf.identity(from_x)
+            if by_norm:
+                subtracted = product_with_norm(x, inner, from_x)
+            return from_x, (everywhere - subtracted) / limit
 
         return y, gradient
 

@@ -7,7 +7,14 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from dlqat_tf import CGPACT, PACT
-from dlqat_tf.quantizers.rematerialize import _source, _which_variance, rematerialize, replayed
+from dlqat_tf.quantizers.rematerialize import (
+    _source,
+    _which_variance,
+    is_of_norm,
+    product_with_norm,
+    rematerialize,
+    replayed,
+)
 
 FORWARD = {"Identity", "IdentityN", "AddV2", "QuantizeAndDequantizeV2", "forward"}
 
@@ -123,6 +130,26 @@ def test_what_two_gradients_read_is_computed_again_once_and_not_kept(policy):
             if any(c.name not in forward for c in op.outputs[0].consumers())
         ]
         assert len(kept) == 3  # which convolutions read
+
+
+@pytest.mark.parametrize("gain", [1.0, -3.0])
+def test_product_with_a_norm_by_hand(gain):
+    """3 and 7 are normalised to -1 and 1."""
+    x = tf.constant([3.0, 7.0], shape=(2, 1, 1, 1))
+    upstream = tf.constant([2.0, 5.0], shape=(2, 1, 1, 1))
+
+    @tf.function
+    def both(x, upstream):
+        y, *_ = tf.compat.v1.nn.fused_batch_norm(x, [gain], [-1.0], epsilon=1e-12)
+        passed = tf.identity(y)
+        assert is_of_norm(passed)
+        assert not is_of_norm(x)
+        total = product_with_norm(passed, passed, upstream)
+        return total, tf.gradients(total, [x, upstream])[1] - passed
+
+    total, difference = both(x, upstream)
+    assert float(total) == pytest.approx(2 * (-gain - 1) + 5 * (gain - 1))
+    np.testing.assert_array_equal(difference, np.zeros((2, 1, 1, 1)))
 
 
 def test_what_is_kept_is_not_computed_again():
