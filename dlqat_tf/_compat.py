@@ -1,4 +1,4 @@
-"""The one place that knows about Keras versions and about where the TFLite interpreter lives.
+"""The one place that knows about Keras versions and about what Keras is made to do otherwise.
 
 Larq and TF-MOT work with Keras 2 only. TensorFlow 2.16 and newer hand out Keras 3 unless
 ``TF_USE_LEGACY_KERAS`` is ``"1"`` when ``tf.keras`` is first used, so this module must run before
@@ -8,29 +8,19 @@ any other import of TensorFlow in the package.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
-import re
 import sys
-import tempfile
 import threading
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+
+from dlqat_tf._stderr import without_notes
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-_NOTES = re.compile(
-    rb"WARNING: All log messages before absl::InitializeLog|I0000 "
-    rb"|To enable the following instructions|E0000 .*failed call to cuInit"
-    rb"|INFO: Created TensorFlow Lite \w+ delegate"
-)
 _CALLING = threading.RLock()
-_DIVERTING = threading.RLock()
 _ACCEPTED = ("1", "true", "True")  # the only values that TensorFlow itself accepts
 
 
@@ -260,145 +250,6 @@ def with_lambdas():
     from tf_keras.src.saving.serialization_lib import SafeModeScope
 
     return SafeModeScope(False)
-
-
-def without_notes() -> contextlib.AbstractContextManager[None]:
-    """Leave out what TensorFlow writes about its own start.
-
-    Its log level does not reach what its libraries say while they are loaded, nor can it tell that
-    a missing GPU is no error. Whatever else is written to the standard error is passed on, and with
-    ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it.
-    """
-    return _sifted(tempfile.TemporaryFile)
-
-
-def silenced() -> contextlib.AbstractContextManager[None]:
-    """Leave out what is written to the standard error: TensorFlow's converter writes at length.
-
-    With ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it is passed on.
-    """
-    return _sifted(lambda: open(os.devnull, "r+b", buffering=0))
-
-
-@contextlib.contextmanager
-def _sifted(opened: Callable[[], IO[bytes]]) -> Iterator[None]:
-    """Divert the standard error; pass on what the file holds in the end, without notes."""
-    if os.environ.get(_LEVEL) == "0":
-        yield
-        return
-    text = b""
-    try:
-        with diverted(opened) as held:
-            try:
-                yield
-            finally:
-                text = held()
-    finally:
-        for line in text.splitlines(keepends=True):
-            if not _NOTES.match(line):
-                os.write(2, line)
-
-
-@contextlib.contextmanager
-def diverted(
-    opened: Callable[[], IO[bytes]] = tempfile.TemporaryFile,
-) -> Iterator[Callable[[], bytes]]:
-    """Write the process's standard error into a file, and give a function that returns what it has.
-
-    A process has one standard error, so other threads wait. One that is closed stays so.
-    """
-    with _DIVERTING:
-        try:
-            shown = os.dup(2)
-        except OSError:  # closed
-            shown = None
-        if shown is None:
-            yield lambda: b""
-            return
-        with opened() as held:
-
-            def text() -> bytes:
-                held.seek(0)
-                return held.read()
-
-            os.dup2(held.fileno(), 2)
-            try:
-                yield text
-            finally:
-                os.dup2(shown, 2)
-                os.close(shown)
-
-
-def tflite_interpreter(
-    model: str | Path | bytes, *, num_threads: int = 1, xnnpack: bool = True, allocate: bool = True
-):
-    """Open a TFLite interpreter, LiteRT's where ai-edge-litert is installed.
-
-    Args:
-        model: Path of a ``.tflite`` file, or its content.
-        num_threads: CPU threads the kernels may use.
-        xnnpack: Whether the XNNPACK delegate takes the operations that it can, TFLite's default.
-        allocate: Whether to allocate the tensors; without, only the file's structure is verified.
-
-    Returns:
-        An ``ai_edge_litert.interpreter.Interpreter``, or the ``tf.lite.Interpreter`` that it
-        replaces; when allocated ready for ``set_tensor``.
-
-    Raises:
-        FileNotFoundError: There is no file at ``model``.
-        ValueError: It is not a whole .tflite file.
-        RuntimeError: It has operations that TFLite does not know.
-    """
-    opener, resolvers = _interpreter_classes()
-    if isinstance(model, bytes):
-        source: dict[str, str | bytes] = {"model_content": model}
-    else:
-        if not Path(model).is_file():
-            raise FileNotFoundError(f"Expected a .tflite file, found nothing at {model}.")
-        source = {"model_path": str(model)}
-    with warnings.catch_warnings():
-        # Whether ai-edge-litert is installed is the user's choice, and need not be advised.
-        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
-        interpreter = opener(
-            **source,
-            num_threads=num_threads,
-            experimental_op_resolver_type=resolvers.AUTO
-            if xnnpack
-            else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
-    if allocate:
-        with without_notes():
-            interpreter.allocate_tensors()
-    return interpreter
-
-
-def tflite_version() -> str:
-    """Return what :func:`tflite_interpreter` opens, for reports."""
-    import tensorflow as tf
-
-    if _litert() is None:
-        return f"TFLite {tf.__version__}"
-    return f"LiteRT {importlib.import_module('ai_edge_litert').__version__}"
-
-
-def _interpreter_classes() -> tuple[Any, Any]:
-    """Return the class of interpreters and that of their resolvers."""
-    import tensorflow as tf
-
-    litert = _litert()
-    if litert is None:
-        return tf.lite.Interpreter, tf.lite.experimental.OpResolverType
-    return litert.Interpreter, litert.OpResolverType
-
-
-def _litert() -> ModuleType | None:
-    """Return LiteRT's module of interpreters, None where ai-edge-litert is not installed."""
-    try:
-        return importlib.import_module("ai_edge_litert.interpreter")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "ai_edge_litert":
-            raise
-        return None
 
 
 require_legacy_keras()

@@ -7,8 +7,8 @@ import io
 import sys
 from collections.abc import Iterator
 
-from dlqat_tf._compat import without_notes
 from dlqat_tf._host import reason_of
+from dlqat_tf._stderr import without_notes
 
 import tensorflow as tf  # isort: skip
 

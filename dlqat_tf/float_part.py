@@ -15,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import in_inference, silenced, tflite_interpreter, unrolled
+from dlqat_tf._compat import in_inference, unrolled
+from dlqat_tf._litert import tflite_interpreter
+from dlqat_tf._stderr import silenced
 from dlqat_tf.graph import apply, tensors_of
 
 _RANDOM = {

@@ -2,16 +2,11 @@
 
 import collections
 import concurrent.futures
-import importlib.metadata
 import os
 import subprocess
 import sys
-import threading
-import time
 import types
-import warnings
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -130,72 +125,6 @@ def test_copies_are_called_in_one_thread_only():
     assert relu(inputs).node.layer is relu
 
 
-@pytest.fixture(scope="module")
-def doubling():
-    """A file that computes 2x."""
-    function = tf.function(lambda x: 2.0 * x, input_signature=[tf.TensorSpec((3,))])
-    return tf.lite.TFLiteConverter.from_concrete_functions(
-        [function.get_concrete_function()]
-    ).convert()
-
-
-@pytest.fixture(params=["tensorflow", "ai_edge_litert"])
-def library(request, monkeypatch):
-    """Where interpreters come from."""
-    if request.param == "ai_edge_litert":
-        pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
-    else:
-        monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    return request.param
-
-
-def test_interpreter_opens_a_path_and_bytes_without_a_warning(doubling, tmp_path, library):
-    path = tmp_path / "doubling.tflite"
-    path.write_bytes(doubling)
-    for source in (doubling, path, str(path)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            interpreter = _compat.tflite_interpreter(source)
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.float32([1, 2, 3]))
-        interpreter.invoke()
-        output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        np.testing.assert_array_equal(output, [2, 4, 6])
-        assert type(interpreter).__module__.startswith(library)
-    version = importlib.metadata.version(library.replace("_", "-"))
-    assert _compat.tflite_version().split() == [
-        {"tensorflow": "TFLite", "ai_edge_litert": "LiteRT"}[library],
-        version,
-    ]
-
-
-def test_an_installation_of_litert_that_lacks_something_is_no_reason_for_another(monkeypatch):
-    def broken(name):
-        raise ModuleNotFoundError("No module named 'ml_dtypes'", name="ml_dtypes")
-
-    monkeypatch.setattr(_compat.importlib, "import_module", broken)
-    with pytest.raises(ModuleNotFoundError, match="ml_dtypes"):
-        _compat.tflite_version()
-
-
-def test_interpreter_threads(doubling, monkeypatch):
-    received = []
-    original = tf.lite.Interpreter
-    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    monkeypatch.setattr(
-        tf.lite,
-        "Interpreter",
-        lambda **kwargs: received.append(kwargs["num_threads"]) or original(**kwargs),
-    )
-    _compat.tflite_interpreter(doubling)
-    _compat.tflite_interpreter(doubling, num_threads=2)
-    assert received == [1, 2]
-
-
-def test_interpreter_without_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found nothing at .*missing\.tflite"):
-        _compat.tflite_interpreter(tmp_path / "missing.tflite")
-
-
 def test_files_of_keras_3_are_told_apart(tmp_path):
     import keras
 
@@ -216,69 +145,6 @@ def test_files_of_keras_3_are_told_apart(tmp_path):
     _compat.check_keras_2_file(path)
     path.write_bytes(b"no archive")
     _compat.check_keras_2_file(path)  # others say so
-
-
-def test_only_notes_are_left_out(capfd, monkeypatch):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
-    note, error = b"I0000 00:00:1.2 1 port.cc:153] on\n", b"E0000 00:00:1.2 1 file.cc:1] wrong\n"
-    with _compat.without_notes():
-        os.write(2, note + error)
-    assert capfd.readouterr().err == error.decode()
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    with _compat.without_notes():
-        os.write(2, note + error)
-    assert capfd.readouterr().err == (note + error).decode()
-
-
-def test_what_is_silenced_is_written_at_level_0_only(capfd, monkeypatch):
-    for level, expected in (("1", "after\n"), ("0", "inside\nafter\n")):
-        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
-        with _compat.silenced():
-            os.write(2, b"inside\n")
-        os.write(2, b"after\n")
-        assert capfd.readouterr().err == expected
-
-
-def test_threads_divert_the_standard_error_one_after_the_other(capfd):
-    entered, said = threading.Barrier(2), {}
-
-    def work(name):
-        entered.wait()
-        with _compat.diverted() as held:
-            os.write(2, name)
-            time.sleep(0.1)
-            said[name] = held()
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in (b"first", b"second")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert said == {b"first": b"first", b"second": b"second"}
-    os.write(2, b"after")
-    assert capfd.readouterr().err == "after"
-
-
-def test_a_standard_error_that_is_closed_stays_so(monkeypatch):
-    def closed(_):
-        raise OSError("Bad file descriptor")
-
-    monkeypatch.setattr(os, "dup", closed)
-    for diverting in (_compat.diverted, _compat.without_notes, _compat.silenced):
-        with diverting() as held:
-            assert held is None or held() == b""
-
-
-def test_what_was_held_is_passed_on_after_an_error(capfd, monkeypatch):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
-
-    def fail():
-        os.write(2, b"why")
-        raise KeyError
-
-    with pytest.raises(KeyError), _compat.without_notes():
-        fail()
-    assert capfd.readouterr().err == "why"
 
 
 def test_synchronized_norms_of_values_that_differ_little():

@@ -2,7 +2,7 @@
 
 AREAS = (
     (
-        ("dlqat_tf._compat", "dlqat_tf._deferred", "dlqat_command.environment"),
+        ("dlqat_tf._compat", "dlqat_tf._deferred", "dlqat_tf._litert", "dlqat_command.environment"),
         "Environment",
         "The packages that are installed do not go together, or something imported Keras 3 before "
         "`dlqat_tf`. Run `dlqat env`: it lists the versions and says which of them is wrong. "

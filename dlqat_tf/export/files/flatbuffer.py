@@ -10,8 +10,8 @@ import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf._host import check_name, clear_partial, replacing, target_of
+from dlqat_tf._litert import tflite_interpreter
 from dlqat_tf.export.files.verify import number_of, problems
 from dlqat_tf.export.integer.errors import ExportError
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._litert import tflite_interpreter
 from dlqat_tf.export.files.file_builder import FileBuilder
 from dlqat_tf.export.files.inputs import zero_point
 from dlqat_tf.export.integer.nodes import Island

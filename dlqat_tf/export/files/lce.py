@@ -10,8 +10,8 @@ import tensorflow as tf
 from flatbuffers import flexbuffers
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import without_notes
 from dlqat_tf._progress import progress, say
+from dlqat_tf._stderr import without_notes
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.assembly import (
     Built,

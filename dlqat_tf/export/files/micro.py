@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import diverted
+from dlqat_tf._stderr import diverted
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.verify import BITS, elements
 from dlqat_tf.export.integer.errors import ExportError

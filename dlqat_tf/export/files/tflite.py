@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._litert import tflite_interpreter
 from dlqat_tf._progress import progress, say
 from dlqat_tf.export.files.assembly import (
     Built,

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter, tflite_version
 from dlqat_tf._host import cpu_name
+from dlqat_tf._litert import tflite_interpreter, tflite_version
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.lce import open_interpreter
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dlqat_tf._compat import silenced
+from dlqat_tf._stderr import silenced
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.verify import elements
 from dlqat_tf.export.integer.errors import ExportError

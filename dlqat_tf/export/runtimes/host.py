@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._compat import tflite_interpreter, tflite_version
+from dlqat_tf._litert import tflite_interpreter, tflite_version
 from dlqat_tf.export.files import flatbuffer, lce
 from dlqat_tf.export.files.micro import MicroInterpreter
 from dlqat_tf.export.integer.errors import ExportError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import dlqat_tf
 from dlqat_tf import CGPACT, InputQuantizer, Preprocessing
-from dlqat_tf._compat import tflite_interpreter
+from dlqat_tf._litert import tflite_interpreter
 from dlqat_tf.export import ExportError, lower, parity, to_lce, to_tflite
 from dlqat_tf.export.files.inputs import arrays_of, check_lookups, input_types
 from dlqat_tf.export.files.tflite import _opened, build

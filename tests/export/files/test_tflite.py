@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dlqat_tf
-from dlqat_tf._compat import tflite_interpreter
 from dlqat_tf._host import replacing
+from dlqat_tf._litert import tflite_interpreter
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.runtimes.host import runner

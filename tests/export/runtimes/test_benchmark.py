@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlqat_tf._compat import tflite_version
 from dlqat_tf._host import write_whole
+from dlqat_tf._litert import tflite_version
 from dlqat_tf.export.runtimes.benchmark import REFERENCE_KERNEL, benchmark
 from dlqat_tf.report import check_target
 
