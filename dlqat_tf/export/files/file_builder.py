@@ -154,6 +154,11 @@ class FileBuilder:
                 tensor.shape = np.array([size, *tensor.shape[1:]], np.int32)
             tensor.shapeSignature = None
 
+    def number_of(self, operator: schema.OperatorT) -> int:
+        """Return the number of an operation in the schema's ``BuiltinOperator``."""
+        number, _, _ = list(self._codes)[operator.opcodeIndex]
+        return number
+
     def _code(self, number: int, custom: str | None, version: int) -> int:
         return self._codes.setdefault((number, custom, version), len(self._codes))
 

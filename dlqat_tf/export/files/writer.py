@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf.export.files.chains import break_chains
 from dlqat_tf.export.files.flatbuffer import parsed
 from dlqat_tf.export.files.float_writer import FloatWriter
 from dlqat_tf.export.files.functions import has_integer_form, options_of, run_on_tflite
@@ -92,6 +93,7 @@ class Writer(FloatWriter):
             self.file.fix_batch(self.batch_size)
         names = [node.name.removesuffix(OUTPUT) for node in self.network.outputs]
         named = list(zip(names, outputs, strict=True))
+        break_chains(self.file)
         return self.file.finish(self.inputs, named, {METADATA: encoded})
 
     def node(self, node: Node) -> None:
