@@ -85,7 +85,7 @@ class _MarginLoss(tf.keras.losses.Loss):
             f"{self._expectation} Received predictions",
             logits,
         )
-        logits = _require(logits, right_predictions, right_labels)
+        logits = _require(logits, right_predictions, *right_labels)
         targets = self.logits_and_targets(logits, labels)
         return margin_cross_entropy(labels, *targets) + self.penalty(labels, logits)
 
@@ -97,8 +97,11 @@ class _MarginLoss(tf.keras.losses.Loss):
             labels = tf.cast(labels, tf.float32)
             sums = tf.reduce_sum(labels, axis=1)
             sum_to_1 = f"{self.name} expected soft labels that sum to 1 for each image."
-            is_right = tf.reduce_all(tf.abs(sums - 1.0) < 1e-3)
-            return labels, (is_right, f"{sum_to_1} Received sums", sums)
+            not_negative = f"{self.name} expected soft labels of at least 0. Received labels"
+            return labels, [
+                (tf.reduce_all(labels > -1e-3), not_negative, labels),
+                (tf.reduce_all(tf.abs(sums - 1.0) < 1e-3), f"{sum_to_1} Received sums", sums),
+            ]
         if labels.shape.rank != 1:
             raise ValueError(
                 f"{self.name} expected labels of shape (batch,), (batch, 1) or "
@@ -107,11 +110,9 @@ class _MarginLoss(tf.keras.losses.Loss):
         whole = tf.cast(labels, tf.int32)
         # Out of range is an error on the CPU but a silent NaN on a GPU, so look ourselves.
         are_classes = (whole >= 0) & (whole < classes) & (tf.cast(whole, labels.dtype) == labels)
-        return whole, (
-            tf.reduce_all(are_classes),
-            f"{self.name} expected labels from 0 to {classes - 1}, whole numbers. Received labels",
-            labels if labels.dtype.is_floating else whole,
-        )
+        expectation = f"{self.name} expected labels from 0 to {classes - 1}, whole numbers."
+        values = labels if labels.dtype.is_floating else whole
+        return whole, [(tf.reduce_all(are_classes), f"{expectation} Received labels", values)]
 
     def _check_head(self, predictions) -> None:
         head = head_of(predictions)
@@ -199,8 +200,8 @@ class AMSLoss(_MarginLoss):
         ValueError: ``margin`` or ``scale`` is out of range; when the first step is traced, the
             predictions are those of another head or labels have another shape.
         tf.errors.InvalidArgumentError: At the first batch, when predictions leave [-1, 1], labels
-            leave [0, classes) or soft ones do not sum to 1. Under XLA (``jit_compile=True``), which
-            drops assertions, the loss is NaN instead.
+            leave [0, classes), or soft ones are negative or do not sum to 1. Under XLA
+            (``jit_compile=True``), which drops assertions, the loss is NaN instead.
     """
 
     head = "CosineHead"
@@ -266,8 +267,8 @@ class GMLoss(_MarginLoss):
         ValueError: ``alpha``, ``likelihood_weight`` or ``fit_power`` is negative; when the first
             step is traced, the predictions are those of another head or labels have another shape.
         tf.errors.InvalidArgumentError: At the first batch, when predictions are positive, labels
-            leave [0, classes) or soft ones do not sum to 1. Under XLA (``jit_compile=True``), which
-            drops assertions, the loss is NaN instead.
+            leave [0, classes), or soft ones are negative or do not sum to 1. Under XLA
+            (``jit_compile=True``), which drops assertions, the loss is NaN instead.
     """
 
     head = "GaussianMixtureHead"

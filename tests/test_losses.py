@@ -297,6 +297,13 @@ def test_soft_labels_that_do_not_sum_to_1(loss, shares):
     assert np.isfinite(loss(np.float32([[0.5, 0.4995, 0]]), predictions(loss, batch=1)))
 
 
+@pytest.mark.parametrize("loss", [AMSLoss(), GMLoss()])
+def test_soft_labels_below_0(loss):
+    sentence = f"{loss.name} expected soft labels of at least 0. Received labels from -0.5 to 1.5"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=sentence):
+        loss(np.float32([[1, 0, 0], [1.5, -0.5, 0.0]]), predictions(loss, batch=2))
+
+
 @pytest.mark.parametrize("labels", [[0.0, 0.5], np.int64([0, 2**32])])
 def test_labels_that_are_no_classes(labels):
     with pytest.raises(tf.errors.InvalidArgumentError, match="labels from 0 to 2, whole numbers"):
@@ -317,6 +324,7 @@ def test_the_sentence_of_an_eager_check():
         (GaussianMixtureHead, GMLoss(), [0, 3], "expected labels from 0 to 2"),
         (CosineHead, AMSLoss(), [0, -1], "expected labels from 0 to 2"),
         (CosineHead, AMSLoss(), [[0, 0, 1], [0, 1, 1]], "expected soft labels that sum to 1"),
+        (CosineHead, AMSLoss(), [[0, 0, 1], [0, -1, 2]], "expected soft labels of at least 0"),
         (tf.keras.layers.Dense, GMLoss(), [0, 2], "expected negated distances of zero or below"),
         (tf.keras.layers.Dense, AMSLoss(), [0, 2], r"expected cosines in \[-1, 1\]"),
     ],

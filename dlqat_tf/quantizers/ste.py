@@ -195,6 +195,8 @@ def clip_and_round(
         float32 tensor of the shape of ``x``, exactly ``code * (alpha / h)``. NaN stays NaN.
     """
     codes = codes_of(bits, signed, zero_point)
+    # XLA compiles a function's gradient with it, which may be built after it, elsewhere.
+    where_between = _where_between_in_xla if in_xla() else _where_between
 
     @tf.custom_gradient
     def quantize(x, alpha):
@@ -217,13 +219,13 @@ def clip_and_round(
             of_norm = before is not x and before.op.type == "FusedBatchNormV3"
             # One mask for both: a float32 norm's values lie at an end by chance only.
             ends = (low, limit) if of_norm and not open_ended else (inside_low, inside_end)
-            inside = from_x = _where_between(upstream, before, *ends)
+            inside = from_x = where_between(upstream, before, *ends)
             by_norm = calibrated and fused and is_of_norm(x)
             if not by_norm:
                 subtracted = tf.reduce_sum(inside * inner)
                 with tf.control_dependencies([subtracted]):
                     if not (open_ended or of_norm):
-                        from_x = _where_between(upstream, before, low, limit)
+                        from_x = where_between(upstream, before, low, limit)
                     from_x = tf.identity(from_x)
             with tf.control_dependencies([from_x]):
                 everywhere = tf.reduce_sum(upstream * outer)
@@ -242,11 +244,16 @@ def clip_and_round(
 def _where_between(upstream, x, low, high):
     """Return ``upstream`` where ``low <= x <= high``, else 0, as a function of ``upstream``."""
     upstream, x, low, high = map(tf.stop_gradient, (upstream, x, low, high))
-    if in_xla():
-        selected = tf.where((x >= low) & (x <= high), upstream, 0.0)
-    else:
-        # The same by one kernel in less than half of the time; XLA does not know it.
-        selected = tf.raw_ops.QuantizeAndDequantizeV4Grad(
-            gradients=upstream, input=x, input_min=low, input_max=high
-        )[0]
+    selected = tf.raw_ops.QuantizeAndDequantizeV4Grad(
+        gradients=upstream, input=x, input_min=low, input_max=high
+    )[0]
     return selected, lambda again: (_where_between(again, x, low, high), None, None, None)
+
+
+def _where_between_in_xla(upstream, x, low, high):
+    """Return the same where XLA compiles, which does not know that kernel.
+
+    Other kernels take twice as long.
+    """
+    x, low, high = map(tf.stop_gradient, (x, low, high))
+    return tf.where((x >= low) & (x <= high), upstream, 0.0)

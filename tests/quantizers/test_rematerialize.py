@@ -197,6 +197,28 @@ def test_xla_compiles_the_backward_pass():
         assert np.linalg.norm(one - other) <= 1e-3 * np.linalg.norm(other) + 1e-6
 
 
+@pytest.mark.parametrize("outer", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_xla_compiles_the_gradient_of_what_it_compiled(outer):
+    """The tape is outside, where nothing tells that XLA compiles the gradient with the function."""
+    tf.keras.utils.set_random_seed(0)
+    model = residual(8)
+    alphas = [each for each in model.trainable_variables if "alpha" in each.name]
+    images = tf.constant(np.random.default_rng(0).random((8, 6, 6, 3)), tf.float32)
+
+    def loss(images):
+        return tf.reduce_mean(tf.square(model(images, training=True) - 1.0))
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            value = function(images)
+        return tape.gradient(value, alphas)
+
+    compiled = tf.function(loss, jit_compile=True)
+    np.testing.assert_allclose(
+        outer(lambda: gradients(compiled))(), gradients(loss), rtol=1e-3, atol=1e-6
+    )
+
+
 # Of one channel, at first, when they have followed the batches, and from other batches.
 AVERAGES = {"fresh": (0.0, 1.0), "settled": (10.0, 5.0), "stale": (-1e3, 1e6)}
 
