@@ -169,7 +169,7 @@ def get(name: str) -> Method:
     Raises:
         ValueError: There is none; the message has close names.
     """
-    if name in _methods:
+    if isinstance(name, str) and name in _methods:
         return _methods[name]
     close = difflib.get_close_matches(str(name).lower(), _methods, n=3, cutoff=0.4)
     raise ValueError(

@@ -16,6 +16,7 @@ from dlqat_tf.costs import LayerSummary, Macs, Walk
 from dlqat_tf.export.files import lce, tflite
 from dlqat_tf.export.files.census import count
 from dlqat_tf.export.integer.errors import ExportError
+from dlqat_tf.export.integer.kernels import DEPTHWISE
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Weighted
@@ -195,8 +196,9 @@ def predict(model: tf.keras.Model, files: Iterable[str] = FILES) -> SummaryRepor
     built, bytes_by_layer, assumed = _files(model, files)
     for name, sizes in bytes_by_layer.items():
         for layer in walk.layers:
-            if layer.layer in sizes:
-                layer.bytes[name] = sizes[layer.layer]
+            parts = [each for each in (layer.layer, layer.layer + DEPTHWISE) if each in sizes]
+            if parts:
+                layer.bytes[name] = sum(sizes[each] for each in parts)
     storage = [
         StorageSummary(
             name,
@@ -277,14 +279,22 @@ def _files(
 
 
 def _as_if_trained(network: IntegerNetwork) -> IntegerNetwork:
-    """Change the constants of batch norms and biases: files store equal ones only once."""
+    """Change the constants of batch norms and biases: files store equal ones only once.
+
+    Calls of a layer that share these go on sharing them.
+    """
     generator = np.random.default_rng(0)
-    nodes = []
+    nodes, moves = [], {}
     for node in network:
         if isinstance(node, Weighted) and node.bias_sources:
-            node = replace(node, bias=node.bias + generator.normal(size=node.bias.shape))
+            if node.bias_sources not in moves:
+                moves[node.bias_sources] = (
+                    generator.normal(size=node.bias.shape),
+                    generator.uniform(0.5, 1.5, node.bias.shape),
+                )
+            offset, gain = moves[node.bias_sources]
+            node = replace(node, bias=node.bias + offset)
             if node.step is not None:
-                gain = generator.uniform(0.5, 1.5, node.step.shape)
                 node = replace(node, step=np.asarray(node.step * gain, np.float32))
         nodes.append(node)
     return IntegerNetwork(tuple(nodes))

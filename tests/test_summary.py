@@ -6,7 +6,13 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT, InputQuantizer, LinearHead, SATWeights, resnet18, summary
 from dlqat_tf.export import ExportError, to_lce, to_tflite
-from tests.export.networks import convolution, depthwise, images_for, randomize
+from tests.export.networks import (
+    convolution,
+    depthwise,
+    images_for,
+    randomize,
+    siamese_network,
+)
 
 layers = tf.keras.layers
 
@@ -127,6 +133,14 @@ def test_sizes_are_those_of_the_files(tmp_path):
         assert untrained[name].file_bytes == pytest.approx(content.file_bytes, rel=0.02)
         assert trained[name].weight_bytes == sum(layer.bytes for layer in content.layers)
         assert trained[name].peak_activation_bytes == content.peak_activation_bytes
+
+
+def test_calls_of_a_layer_share_their_constants(tmp_path):
+    model = siamese_network()
+    found = storage(summary(model))
+    for name, write in (("int8", to_tflite), ("lce", to_lce)):
+        content = write(randomize(model), tmp_path / f"{name}.tflite", snap=False).census
+        assert found[name].file_bytes == pytest.approx(content.file_bytes, rel=0.005)
 
 
 def test_files_that_need_images_have_a_size_and_say_so(tmp_path):

@@ -137,7 +137,7 @@ def quantize(
     say("reads the model")
     network = Network(
         model,
-        Overrides(overrides or {}),
+        Overrides({} if overrides is None else overrides),
         head,
         widths,
         preprocessing=preprocessing,

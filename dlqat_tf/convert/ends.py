@@ -32,7 +32,8 @@ def kinds_of(head, names: list[str]) -> list[str | None]:
         ConversionError: It is not as there.
     """
     by_name = head if isinstance(head, dict) else dict.fromkeys(names, head)
-    unknown = [kind for kind in by_name.values() if kind is not None and kind not in HEADS]
+    known = (None, *HEADS)
+    unknown = [kind for kind in by_name.values() if kind not in known]
     if unknown:
         raise ConversionError(
             f"Expected head to be one of {', '.join(HEADS)}, or None. Received: head={head!r}."

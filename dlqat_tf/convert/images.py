@@ -63,6 +63,11 @@ class Data:
                 f"the model, or a batched tf.data.Dataset. Received: {shown}."
             )
         for i, tensor in enumerate(model.inputs):  # to the type that Keras would cast them to
+            if self.arrays[i].dtype.kind in "cSUO" and tensor.dtype != tf.string:
+                raise ConversionError(
+                    f"Expected images of numbers for the input {tensor.node.layer.name!r}. "
+                    f"Received: {self.arrays[i].dtype}."
+                )
             self.arrays[i] = self.arrays[i].astype(tensor.dtype.as_numpy_dtype, copy=False)
             if tensor.dtype.is_floating and not np.isfinite(self.arrays[i]).all():
                 raise ConversionError(

@@ -63,14 +63,10 @@ def compared(
     values = {form: each[:, None] if each.ndim == 1 else each for form, each in values.items()}
     best = {form: _decisions(each, border) for form, each in values.items()}
     count, decisions = next(iter(best.values())).shape
-    if labels is not None and np.size(labels) != count * decisions:
-        raise ExportError(
-            f"Expected {count * decisions} labels for {count} images of the output {name!r}. "
-            f"Received: {np.size(labels)}."
-        )
     top1 = {}
     if labels is not None:
-        expected = np.reshape(labels, (count, decisions))
+        scores = next(iter(values.values())).shape[-1]
+        expected = _classes(name, labels, (count, decisions), max(scores, 2))
         top1 = {form: 100.0 * float(np.mean(each == expected)) for form, each in best.items()}
     unit = {form: _normalised(each) for form, each in values.items()}
     difference = {}
@@ -123,6 +119,30 @@ def mean_of(outputs: Sequence[OutputParity]) -> dict[str, float]:
     labelled = [each.top1 for each in outputs if each.top1]
     forms = labelled[0] if labelled else {}
     return {form: float(np.mean([each[form] for each in labelled])) for form in forms}
+
+
+def _classes(name: str, labels, shape: tuple[int, int], classes: int) -> np.ndarray:
+    """Return the labels of an output in the shape (images, decisions).
+
+    Positions of images may have another number, where there is nothing to tell apart.
+    """
+    found, (count, decisions) = np.asarray(labels), shape
+    if found.size != count * decisions:
+        raise ExportError(
+            f"Expected {count * decisions} labels for {count} images of the output {name!r}. "
+            f"Received: {found.size}."
+        )
+    if found.dtype.kind not in "biuf" or np.any(found != np.rint(found)):
+        raise ExportError(
+            f"Expected labels of the output {name!r} to be classes, integers. Received: "
+            f"{found.dtype}{' with fractions or NaN' if found.dtype.kind == 'f' else ''}."
+        )
+    if decisions == 1 and (found.min() < 0 or found.max() >= classes):
+        raise ExportError(
+            f"Expected labels of the output {name!r} from 0 to {classes - 1}. Received: "
+            f"{found.min():g} to {found.max():g}."
+        )
+    return found.reshape(shape)
 
 
 def _decisions(values: np.ndarray, border: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,8 @@ def parity(
             runtime is not installed or refuses the file.
     """
     for name, value in dict(layer_images=layer_images, batch_size=batch_size).items():
-        if value < 1:
-            raise ExportError(f"Expected {name} of at least 1. Received: {value}.")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ExportError(f"Expected {name} of at least 1. Received: {value!r}.")
     content = flatbuffer.read(path)
     record = _record(content, path)
     runtime = chosen(runtime, content, record["kernels"], path)

@@ -108,6 +108,8 @@ def choose_bits(
             f"Expected at least {FEWEST_PROBES} probes, an integer, for a standard error. "
             f"Received: {probes!r}."
         )
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"Expected seed to be an integer of at least 0. Received: {seed!r}.")
     budgets = _budgets(size, bit_operations, latency)
     weight_widths = _widths("weight_bits", weight_bits)
     activation_widths = _widths("activation_bits", activation_bits)
@@ -193,12 +195,13 @@ def _budgets(size, bit_operations, latency) -> dict[str, float]:
     budgets: dict[str, float] = dict(size or {})
     unknown = set(budgets) - set(SIZES)
     if unknown:
-        raise ValueError(f"{expected} Received: {', '.join(map(repr, sorted(unknown)))}.")
+        raise ValueError(f"{expected} Received: {', '.join(sorted(map(repr, unknown)))}.")
     if bit_operations is not None:
         budgets[BIT_OPERATIONS] = bit_operations
     if latency is not None:
         is_pair = isinstance(latency, (tuple, list)) and len(latency) == 2
-        if not is_pair or not isinstance(latency[1], dict):
+        is_pair = is_pair and isinstance(latency[1], dict)
+        if not is_pair or not all(isinstance(each, dict) for each in latency[1].values()):
             raise ValueError(
                 "Expected latency to be a time and a dict of each layer's times. Received: "
                 f"{latency!r}."

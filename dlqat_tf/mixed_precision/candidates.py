@@ -80,7 +80,7 @@ class Candidates:
         if unknown:
             raise ValueError(
                 f"Expected latencies by layer, of {', '.join(self._weighted)}. Received: "
-                f"{', '.join(map(repr, sorted(unknown)))}."
+                f"{', '.join(sorted(map(repr, unknown)))}."
             )
 
     def _rules(self, activation_bits: int) -> dict:

@@ -83,6 +83,8 @@ def test_several_outputs_train_and_export(tmp_path):
         ("gml", r"one output.*for head='gml'.*3, kind, shade, box\. Say.*\{'kind': 'gml', 'shade'"),
         ({"kinds": "gml"}, r"output name, of kind, shade, box\. Received: 'kinds'"),
         ({"kind": "softmax"}, "Expected head to be one of linear, cosine, gml"),
+        ({"kind": ["gml"]}, r"Expected head to be one of linear, cosine, gml.*\['gml'\]"),
+        (["gml"], r"Expected head to be one of linear, cosine, gml.*head=\['gml'\]"),
     ],
 )
 def test_what_is_no_head_of_these_outputs(head, message):

@@ -150,6 +150,8 @@ def test_datasets_of_several_inputs():
         (dict(images=dataset(PIXELS / 255, np.eye(3)[LABELS])), r"float64 of shape \(40, 3\)"),
         (dict(images=dataset(PIXELS / 255, LABELS + 1)), "labels from 0 to 2"),
         (dict(images=dataset(PIXELS)), "Received: 0 to 255"),
+        (dict(images=PIXELS.astype(str)), r"images of numbers for the input .*Received: <U3\."),
+        (dict(images=PIXELS * 1j), r"images of numbers for the input .*Received: complex128\."),
         (dict(images=iter([PIXELS])), r"batched tf\.data\.Dataset\. Received: \['list_iterator'\]"),
     ],
 )

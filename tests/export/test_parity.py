@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import larq as lq
 import numpy as np
@@ -262,15 +263,45 @@ def test_labels_must_fit(exported):
         parity(model, report.path, images_for(model, 4), np.zeros(3))
 
 
-@pytest.mark.parametrize("name", ["batch_size", "layer_images"])
-def test_at_least_one_image_at_once(exported, name):
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array(["0", "1", "2", "3"]), "to be classes, integers. Received: <U1"),
+        (np.array([0.5, 1, 2, 3]), "to be classes, integers. Received: float64 with fractions"),
+        (np.array([0, 1, 2, np.nan]), "to be classes, integers. Received: float64 with"),
+        (np.array([1, 2, 3, 10]), "from 0 to 4. Received: 1 to 10"),
+        (np.array([-1, 2, 3, 4]), "from 0 to 4. Received: -1 to 4"),
+    ],
+    ids=str,
+)
+def test_labels_are_classes(exported, labels, message):
     model, report = exported
-    with pytest.raises(ExportError, match=f"Expected {name} of at least 1. Received: 0"):
-        parity(model, report.path, images_for(model, 4), **{name: 0})
+    with pytest.raises(ExportError, match=message):
+        parity(model, report.path, images_for(model, 4), labels)
+
+
+@pytest.mark.parametrize("value", [0, "4", 1.5, None, True, []])
+@pytest.mark.parametrize("name", ["batch_size", "layer_images"])
+def test_at_least_one_image_at_once(exported, name, value):
+    model, report = exported
+    message = re.escape(f"Expected {name} of at least 1. Received: {value!r}")
+    with pytest.raises(ExportError, match=message):
+        parity(model, report.path, images_for(model, 4), **{name: value})
+
+
+@pytest.mark.parametrize("path", [None, 3, [], b"model.tflite"])
+def test_what_is_no_path(exported, path):
+    model, _ = exported
+    message = f"the path of a .tflite file, .*Received: {type(path).__name__}"
+    for read in (lambda: parity(model, path, images_for(model, 4)), lambda: census(path)):
+        with pytest.raises(ExportError, match=message):
+            read()
 
 
 def test_images_that_are_no_numbers(exported):
     model, report = exported
+    with pytest.raises(ExportError, match=r"float ones in \[0, 1\].*Received: <U3\."):
+        parity(model, report.path, np.full((2, 6, 6, 3), "0.5"))
     with pytest.raises(ExportError, match=r"float ones in \[0, 1\].*nan"):
         parity(model, report.path, np.full((2, 6, 6, 3), np.nan, np.float32))
 

@@ -227,16 +227,25 @@ def checked_count(name: str, value, otherwise: str = "") -> int:
     return int(value)
 
 
+def check_flag(name: str, value) -> None:
+    """Raise ExportError where ``value`` is neither True nor False: "no" would count as yes."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ExportError(f"Expected {name} to be True or False. Received: {name}={value!r}.")
+
+
 def check_choice(name: str, value, expected: tuple[str, ...]) -> None:
     """Raise ExportError where ``value`` is not one of ``expected``."""
-    if value not in expected:
+    if not isinstance(value, str) or value not in expected:
         raise ExportError(
             f"Expected {name} to be one of {', '.join(expected)}. Received: {name}={value!r}."
         )
 
 
-def targets_of(path: Path, snap: bool, force: bool) -> list[Path]:
+def targets_of(path: str | Path, snap: bool, force: bool) -> list[Path]:
     """Return the files that an export writes: the .tflite and, if asked for, the snapped model."""
+    path = flatbuffer.checked_path(path)
+    check_flag("snap", snap)
+    check_flag("force", force)
     if path.suffix != ".tflite":
         raise ExportError(f"Expected a path that ends in .tflite. Received: {path}.")
     targets = [path, path.with_suffix(".snapped.keras")][: 2 if snap else 1]

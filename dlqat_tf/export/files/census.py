@@ -20,7 +20,11 @@ from dlqat_tf.export.files.verify import BITS, OPERATORS, elements, number_of
 from dlqat_tf.export.integer.errors import ExportError
 
 _BINARY_CONVOLUTION = "LceBconv2d"
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", _BINARY_CONVOLUTION)
+_TRANSPOSED = "TRANSPOSE_CONV"
+_WEIGHTED = (
+    *("CONV_2D", "DEPTHWISE_CONV_2D", _TRANSPOSED, "FULLY_CONNECTED"),
+    _BINARY_CONVOLUTION,
+)
 
 
 _TYPES = {v: k.lower() for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
@@ -134,7 +138,7 @@ def macs(model: schema.ModelT, operator: schema.OperatorT) -> int:
 def _macs(model: schema.ModelT, operator: schema.OperatorT) -> int:
     graph, name = model.subgraphs[0], operator_name(model, operator)
     output = elements(graph.tensors[int(operator.outputs[0])])
-    if name == "TRANSPOSE_CONV":  # weights and then the input, each value of which they spread
+    if name == _TRANSPOSED:  # weights and then the input, each value of which they spread
         weights, image = (graph.tensors[int(i)] for i in operator.inputs[1:3])
         return elements(image) * elements(weights) // int(weights.shape[3])
     if name == "BATCH_MATMUL":

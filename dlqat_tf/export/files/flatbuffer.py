@@ -106,15 +106,27 @@ def takes_any_number(tensor: schema.TensorT) -> bool:
     return signature is not None and len(signature) > 0 and signature[0] == -1
 
 
+def checked_path(path) -> Path:
+    """Return a path; raise ExportError where it is none, as where arguments changed places."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise ExportError(
+            "Expected the path of a .tflite file, a string or a pathlib.Path. Received: "
+            f"{type(path).__name__}."
+        ) from None
+
+
 def content(path: str | Path) -> bytes:
     """Return the bytes of a file.
 
     Raises:
         ExportError: There is no such file.
     """
+    path = checked_path(path)
     try:
         check_name(path)
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ExportError(f"Expected a .tflite file at {path}: {error.strerror or error}") from None
 

@@ -207,9 +207,12 @@ def _pixels(images: np.ndarray, node: Input) -> np.ndarray:
     if preprocessing not in (UNIT, RAW):
         ends = preprocessing.of_all_pixels(node.shape[-1])
         expected = f"prepared as {preprocessing}, from {ends.min():g} to {ends.max():g}"
+    shown = f"{images.dtype}"
+    if np.issubdtype(images.dtype, np.number):
+        shown += f" from {images.min()} to {images.max()}"
     raise ExportError(
         f"Expected uint8 images or float ones {expected} for the input {node.name!r}. Received: "
-        f"{images.dtype} from {images.min()} to {images.max()}."
+        f"{shown}."
     )
 
 

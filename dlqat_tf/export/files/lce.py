@@ -102,7 +102,6 @@ def to_lce(
     Raises:
         ExportError: An argument, the model or the folder is not as above. No file is left.
     """
-    path = Path(path)
     plane_limit = checked_count("plane_limit", plane_limit)
     check_choice("target", target, TARGETS)
     batch_size = checked_batch_size(batch_size)

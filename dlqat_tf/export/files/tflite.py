@@ -94,7 +94,6 @@ def to_tflite(
     Raises:
         ExportError: An argument, the model or the folder is not as above. No file is left.
     """
-    path = Path(path)
     check_choice("weights", weights, ("int8", "int4"))
     check_choice("kernels", kernels, ("xnnpack", "builtin"))
     check_choice("activations", activations, ("int8", "float32"))

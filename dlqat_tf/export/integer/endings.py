@@ -30,7 +30,8 @@ def wanted(model: tf.keras.Model, outputs: Outputs) -> list[str]:
     """
     names = model.output_names
     by_name = outputs if isinstance(outputs, dict) else dict.fromkeys(names, outputs)
-    if set(by_name) - set(names) or not set(by_name.values()) <= {None, "logits", "probabilities"}:
+    known = (None, "logits", "probabilities")
+    if set(by_name) - set(names) or any(each not in known for each in by_name.values()):
         raise ExportError(
             'Expected outputs to be "logits", "probabilities", or a dictionary of these by output '
             f"name, of {', '.join(names)}. Received: outputs={outputs!r}."

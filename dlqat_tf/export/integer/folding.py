@@ -160,6 +160,22 @@ def _as_depthwise(affine: Scaled, channels: int) -> Convolution:
     )
 
 
+def direct(nodes: list[Node]) -> list[Node]:
+    """Leave out sequences that are made of images, and made images of again, between layers."""
+    shapes, by_name = IntegerNetwork(tuple(nodes)).shapes, {node.name: node for node in nodes}
+    for node in nodes:
+        if not isinstance(node, Reshape):
+            continue
+        source = by_name[node.inputs[0]]
+        is_sequence = isinstance(source, Reshape) and len(source.shape) == 2
+        if is_sequence and shapes[source.inputs[0]] == shapes[node.name]:
+            nodes = _replaced(nodes, node.name, source.inputs[0])
+            nodes = [each for each in nodes if each.name != node.name]
+            if not any(source.name in each.inputs for each in nodes):
+                nodes = [each for each in nodes if each.name != source.name]
+    return nodes
+
+
 def simplified(nodes: list[Node]) -> list[Node]:
     """Put each activation directly after the convolution or add whose output it rounds.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import larq as lq
+import tensorflow as tf
 
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.network import IntegerNetwork
@@ -23,7 +24,9 @@ def check_float_call(call, name: str, training: bool | None) -> None:
     """
     layer = call.layer
     if any(isinstance(each, lq.quantizers.Quantizer) for each in layer.submodules):
-        reason = "it holds quantizers, and what was trained low-bit would run in float"
+        reason = "it holds quantizers, and what was trained low-bit would run in float. " + _advice(
+            layer
+        )
     elif training and layer._expects_training_arg:
         reason = "it is called with training=True"
     elif reads_mask(call):
@@ -31,6 +34,22 @@ def check_float_call(call, name: str, training: bool | None) -> None:
     else:
         return
     raise ExportError(f"Layer {name!r} ({type(layer).__name__}) cannot be exported: {reason}.")
+
+
+def _advice(layer) -> str:
+    """Return what to build in the place of a layer with quantizers that has no integer form."""
+    kind = type(layer).__name__
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return 'Integer kernels compute it with data_format="channels_last"'
+    if isinstance(layer, tf.keras.layers.Conv2DTranspose):
+        return (
+            "Integer kernels compute it without output_padding and dilation, and with "
+            'padding="same" where the kernel is larger than the strides in both directions or in '
+            "neither"
+        )
+    if kind.startswith("Quant"):
+        return f"Without quantizers, as Keras's {kind.removeprefix('Quant')}, it runs in float"
+    return "Without quantizers it runs in float"
 
 
 def gathered(nodes: list[Node]) -> list[Node]:

@@ -17,9 +17,10 @@ from dlqat_tf.canonical import (
     is_plain_transposed,
 )
 from dlqat_tf.canonical.lambdas import without_lambdas
+from dlqat_tf.canonical.part import BACK
 from dlqat_tf.endings import ending_of
 from dlqat_tf.export.integer.errors import ExportError
-from dlqat_tf.export.integer.folding import Scaled, folded, on_images, simplified
+from dlqat_tf.export.integer.folding import Scaled, direct, folded, on_images, simplified
 from dlqat_tf.export.integer.inputs import (
     Prepared,
     input_node,
@@ -29,6 +30,7 @@ from dlqat_tf.export.integer.inputs import (
     resolved,
 )
 from dlqat_tf.export.integer.islands import check_float_call, gathered
+from dlqat_tf.export.integer.kernels import SEPARABLE, SEQUENCES, kernels_of, spatial_of
 from dlqat_tf.export.integer.layers import RELUS, nodes_of
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import (
@@ -42,6 +44,7 @@ from dlqat_tf.export.integer.nodes import (
     Island,
     Node,
     Output,
+    Pad,
     ReLU,
     Reshape,
     TransposedConvolution,
@@ -52,11 +55,9 @@ from dlqat_tf.export.integer.reading import (
     NoIntegerForm,
     activation_of,
     head_of,
-    levels_of,
     norm_of,
     scaling_of,
     unsupported,
-    values_of,
 )
 from dlqat_tf.export.integer.shapes import output_shape
 from dlqat_tf.export.integer.slopes import slopes_of
@@ -70,7 +71,6 @@ from dlqat_tf.quantizers import (
     Unwrapped,
     unwrapped,
 )
-from dlqat_tf.quantizers.kernel_order import channels_last
 from dlqat_tf.quantizers.of_larq import is_of_larq
 
 _layers = tf.keras.layers
@@ -108,7 +108,7 @@ def lower(model: tf.keras.Model) -> IntegerNetwork:
     for name, tensor, source in zip(model.output_names, model.outputs, outputs, strict=True):
         ending = ending_of(tensor)
         lowering.add(Output(name=f"{name}{OUTPUT}", inputs=(source,), ending=ending))
-    return IntegerNetwork(tuple(gathered(simplified(folded(resolved(lowering.nodes))))))
+    return IntegerNetwork(tuple(gathered(simplified(direct(folded(resolved(lowering.nodes)))))))
 
 
 class _Lowering:
@@ -276,52 +276,36 @@ class _Lowering:
     def weighted(self, parts: Unwrapped, shared: dict) -> str:
         """Add a convolution or dense layer with its quantizers and activation around it."""
         layer, name = parts.layer, shared["name"]
-        depthwise = isinstance(layer, _layers.DepthwiseConv2D)
+        is_sequence = isinstance(layer, SEQUENCES)
+        if is_sequence:  # first, since binary kernels read signs as they are made
+            shape = (1, *self.shapes[shared["inputs"][0]])
+            row = Reshape(name=f"{name}_row", inputs=shared["inputs"], shape=shape)
+            shared["inputs"] = (self.add(row),)
         quantizer = getattr(layer, "input_quantizer", None)
         if quantizer is not None:
             around = dict(name=f"{name}_input", inputs=shared["inputs"])
             shared["inputs"] = (self.rounded(quantizer, around),)
-        kernel = values_of(parts.kernel, name)
-        is_transposed = isinstance(layer, _layers.Conv2DTranspose)
-        channels = int(np.prod(kernel.shape[2:])) if depthwise else kernel.shape[-1]
-        if is_transposed:
-            channels = layer.filters
-        bias = values_of(layer.bias, name) if layer.use_bias else np.zeros(channels)
-        rounding = parts.kernel_quantizer
-        order = "transposed" if is_transposed else "depthwise" if depthwise else "channels last"
-        reads = getattr(rounding, "order", "channels last")  # Larq's quantizers say nothing
-        if reads not in (order, "channels last"):
-            reason = (
-                "its quantizer takes other weights for those of an output channel: "
-                f"{type(rounding).__name__} is for {reads} convolutions"
-            )
-            raise unsupported(name, layer, reason)
-        levels = levels_of(rounding, kernel, name, layer)
-        weights, step = levels.weights, levels.step
-        if is_transposed:
-            weights = channels_last(weights)
-            if reads != order and step is not None and step.size > 1:
-                reason = (
-                    "its quantizer has a step for each input channel, since it takes these for the "
-                    "output channels: use quantizers.TransposedWeights around it"
-                )
-                raise unsupported(name, layer, reason)
-        if step is not None:
-            # A step per last axis of a depthwise kernel, where no DepthwiseWeights is, is one per
-            # multiplier.
-            step = np.tile(step, channels // step.size).astype(np.float32)
-        shared |= dict(
-            weights=weights,
-            step=step,
-            bits=levels.bits,
-            free=levels.free,
-            bias=bias.astype(np.float64),
-            bias_sources=(name,) if layer.use_bias else (),
-        )
-        return self.activated(layer, name, self.product(layer, shared))
+        if is_sequence and layer.padding == "causal":
+            missing = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+            amounts = ((0, 0), (missing, 0))
+            pad = Pad(name=f"{name}_pad", inputs=shared["inputs"], amounts=amounts)
+            shared["inputs"] = (self.add(pad),)
+        *before, kernel = kernels_of(parts, name)
+        for each in before:
+            spatial = spatial_of(layer)
+            node = Convolution(**shared | each.settings() | spatial, is_depthwise=True)
+            shared["inputs"] = (self.add(replace(node, name=each.name)),)
+        shared |= kernel.settings(layer.bias if layer.use_bias else None)
+        output = self.activated(layer, name, self.product(layer, shared))
+        if not is_sequence:
+            return output
+        back = self.shapes[output][1:]
+        return self.add(Reshape(name=f"{name}_{BACK}", inputs=(output,), shape=back))
 
     def product(self, layer, shared: dict) -> str:
         """Add the nodes of a layer's product with its weights and return the name of the last."""
+        if isinstance(layer, SEPARABLE):
+            return self.add(Convolution(**shared, padding="valid"))
         if isinstance(layer, _layers.Dense):
             shape = self.shapes[shared["inputs"][0]]
             if len(shape) == 1:
@@ -335,14 +319,10 @@ class _Lowering:
                 )
             )
         depthwise = isinstance(layer, _layers.DepthwiseConv2D)
-        padding, pad_value = layer.padding.lower(), float(getattr(layer, "pad_values", 0.0))
         return self.add(
             Convolution(
                 **shared,
-                strides=tuple(layer.strides),
-                dilation=tuple(layer.dilation_rate),
-                padding=padding,
-                pad_value=pad_value if padding == "same" else 0.0,
+                **spatial_of(layer),
                 groups=1 if depthwise else layer.groups,
                 is_depthwise=depthwise,
             )
@@ -376,4 +356,5 @@ _WEIGHTED = (
     lq.layers.QuantConv2DTranspose,
     lq.layers.QuantDepthwiseConv2D,
     lq.layers.QuantDense,
+    *(lq.layers.QuantConv1D, lq.layers.QuantSeparableConv1D, lq.layers.QuantSeparableConv2D),
 )

@@ -6,8 +6,10 @@ multiple of a common one, bringing a branch to the common grid multiplies its co
 integer, and nothing is rounded again. Trained steps are no such multiples, but near to: of 2 bits a
 code may be multiplied by up to 85, so that steps move by less than a percent, which no accuracy
 depends on, while sharing a range in training would cost levels. Steps are therefore moved as biases
-are, and the snapped model has those of the file. With more bits there is less room; where a step
-would have to move far, it stays, and the file rounds once more, to the 256 levels of an int8.
+are, and the snapped model has those of the file. With more bits there is less room: where 8 bits
+meet 2, the step of the 8 gets longer, which moves their values by less than one step, where a
+shorter one of the 2 would move all of theirs. Where a step would have to move far, it stays, and
+the file rounds once more, to the 256 levels of an int8.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from dlqat_tf.quantizers import ActivationGrid
 MEETINGS = (Concatenate, Maximum, Minimum)
 _MOVING = (MaxPool, Reshape, Crop, Upsample, Transpose, Pad)
 _EQUAL = 1e-6  # relative difference of steps that are the same but for rounding to float32
-_FARTHEST = 0.125  # that a step moves, relative to itself
+_FARTHEST = 0.125  # that values move, relative to the range of their quantizer
+_LONGEST = 0.5  # by which a step of many codes grows, relative to itself: half a bit is lost
 _BITS = 16  # of a common step, so that float32 holds its products with codes
 
 
@@ -150,7 +153,8 @@ def _common(group: _Group, move: bool) -> tuple[ActivationGrid, dict[str, np.flo
     unit, factors = _multiples(steps, most)
     moves = not len(factors)
     if moves and move:
-        unit, factors = _nearest_multiples(steps, most, is_fixed)
+        largest = np.maximum(highest, -lowest)
+        unit, factors = _nearest_multiples(steps, most, is_fixed, largest)
     if not len(factors):
         return None
     grid = ActivationGrid(
@@ -173,15 +177,15 @@ def _multiples(steps: np.ndarray, most: np.ndarray) -> tuple[float, np.ndarray]:
     """
     for unit in steps[0] / np.arange(1, most[0] + 1):
         factors, shifts = _fitted(unit, steps, most)
-        if shifts.max() <= _EQUAL:
+        if np.abs(shifts).max() <= _EQUAL:
             return unit, factors
     return 0.0, np.array([], int)
 
 
 def _nearest_multiples(
-    steps: np.ndarray, most: np.ndarray, is_fixed: np.ndarray
+    steps: np.ndarray, most: np.ndarray, is_fixed: np.ndarray, largest: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Return the unit whose multiples steps are nearest to, by the largest relative distance.
+    """Return the unit to whose multiples steps move so that the worst one loses least.
 
     :func:`_multiples` of these multiples finds the same unit.
 
@@ -189,6 +193,7 @@ def _nearest_multiples(
         steps: Those that cannot move first.
         most: The largest multiple of each.
         is_fixed: Which cannot move.
+        largest: The largest code of each.
 
     Returns:
         No multiples where a step is too far from them.
@@ -200,8 +205,12 @@ def _nearest_multiples(
             [_shortened(step / np.arange(1, m + 1)) for step, m in zip(steps, most, strict=True)]
         )
     allowed = np.where(is_fixed, _EQUAL, _FARTHEST)
-    fitted = [(unit, *_fitted(unit, steps, most)) for unit in units]
-    fitted = [each for each in fitted if np.all(each[2] <= allowed)]
+    fitted = []
+    for unit in units:
+        factors, shifts = _fitted(unit, steps, most)
+        lost = np.where(is_fixed, np.abs(shifts), _lost(shifts, largest))
+        if np.all(lost <= allowed) and shifts.max() <= _LONGEST:
+            fitted.append((unit, factors, lost))
     if not fitted:
         return 0.0, np.array([], int)
     unit, factors, _ = min(fitted, key=lambda each: each[2].max())
@@ -210,9 +219,18 @@ def _nearest_multiples(
 
 
 def _fitted(unit: float, steps: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the multiples of a unit nearest to steps, and their relative distances from these."""
+    """Return the multiples of a unit nearest to steps, and how far these move, relatively."""
     factors = np.clip(np.rint(steps / unit), 1, most).astype(int)
-    return factors, np.abs(factors * unit / steps - 1)
+    return factors, factors * unit / steps - 1
+
+
+def _lost(shifts: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Return by how much the values of quantizers change at most, relative to their ranges.
+
+    Those of few codes go with their steps. Many codes stay near to what they round, within one of
+    the longer steps; where steps get shorter, the largest values are cut off.
+    """
+    return np.where(shifts > 0, np.minimum(shifts, (1 + shifts) / largest), np.abs(shifts))
 
 
 def _shortened(values: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ from dlqat_tf.export.integer.integers import (
     product_ratio,
     rounding_of,
 )
+from dlqat_tf.export.integer.kernels import DEPTHWISE
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import (
     Activation,
@@ -111,12 +112,7 @@ def plan(
     elif plane_limit:
         network = _without_int8(planned, missing, _with_kernels(network, plane_limit, "all"))
     else:
-        raise ExportError(
-            f"The output range of {', '.join(repr(name) for name in missing)} cannot be known from "
-            "the model: no activation quantizer directly follows. Either train with one there "
-            "(resnet18(residual_bits=8) has one on each input of its residual adds), or pass "
-            "calibration images."
-        )
+        raise _no_range(missing)
     if int4:
         network = _with_int4(network, floats)
     _check_kernels(network)
@@ -220,6 +216,21 @@ def _without_int8(
 def _in_float(network: IntegerNetwork, names: list[str]) -> IntegerNetwork:
     return IntegerNetwork(
         tuple(replace(node, kernel="float") if node.name in names else node for node in network)
+    )
+
+
+def _no_range(names: list[str]) -> ExportError:
+    """Return the error about nodes on integer kernels whose output nothing rounds."""
+    there = "(resnet18(residual_bits=8) has one on each input of its residual adds)"
+    if any(name.endswith(DEPTHWISE) for name in names):
+        there = (
+            "(in place of a separable layer a QuantDepthwiseConv2D, CGPACT(8, signed=True) and a "
+            "1x1 QuantConv2D)"
+        )
+    return ExportError(
+        f"The output range of {', '.join(map(repr, names))} cannot be known from the model: no "
+        f"activation quantizer directly follows. Either train with one there {there}, or pass "
+        "calibration images."
     )
 
 

@@ -25,10 +25,10 @@ _SUPPORTED = (
     "BatchNormalization, ReLU, ReLU6, quantizers of dlqat_tf and Larq, Add, Subtract, "
     "Multiply, Average, Maximum, Minimum, Concatenate, ZeroPadding2D, Cropping2D, slices, splits, "
     "MaxPool2D, AveragePooling2D, GlobalAveragePooling2D, GlobalMaxPooling2D, "
-    "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D, the one-dimensional forms "
-    "of these, operators that compute the same, what changes values in training only, "
-    "Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any of "
-    "these in TF-MOT's wrapper with the quantizers of dlqat_tf"
+    "UpSampling2D (nearest), Flatten, Reshape, Permute, SeparableConv2D and its larq form, the "
+    "one-dimensional forms of these, operators that compute the same, what changes values in "
+    "training only, Rescaling, Normalization, the heads of dlqat_tf, models made of these, and any "
+    "of these in TF-MOT's wrapper with the quantizers of dlqat_tf"
 )
 _LARGEST_STEP = 2.0**16  # far beyond it LCE's interpreter aborts the process
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.integers import rounding_of
+from dlqat_tf.export.integer.kernels import DEPTHWISE, kernels_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, PReLU, Weighted
@@ -211,7 +212,8 @@ def _snap_levels(levels: list[LevelShift], slopes: dict[str, np.ndarray], layers
         if level.layer in slopes:
             layers[level.layer].alpha.assign(slopes[level.layer])
         else:
-            _hold_codes(layers[level.layer], level.layer)
+            path = level.layer.removesuffix(DEPTHWISE)
+            _hold_codes(layers[path], level.layer)
 
 
 def _snap_steps(network: IntegerNetwork, lowered: IntegerNetwork, layers: dict) -> list[StepShift]:
@@ -245,28 +247,26 @@ def _steps(network: IntegerNetwork) -> dict[str, np.float32]:
 
 
 def _hold_codes(layer, name: str) -> None:
-    """Put the int8 codes nearest to a layer's levels, and a quantizer of them, in its place."""
-    parts = unwrapped(layer)
-    attribute = (
-        "depthwise_quantizer" if hasattr(layer, "depthwise_quantizer") else "kernel_quantizer"
-    )
-    if parts.layer is not layer or getattr(layer, attribute, None) is not parts.kernel_quantizer:
+    """Put the int8 codes nearest to a kernel's levels, and a quantizer of them, in its place."""
+    kernels = kernels_of(unwrapped(layer), name.removesuffix(DEPTHWISE))
+    held = next(each for each in kernels if each.name == name)
+    if held.layer is not layer or getattr(layer, held.attribute, None) is not held.quantizer:
         raise ExportError(
             f"Layer {name!r} has levels on no int8 grid in a wrapper of TF-MOT, where they cannot "
             "be moved: build it with larq's layers (dlqat_tf.resnet18, dlqat_tf.quantize), or "
             "export with snap=False."
         )
     with lq.context.quantized_scope(False):
-        latent = np.float32(tf.convert_to_tensor(parts.kernel))
-    before = parts.kernel_quantizer
+        latent = np.float32(tf.convert_to_tensor(held.variable))
+    before = held.quantizer
     grid = int8_codes(before.of_channels_last, before.reordered(latent))
     snapped = SnappedWeights(before.precision)
     quantizer = before.on_same_kernel(snapped)
     quantizer.build(latent.shape)
     snapped.step.assign(grid.step)
-    setattr(layer, attribute, quantizer)
-    parts.kernel.quantizer = quantizer
-    parts.kernel.assign(before.in_order(grid.codes * grid.step, latent.shape))
+    setattr(layer, held.attribute, quantizer)
+    held.variable.quantizer = quantizer
+    held.variable.assign(before.in_order(grid.codes * grid.step, latent.shape))
 
 
 def _factor(node: Weighted, before: Weighted) -> np.ndarray:

@@ -125,10 +125,10 @@ def test_batch_sizes_that_are_none(tmp_path, batch_size):
             write("not looked at", tmp_path / "model.tflite", batch_size=batch_size)
 
 
-def growing(**options):
+def growing(kind=layers.Conv2DTranspose, **options):
     inputs = tf.keras.Input((6, 6, 3))
     x = dlqat_tf.CGPACT(2, 2.0)(convolution(inputs, 4, 3, weight_bits=8))
-    x = layers.Conv2DTranspose(4, 3, name="up", **options)(x)
+    x = kind(4, 3, name="up", **options)(x)
     x = dlqat_tf.CGPACT(2, 2.0)(x)
     return tf.keras.Model(inputs, dlqat_tf.LinearHead(3)(layers.Flatten()(x)))
 
@@ -148,6 +148,18 @@ def test_transposed_convolutions_are_for_a_known_number_of_images(tmp_path):
     assert parity(model, path, images_for(model, 5)).first_diverging is None
     with pytest.raises(ExportError, match=r"'up', are written for .* batch_size=None\."):
         to_tflite(model, tmp_path / "any.tflite", batch_size=None)
+
+
+@pytest.mark.parametrize("write", [to_tflite, to_lce])
+def test_transposed_convolutions_are_among_the_layers(tmp_path, write):
+    quantizer = dlqat_tf.quantizers.TransposedWeights(dlqat_tf.SATWeights(2))
+    model = growing(lq.layers.QuantConv2DTranspose, kernel_quantizer=quantizer)
+    report = write(model, tmp_path / "model.tflite")
+    (layer,) = (each for each in report.census.layers if each.layer == "up")
+    assert (layer.declared_bits, layer.stored_bits) == (2, 8)
+    assert layer.weights == layer.bytes == 3 * 3 * 4 * 4
+    summarized = {each.layer: each for each in dlqat_tf.summary(model).layers}
+    assert summarized["up"].bytes["int8"] == layer.bytes
 
 
 def test_int4_is_half_the_size_and_simulated_exactly(tmp_path):
@@ -271,6 +283,13 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         to_tflite(model, tmp_path / "file" / "model.tflite")
 
 
+@pytest.mark.parametrize("path", [None, 3, [], b"model.tflite"])
+@pytest.mark.parametrize("write", [to_tflite, to_lce])
+def test_what_is_no_path(write, path):
+    with pytest.raises(ExportError, match=f"the path of .*Received: {type(path).__name__}"):
+        write("not looked at", path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -279,6 +298,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         ({"input_type": object()}, "input_type=<object"),
         ({"calibration": iter([])}, "Received: list_iterator"),
         ({"weights": "int2"}, "weights"),
+        ({"weights": np.array(["int8", "int4"])}, "weights to be one of int8, int4"),
+        ({"snap": "no"}, "snap to be True or False. Received: snap='no'"),
+        ({"snap": None}, "snap to be True or False. Received: snap=None"),
+        ({"force": "false"}, "force to be True or False. Received: force='false'"),
+        ({"outputs": ["logits"]}, r'"logits", "probabilities", .*outputs=\[.logits.\]'),
+        ({"calibration": np.full((2, 32, 32, 3), "200")}, r"float ones in .*Received: <U3\."),
         ({"calibration": np.zeros((2, 5, 5, 3), np.uint8)}, "images of shape"),
         ({"calibration": np.full((2, 32, 32, 3), 200.0)}, "float ones in"),
     ],

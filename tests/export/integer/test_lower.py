@@ -196,12 +196,8 @@ def refused(*stack, shape=(4, 4, 3)):
             "'odd'.*weights that exp makes are not on equidistant levels",
         ),
         (
-            [
-                lq.layers.QuantSeparableConv2D(
-                    2, 1, depthwise_quantizer="ste_sign", pointwise_quantizer="ste_sign", name="odd"
-                )
-            ],
-            r"'odd' \(QuantSeparableConv2D\).*holds quantizers",
+            [lq.layers.QuantLocallyConnected2D(2, 1, kernel_quantizer=SATWeights(2), name="odd")],
+            r"'odd' \(QuantLocallyConnected2D\).*holds quantizers",
         ),
         (
             [

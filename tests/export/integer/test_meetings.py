@@ -83,6 +83,23 @@ def test_eight_bits_have_no_room_for_two_ranges():
     assert steps_of(network) == before
 
 
+def test_many_codes_make_room_for_few():
+    """127 codes of 8 bits hold 42 of them to each of the 3 codes of 2 bits, and here are 47."""
+    eight = activation("eight", 1.0, highest=127, lowest=-128)
+    network, grids = together(eight, activation("two", 47.0))
+    steps = steps_of(network)
+    assert steps["two"] == pytest.approx(47, rel=1e-4)
+    assert steps["eight"] == pytest.approx(47 / 42, rel=1e-4)
+    assert grids["all"].highest == 127
+
+
+def test_the_shorter_of_two_steps_gets_longer():
+    """The longer one would cut off its largest values."""
+    network, grids = together(activation("a", 1.1, highest=255), activation("b", 1.0, highest=255))
+    assert steps_of(network) == pytest.approx({"a": 1.1, "b": 1.1}, rel=1e-4)
+    assert grids["all"].highest == 255
+
+
 def test_a_step_that_is_fixed_is_what_others_meet():
     network, grids = together(activation("a", 1), activation("b", 1 / np.sqrt(2), source=""))
     (a, b) = steps_of(network).values()
