@@ -12,6 +12,7 @@ from rich.console import Console
 from dlqat_tf._host import naming, read_object, write_whole
 from dlqat_tf.levels import activation_ranges, rounded_kernels
 from dlqat_tf.loading import ModelFileError, load_model
+from dlqat_tf.report import counted
 from dlqat_tf.training import data as datasets
 from dlqat_tf.training.callbacks import save
 from dlqat_tf.training.checkpoints import Position, position
@@ -58,9 +59,11 @@ def run(recipe: Recipe) -> TrainingResult | None:
         one, writes them.
 
     Raises:
-        ValueError: A setting is out of range or asks for devices that there are not, the output
-            folder holds another run, or a file in it is damaged.
+        ValueError: It is no recipe, a setting is out of range or asks for devices that there are
+            not, the output folder holds another run, or a file in it is damaged.
         dlqat_tf.training.lock.FolderInUse: Another process trains in the output folder.
+        dlqat_tf.training.lock.FolderLost: The output folder was removed or renamed in training, or
+            another process took it over.
         dlqat_tf.training.data.DataError: The dataset cannot be read.
         TrainingDiverged: The loss became NaN; the last good checkpoint is kept.
         dlqat_tf.training.checkpoints.CheckpointFailed: The folder is full or gone; the last good
@@ -68,6 +71,11 @@ def run(recipe: Recipe) -> TrainingResult | None:
         dlqat_tf.training.distribution.WorkerLost: Another worker of the job ended.
         dlqat_tf._script.Stopped: After Ctrl-C or SIGTERM, when a checkpoint is written.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"Expected a Recipe. Received: {recipe!r}: give Recipe(...), or what "
+            "read_recipe(folder) returns."
+        )
     previous_policy = tf.keras.mixed_precision.global_policy()
     with replicas(recipe.strategy) as workers:  # first: workers cannot be joined any later
         recipe.validate()
@@ -215,8 +223,8 @@ def _history(recipe, images, stage, model, folder: Path, epochs: int | None) -> 
     lost = sorted({*range(epochs)} - {int(row["epoch"]) for row in rows})
     if lost:
         _console.print(
-            f"[yellow]{file} has lost {len(lost)} of {epochs} epochs: the result names no best "
-            "accuracy and no time.[/yellow]"
+            f"[yellow]{file} has lost {len(lost)} of {counted(epochs, 'epoch')}: the result "
+            "names no best accuracy and no time.[/yellow]"
         )
     if lost and lost[-1] == epochs - 1:
         compile_model(recipe, stage, model, steps_of(recipe, images))
