@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 from rich.console import Console
 
-from dlqat_tf._host import naming, read_object, write_whole
+from dlqat_tf._host import check_folder, naming, read_object, write_whole
 from dlqat_tf.levels import activation_ranges, rounded_kernels
 from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.report import counted
@@ -89,6 +89,8 @@ def run(recipe: Recipe) -> TrainingResult | None:
         surroundings = environment()
         tf.keras.mixed_precision.set_global_policy(recipe.precision)
         try:
+            if workers.is_chief:
+                check_folder(recipe.output)
             with locked(recipe.output) if workers.is_chief else contextlib.nullcontext():
                 if workers.is_chief:
                     check_output(recipe)
@@ -172,12 +174,7 @@ def _run_stages(
         rows = _history(recipe, images, stage, model, folder, epochs)
         if recipe.reestimation_images and stage is stages[-1]:
             moving = {"moving_averages_accuracy": rows[-1]["val_accuracy"]}
-            rows[-1] |= moving | read_object(
-                folder / REESTIMATED,
-                f"put the right one back, or delete {finished} too, to measure anew",
-                "val_loss",
-                "val_accuracy",
-            )
+            rows[-1] |= moving | _reestimated(folder / REESTIMATED, finished)
         histories[stage.name] = rows
     save(model, recipe.output / "model.keras")
     if not current().is_chief:
@@ -193,6 +190,18 @@ def _run_stages(
     result = summarise(recipe, histories, surroundings)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
+
+
+def _reestimated(file: Path, finished: Path) -> dict:
+    """Return loss and accuracy of a finished stage after its batch norms were measured anew."""
+    advice = f"put the right one back, or delete {finished} too, to measure anew"
+    if not file.is_file():
+        raise ValueError(f"{file} is gone: {advice}.")
+    found = read_object(file, advice, "val_loss", "val_accuracy")
+    loss, accuracy = found["val_loss"], found["val_accuracy"]
+    if not (isinstance(loss, float | int) and type(accuracy) is float and 0 <= accuracy <= 1):
+        raise ValueError(f"{file} is damaged: {advice}.")
+    return found
 
 
 def _finished(path: Path) -> tf.keras.Model:

@@ -415,9 +415,18 @@ def test_batch_norms_are_measured_anew_at_the_end(alone, quantized_from):
     assert accuracy == pytest.approx(result.accuracy)
     file = recipe.output / "quantized" / "reestimated.json"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=rf"{file} is damaged: put the right one back, or delete"):
+    advice = "put the right one back, or delete .*last.keras too, to measure anew"
+    values = (("1.5", "0.5"), ("0.5", "7"), ("0.5", "1.5"), ('"1.5"', "0.5"), ("0.5", "null"))
+    texts = [f'{{"val_loss": {loss}, "val_accuracy": {each}}}'.encode() for loss, each in values]
+    for damaged in (whole[:-1], *texts[1:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{file} is damaged: {advice}"):
+            run(recipe)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{file} is gone: {advice}"):
         run(recipe)
+    file.write_bytes(texts[0])
+    assert run(recipe).accuracy == 0.5
     file.write_bytes(whole)
 
 
@@ -597,6 +606,13 @@ def test_a_folder_that_is_moved_in_training_is_left_alone(tmp_path, monkeypatch,
     assert not output.exists()
     moved.rename(output)
     assert len(run(recipe).stages) == 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(PermissionError, match=rf"can be written to, received {tmp_path}: choose"):
+        run(dataclasses.replace(TINY, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_in_use_is_refused(tmp_path, monkeypatch):
