@@ -14,7 +14,7 @@ from dlqat_tf.levels import activation_ranges, rounded_kernels
 from dlqat_tf.loading import ModelFileError, load_model
 from dlqat_tf.report import counted
 from dlqat_tf.training import data as datasets
-from dlqat_tf.training.callbacks import save
+from dlqat_tf.training.callbacks import TrainingDiverged, save
 from dlqat_tf.training.checkpoints import Position, position
 from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.fitting import (
@@ -65,7 +65,8 @@ def run(recipe: Recipe) -> TrainingResult | None:
         dlqat_tf.training.lock.FolderLost: The output folder was removed or renamed in training, or
             another process took it over.
         dlqat_tf.training.data.DataError: The dataset cannot be read.
-        TrainingDiverged: The loss became NaN; the last good checkpoint is kept.
+        TrainingDiverged: The loss became NaN; the last good checkpoint is kept. Or the loss on test
+            images is no finite number when a stage ends.
         dlqat_tf.training.checkpoints.CheckpointFailed: The folder is full or gone; the last good
             checkpoint is kept.
         dlqat_tf.training.distribution.WorkerLost: Another worker of the job ended.
@@ -175,6 +176,12 @@ def _run_stages(
         if recipe.reestimation_images and stage is stages[-1]:
             moving = {"moving_averages_accuracy": rows[-1]["val_accuracy"]}
             rows[-1] |= moving | _reestimated(folder / REESTIMATED, finished)
+        if not math.isfinite(rows[-1]["val_loss"]):  # steps see the loss before their update
+            raise TrainingDiverged(
+                f"The {stage.name} stage ended with a loss of {rows[-1]['val_loss']} on images "
+                f"that it did not train on, in {folder}. Try a lower --learning-rate, with a new "
+                "--output."
+            )
         histories[stage.name] = rows
     save(model, recipe.output / "model.keras")
     if not current().is_chief:

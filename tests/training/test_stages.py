@@ -184,6 +184,23 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert (recipe.output / "quantized" / "last.keras").stat().st_mtime_ns == before
 
 
+def test_a_stage_whose_last_step_diverges_has_no_result(tmp_path):
+    """The first step of two has the learning rate 0, so that none sees a loss that is no number."""
+    recipe = dataclasses.replace(
+        TINY,
+        head="linear",
+        width=2,
+        float_epochs=1,
+        images_per_epoch=128,
+        learning_rate=1e30,
+        output=tmp_path / "run",
+    )
+    for _ in range(2):  # trained, and found finished
+        with pytest.raises(TrainingDiverged, match=r"float stage ended with a loss of .*--output"):
+            run(recipe)
+    assert not (tmp_path / "run" / "quantized").exists()
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished):
     recipe, _ = finished
     with pytest.raises(ValueError, match=r"other settings: weight_bits \(there 1, here 4\)"):
