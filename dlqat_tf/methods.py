@@ -7,13 +7,16 @@ quantizers and one call of :func:`register`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
+from dlqat_command.recipe import Recipe
 from dlqat_tf.quantizers import (
     CGPACT,
     PACT,
@@ -145,14 +148,31 @@ def clamps(quantizer: WeightQuantizer) -> bool:
 
 
 _methods: dict[str, Method] = {}
+_SETTINGS = {field.name for field in dataclasses.fields(Recipe)}
 
 
 def register(method: Method) -> None:
     """Add a method.
 
     Raises:
-        ValueError: There is one of that name.
+        ValueError: There is one of that name; it is no :class:`Method`; its name is not of letters,
+            digits and ``_``, as the names of a comparison's cells have it; or its recipe has
+            settings that there are not.
     """
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"Expected a Method. Received: {method!r}: give Method(name, source, weights)."
+        )
+    if not (isinstance(method.name, str) and re.fullmatch(r"\w+", method.name)):
+        raise ValueError(
+            "Expected a name of letters, digits and _, which names files too. Received: "
+            f"{method.name!r}: choose another."
+        )
+    if unknown := [name for name in method.recipe if name not in _SETTINGS]:
+        raise ValueError(
+            f"Expected a recipe of settings of dlqat_tf.training.Recipe. Received: "
+            f"{', '.join(map(repr, unknown))}: correct the recipe of {method.name!r}."
+        )
     if method.name in _methods:
         raise ValueError(f"Expected a new name. Received: {method.name!r}, which is registered.")
     _methods[method.name] = method

@@ -33,6 +33,11 @@ class Report:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as "1 epoch" and "2,000 epochs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def check_target(
     path: str | Path, *, force: bool, beside: Iterable[str | Path | None] = ()
 ) -> None:

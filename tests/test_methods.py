@@ -111,6 +111,8 @@ def test_unknown_names():
     )
     with pytest.raises(ValueError, match=message):
         resnet18(5, method="zzz")
+    with pytest.raises(ValueError, match=r"Received: method=\['sat'\]"):
+        methods.get(["sat"])
 
 
 def test_a_width_that_the_method_does_not_define():
@@ -127,6 +129,25 @@ def test_a_method_of_ones_own(monkeypatch):
     assert isinstance(layer.kernel_quantizer, dlqat_tf.SymmetricWeights)
     with pytest.raises(ValueError, match="'mine', which is registered"):
         methods.register(methods.get("mine"))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("mine", "Expected a Method. Received: 'mine'"),
+        (methods.Method, "Expected a Method. Received: <class"),
+        (methods.Method("my-own", "", dlqat_tf.SATWeights), "digits and _.* Received: 'my-own'"),
+        (methods.Method(3, "", dlqat_tf.SATWeights), "digits and _.* Received: 3"),
+        (
+            methods.Method("mine", "", dlqat_tf.SATWeights, recipe={"epochs": 3, "epoch": 3}),
+            "settings of dlqat_tf.training.Recipe. Received: 'epoch': correct the recipe of 'mine'",
+        ),
+    ],
+)
+def test_what_is_no_method_is_not_registered(method, message):
+    with pytest.raises(ValueError, match=message):
+        methods.register(method)
+    assert "mine" not in methods.names()
 
 
 @EVERY

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from dlqat_tf.report import check_target
+from dlqat_tf.report import check_target, counted
 
 
 def test_a_report_takes_no_place_of_another_file(tmp_path):
@@ -25,3 +25,8 @@ def test_a_report_is_a_regular_file(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(OSError, match=r"Expected the name of a .*file, received .*x, which is a"):
         check_target(tmp_path / "x", force=True)
+
+
+def test_counts_have_their_plural():
+    counts = [counted(number, "epoch") for number in (0, 1, 2, 2000)]
+    assert counts == ["0 epochs", "1 epoch", "2 epochs", "2,000 epochs"]

@@ -89,6 +89,11 @@ class INQWeights(WeightQuantizer):
         super().build(input_shape)
 
     @property
+    def phases(self) -> int:
+        """Number of phases of training, each of which begins before a step."""
+        return len(self.portions)
+
+    @property
     def portions(self) -> tuple[float, ...]:
         """Share of the weights that is frozen in each phase of training."""
         return _PORTIONS.get(self.bits, _FEWER)

@@ -18,6 +18,7 @@ class _Reordered(WeightQuantizer):
             raise ValueError(f"Expected a weight quantizer of dlqat_tf. Received: {quantizer!r}.")
         super().__init__(quantizer.bits, **kwargs)
         self.quantizer = quantizer
+        self.phases = getattr(quantizer, "phases", 1)
         if hasattr(quantizer, "advance"):
             self.advance = lambda share, kernel: quantizer.advance(share, self.reordered(kernel))
 

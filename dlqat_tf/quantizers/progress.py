@@ -19,8 +19,9 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
 
     The share follows the optimizer's step counter, so a run that is resumed from a checkpoint
     continues where it was. Where a quantizer changes weights by it, it does so before a step, from
-    the weights of that moment, and at the end of training. Quantizers of frozen layers stay where
-    they are.
+    the weights of that moment, and at the end of training. Quantizers stay where they are between
+    the steps of one execution (``compile(steps_per_execution=...)``), and those of frozen layers
+    always.
 
     >>> model.fit(images, labels, epochs=30, callbacks=[dlqat_tf.QuantizerProgress(epochs=30)])
 
@@ -30,8 +31,8 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
 
     Raises:
         ValueError: ``epochs`` or ``steps_per_epoch`` is not above zero; at the start of training,
-            no quantizer of the model depends on it, as none of 32 bits does, or the number of steps
-            is not known.
+            no quantizer of the model depends on it, as none of 32 bits does, the number of steps is
+            not known, or one execution has more steps than a phase of a quantizer.
     """
 
     def __init__(self, epochs: float, steps_per_epoch: int | None = None):
@@ -63,17 +64,36 @@ class QuantizerProgress(tf.keras.callbacks.Callback):
             raise ValueError(
                 "QuantizerProgress cannot tell how many steps an epoch has: pass steps_per_epoch."
             )
+        if self._followers:
+            self._check_executions()
 
     def on_train_batch_begin(self, batch, logs=None):
         self._advance(self._share())
+
+    def _check_executions(self) -> None:
+        """Refuse executions of so many steps that weights freeze two phases at a time."""
+        phases = max(getattr(quantizer, "phases", 1) for quantizer, _ in self._followers)
+        steps = getattr(self.model, "_steps_per_execution", None)
+        together = 1 if steps is None else int(steps)
+        longest = max(int(self._steps() / phases), 1)
+        tuned = getattr(self.model, "autotune_steps_per_execution", False) and phases > 1
+        if tuned or (phases > 1 and together > longest):
+            raise ValueError(
+                f"QuantizerProgress expected steps_per_execution of at most {longest}, for each of "
+                f"{phases} phases of training to begin between two executions. Received: "
+                f"steps_per_execution={'auto' if tuned else together}: compile the model with a "
+                "smaller one, or train longer."
+            )
 
     def on_train_end(self, logs=None):
         if self._share() == 1.0:  # the last step may have been before the last phase
             self._advance(1.0)
 
+    def _steps(self) -> float:
+        return self.epochs * (self.steps_per_epoch or self.params["steps"])
+
     def _share(self) -> float:
-        steps = self.epochs * (self.steps_per_epoch or self.params["steps"])
-        return min(float(self.model.optimizer.iterations.numpy()) / steps, 1.0)
+        return min(float(self.model.optimizer.iterations.numpy()) / self._steps(), 1.0)
 
     def _advance(self, share: float) -> None:
         for quantizer, kernel in self._followers:

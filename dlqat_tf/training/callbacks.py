@@ -11,10 +11,28 @@ import tensorflow as tf
 from dlqat_tf._host import replacing
 from dlqat_tf.training.checkpoints import Backup, position
 from dlqat_tf.training.distribution import current
+from dlqat_tf.training.lock import check_held
 
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite; the message names the last good checkpoint."""
+
+
+class StopWhenFolderIsLost(tf.keras.callbacks.Callback):
+    """Ends training before anything is written to a folder that is gone, or another process's."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs=None):
+        check_held(self.folder)
+
+    def on_test_begin(self, logs=None):
+        check_held(self.folder)
+
+    def on_epoch_end(self, epoch, logs=None):
+        check_held(self.folder)
 
 
 class StopWhenNotFinite(tf.keras.callbacks.Callback):
@@ -64,5 +82,6 @@ class KeepBest(tf.keras.callbacks.Callback):
 
 def save(model: tf.keras.Model, path: Path) -> None:
     """Save so that a kill leaves the old file or the new one, never half of one."""
+    check_held(path)
     with current().written_by_chief(path) as own, replacing(own) as temporary:
         model.save(temporary, save_format="keras")

@@ -14,6 +14,7 @@ import tensorflow as tf
 from dlqat_tf._host import reason_of, write_whole
 from dlqat_tf._script import Stopped
 from dlqat_tf.training.distribution import LOST, current
+from dlqat_tf.training.lock import check_held
 
 SECONDS = 600.0  # between checkpoints, where nothing else is asked for
 _PARTIAL_EPOCH = "partial_epoch.json"  # in the backup folder
@@ -55,6 +56,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 
     Raises:
         CheckpointFailed: In training; the last good checkpoint is kept.
+        FolderLost: In training, where the folder of the run is gone or another process's.
         Stopped: After a signal.
     """
 
@@ -131,6 +133,7 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
         return time.monotonic() - self._saved_at
 
     def _save(self, reached: Position) -> None:
+        check_held(self.folder)  # a checkpoint would make a folder that is gone anew
         try:
             if reached.steps:
                 self._note_epoch(reached)  # first: a kill may come between the two

@@ -56,21 +56,23 @@ def train(recipe: Recipe, changes: dict) -> TrainingResult | None:
 
 
 def print_shortening(recipe: Recipe, changes: dict) -> None:
-    """Say what a budget changed."""
-    shortened = ", ".join(f"{name}={value}" for name, value in changes.items())
-    if shortened:
+    """Say what a budget changed, and no other flag changed again."""
+    if shortened := _in_force(recipe, changes):
         _console.print(f"--budget {recipe.budget} shortens the paper's run: {shortened}")
 
 
 def _print_method(recipe: Recipe) -> None:
     """Say what a method brought of its paper."""
-    if recipe.method in methods.names():  # others are refused with the rest of the recipe
-        brought = methods.get(recipe.method).recipe.items()
-        kept = ", ".join(
-            f"{name}={value}" for name, value in brought if getattr(recipe, name) == value
-        )
-        if kept:
-            _console.print(f"--method {recipe.method}, as in its paper: {kept}")
+    if recipe.method not in methods.names():  # it is refused with the rest of the recipe
+        return
+    if kept := _in_force(recipe, methods.get(recipe.method).recipe):
+        _console.print(f"--method {recipe.method}, as in its paper: {kept}")
+
+
+def _in_force(recipe: Recipe, changes: dict) -> str:
+    """Return which of some settings a recipe has."""
+    kept = {name: each for name, each in changes.items() if getattr(recipe, name) == each}
+    return ", ".join(f"{name}={value}" for name, value in kept.items())
 
 
 def _print(recipe: Recipe, result: TrainingResult) -> None:

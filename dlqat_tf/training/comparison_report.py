@@ -13,6 +13,7 @@ from typing import Any
 
 from dlqat_tf._host import check_folder, check_regular, replacing, write_whole
 from dlqat_tf.analysis import delta_p
+from dlqat_tf.report import counted
 from dlqat_tf.training.comparison import FLOAT, PAPER_RATE, TUNED_RATE, Key, Swept, label
 from dlqat_tf.training.grid import DIVERGED, RESULT, read_result
 
@@ -232,8 +233,8 @@ class ComparisonReport(TableReport):
         note = (
             f"Top-1 in percent of {recipe['validation_size']:,} training images held out, float / "
             f"{label((recipe['weight_bits'], recipe['activation_bits']))}, after "
-            f"{recipe['float_epochs']} and {recipe['epochs']} epochs, one seed; rates are for "
-            f"batch {recipe['reference_batch']}, the run's batch is {recipe['batch_size']}."
+            f"{recipe['float_epochs']} and {counted(recipe['epochs'], 'epoch')}, one seed; rates "
+            f"are for batch {recipe['reference_batch']}, the run's batch is {recipe['batch_size']}."
         )
         return table(heads, lines) + "\n\n" + note
 
@@ -326,8 +327,8 @@ def settings_of(results: list[dict]) -> str:
     devices = sorted({result["environment"]["device"] for result in results})
     seconds = sum(result.get("seconds") or 0.0 for result in results)
     lines.append(
-        f"- {len(results)} cells, {seconds / 3600:.1f} hours (a float stage counts for each "
-        f"that starts from it), on {'; '.join(devices)}; commits {', '.join(commits)}"
+        f"- {counted(len(results), 'cell')}, {seconds / 3600:.1f} hours (a float stage counts for "
+        f"each that starts from it), on {'; '.join(devices)}; commits {', '.join(commits)}"
     )
     lines.append(
         "- top-1 in percent after the last epoch, whole test set; mean ± sample "

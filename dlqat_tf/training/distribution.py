@@ -20,6 +20,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from dlqat_tf._host import reason_of
+from dlqat_tf.report import counted
 from dlqat_tf.training.data import WHOLE, Shard
 
 Name = Literal["none", "mirrored", "multiworker", "tpu"]
@@ -104,7 +105,7 @@ class Replicas:
                 return size
         raise ValueError(
             f"Expected at least one test image for each of {self.count} replicas. "
-            f"Received: {images} images."
+            f"Received: {counted(images, 'image')}."
         )
 
     def any(self, is_so: bool) -> bool:
@@ -247,7 +248,10 @@ def _own_address() -> str:
         )
     others = [address for place, address in enumerate(workers) if place != index]
     if others:
-        _console.print(f"worker {index} waits for {', '.join(others)}")
+        # TensorFlow takes SIGTERM for itself, and lets no Python run while it waits.
+        _console.print(
+            f"worker {index} waits for {', '.join(others)} (Ctrl-C ends it, SIGTERM does not)"
+        )
     return workers[index]
 
 

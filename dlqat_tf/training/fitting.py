@@ -15,12 +15,19 @@ from dlqat_tf import methods
 from dlqat_tf._host import write_whole
 from dlqat_tf.distillation import distill
 from dlqat_tf.losses import AMSLoss, GMLoss, MarginWarmup
+from dlqat_tf.report import counted
 from dlqat_tf.training import data as datasets
 from dlqat_tf.training.batch_norm import reestimate
-from dlqat_tf.training.callbacks import Clock, KeepBest, StopWhenNotFinite
+from dlqat_tf.training.callbacks import (
+    Clock,
+    KeepBest,
+    StopWhenFolderIsLost,
+    StopWhenNotFinite,
+)
 from dlqat_tf.training.checkpoints import Backup, Position, position
 from dlqat_tf.training.distribution import current
 from dlqat_tf.training.history import mend_history, read_history
+from dlqat_tf.training.lock import check_held
 from dlqat_tf.training.monitoring import MixtureMonitor, QuantizerMonitor
 from dlqat_tf.training.recipe import Recipe
 from dlqat_tf.training.starting import Stage, training_images
@@ -52,7 +59,9 @@ def fit(
     Raises:
         ValueError: The first batch is wrong, or a file in the folder is damaged.
         TrainingDiverged: The loss became NaN.
+        dlqat_tf.training.lock.FolderLost: The output folder is gone, or another process's.
     """
+    check_held(folder)
     folder.mkdir(parents=True, exist_ok=True)
     steps = steps_of(recipe, images)
     student = model
@@ -85,9 +94,10 @@ def fit(
         callbacks.insert(0, MarginWarmup(ramp, steps))
     if stage.weight_bits not in (None, 32):
         callbacks[:0] = methods.get(recipe.method).callbacks(stage.epochs, steps)
+    callbacks.insert(0, StopWhenFolderIsLost(folder))
     _console.print(
-        f"[bold]{stage.name} stage[/bold]: {stage.epochs} epochs of {steps} steps, batch "
-        f"{recipe.batch_size}, peak learning rate "
+        f"[bold]{stage.name} stage[/bold]: {counted(stage.epochs, 'epoch')} of "
+        f"{counted(steps, 'step')}, batch {recipe.batch_size}, peak learning rate "
         f"{recipe.peak_learning_rate(starts_random=stage.starts_random):.4g}"
         + (f", teacher {recipe.teacher}" if teacher is not None else "")
         + (f"; continuing after {done}" if any(done) else "")

@@ -12,6 +12,7 @@ from dlqat_tf._host import PARTIAL, write_whole
 from dlqat_tf.training.distribution import Replicas
 from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
+from dlqat_tf.training.results import sources, versions
 
 # Settings that a run may go on without.
 _FREE = (
@@ -55,13 +56,26 @@ def check_output(recipe: Recipe) -> None:
 
 
 def check_workers(recipe: Recipe, workers: Replicas) -> None:
-    """Refuse a job whose workers were given different recipes; all workers must call it.
+    """Refuse a job whose workers have different recipes or versions; all workers must call it.
 
     Raises:
-        ValueError: Another one's recipe computes something else.
+        ValueError: Another one's recipe, or its version of a package, computes something else.
     """
-    for text in workers.texts(json.dumps(recipe.plain())):
-        different = different_settings(recipe, json.loads(text))
+    here = {"dlqat_tf": sources(), **versions()}
+    for text in workers.texts(json.dumps(recipe.plain() | {"versions": here})):
+        theirs = json.loads(text)
+        there = theirs.pop("versions", {})
+        others = [
+            f"{name} (there {there.get(name, 'unknown')}, here {version})"
+            for name, version in here.items()
+            if there.get(name) != version
+        ]
+        if others:
+            raise ValueError(
+                "Expected the same versions in all workers. Received in another one: "
+                f"{', '.join(others)}. Install the same in all of them."
+            )
+        different = different_settings(recipe, theirs)
         if different:
             raise ValueError(
                 f"Expected the same settings in all workers. Received in another one: "

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from dlqat_tf._host import read_object, write_whole
+from dlqat_tf.report import counted
 from dlqat_tf.training.callbacks import TrainingDiverged
 from dlqat_tf.training.folder import different_settings
 from dlqat_tf.training.lock import FolderInUse
@@ -185,7 +186,7 @@ class Grid:
         """Return one line: what is done, what is left, and how long that takes at this pace."""
         outcomes = self.outcomes()
         diverged = sum(outcome.accuracy is None for outcome in outcomes.values())
-        line = f"{len(outcomes)} of {len(self.cells)} cells done"
+        line = f"{len(outcomes)} of {counted(len(self.cells), 'cell')} done"
         if diverged:
             line += f" ({diverged} diverged)"
         left = [self.cells[name] for name in self.cells if self._is_needed(name)]

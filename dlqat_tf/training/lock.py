@@ -19,10 +19,15 @@ except ImportError:  # Windows
 LOCK = ".lock"  # the file's name in the folder
 _BEAT = 5.0  # seconds between two signs of life
 _LOCKED, _BUSY, _NO_LOCKS = "locked", "busy", "no locks"
+_held: dict[Path, str] = {}  # folders of this process, and what their files say
 
 
 class FolderInUse(ValueError):
     """Another process holds the folder; the message says which one."""
+
+
+class FolderLost(OSError):
+    """A folder that this process held is gone, or another one holds it now."""
 
 
 @contextlib.contextmanager
@@ -46,22 +51,54 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     file = _acquire(path)
     ended = threading.Event()
+    owner = {"process": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+    own = json.dumps(owner)
     try:
-        owner = {"process": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(owner))
+        file.write(own)
         file.flush()
+        _held[folder.absolute()] = own
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
         yield
     finally:
         ended.set()
+        _held.pop(folder.absolute(), None)
         with contextlib.suppress(OSError):
-            path.unlink()  # before the lock ends, so that it is still this process's
+            if own.startswith(path.read_text()):  # a full disk took a part of it
+                path.unlink()  # before the lock ends, so that it is still this process's
         file.close()
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def check_held(path: Path) -> None:
+    """Refuse to write to a folder that this process held and has lost.
+
+    Args:
+        path: The folder, or what is in it. Of a folder that this process never held nothing is
+            known, so that it passes.
+
+    Raises:
+        FolderLost: The folder was removed, renamed or taken over by another process.
+    """
+    path = path.absolute()
+    for folder in _held.keys() & {path, *path.parents}:
+        file = folder / LOCK
+        found = file.read_text() if file.is_file() else ""
+        if found == _held[folder]:
+            continue
+        if found:
+            what = f"was taken over by {_holder(_parsed(found))}"
+            advice = "wait until that ends, or choose another folder"
+        else:
+            what = f"was removed, renamed or unmounted, or its file {LOCK} was"
+            advice = "put it back, and the same command goes on after its last checkpoint"
+        raise FolderLost(
+            f"{folder} {what}, while this process worked in it; nothing more is written there: "
+            f"{advice}."
+        )
 
 
 def _acquire(path: Path):
@@ -100,7 +137,14 @@ def _lock(file) -> str:
 def _owner(file) -> dict:
     file.seek(0)
     try:
-        owner = json.loads(file.read())
+        return _parsed(file.read())
+    except UnicodeDecodeError:
+        return {}
+
+
+def _parsed(text: str) -> dict:
+    try:
+        owner = json.loads(text)
     except ValueError:  # not written yet
         return {}
     return owner if isinstance(owner, dict) else {}
@@ -114,11 +158,15 @@ def _is_still(file, path: Path) -> bool:
 
 
 def _in_use(path: Path, owner: dict) -> FolderInUse:
-    who = f"process {owner.get('process', 'unknown')} on {owner.get('host', 'an unknown host')}"
-    since = f" since {owner['since']}" if "since" in owner else ""
     return FolderInUse(
-        f"{path.parent} is in use by {who}{since}: wait until that ends, or choose another folder."
+        f"{path.parent} is in use by {_holder(owner)}: wait until that ends, or choose another "
+        "folder."
     )
+
+
+def _holder(owner: dict) -> str:
+    who = f"process {owner.get('process', 'unknown')} on {owner.get('host', 'an unknown host')}"
+    return who + (f" since {owner['since']}" if "since" in owner else "")
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

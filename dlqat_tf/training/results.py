@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+import dlqat_command
+import dlqat_tf
 from dlqat_tf._host import cpu_name, replacing
 from dlqat_tf.training.history import read_history
 from dlqat_tf.training.recipe import Recipe
@@ -105,10 +108,25 @@ def environment() -> dict:
     return {
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "versions": versions(),
         "commit": _commit(),
         "device": _device(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what is computed, by name."""
+    return {name: metadata.version(name) for name in _VERSIONS}
+
+
+def sources() -> str:
+    """Return what names the sources of this package: its version, and a digest of its files."""
+    digest = hashlib.sha256()
+    for package in (dlqat_command, dlqat_tf):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\n" + file.read_bytes())
+    return f"{dlqat_command.__version__}-{digest.hexdigest()[:10]}"
 
 
 def _commit() -> str | None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import tensorflow as tf
 from rich.console import Console
 
-from dlqat_tf._host import naming, read_object, write_whole
+from dlqat_tf._host import check_folder, naming, read_object, write_whole
 from dlqat_tf.levels import activation_ranges, rounded_kernels
 from dlqat_tf.loading import ModelFileError, load_model
+from dlqat_tf.report import counted
 from dlqat_tf.training import data as datasets
-from dlqat_tf.training.callbacks import save
+from dlqat_tf.training.callbacks import TrainingDiverged, save
 from dlqat_tf.training.checkpoints import Position, position
 from dlqat_tf.training.distribution import current, replicas
 from dlqat_tf.training.fitting import (
@@ -58,16 +59,24 @@ def run(recipe: Recipe) -> TrainingResult | None:
         one, writes them.
 
     Raises:
-        ValueError: A setting is out of range or asks for devices that there are not, the output
-            folder holds another run, or a file in it is damaged.
+        ValueError: It is no recipe, a setting is out of range or asks for devices that there are
+            not, the output folder holds another run, or a file in it is damaged.
         dlqat_tf.training.lock.FolderInUse: Another process trains in the output folder.
+        dlqat_tf.training.lock.FolderLost: The output folder was removed or renamed in training, or
+            another process took it over.
         dlqat_tf.training.data.DataError: The dataset cannot be read.
-        TrainingDiverged: The loss became NaN; the last good checkpoint is kept.
+        TrainingDiverged: The loss became NaN; the last good checkpoint is kept. Or the loss on test
+            images is no finite number when a stage ends.
         dlqat_tf.training.checkpoints.CheckpointFailed: The folder is full or gone; the last good
             checkpoint is kept.
         dlqat_tf.training.distribution.WorkerLost: Another worker of the job ended.
         dlqat_tf._script.Stopped: After Ctrl-C or SIGTERM, when a checkpoint is written.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"Expected a Recipe. Received: {recipe!r}: give Recipe(...), or what "
+            "read_recipe(folder) returns."
+        )
     previous_policy = tf.keras.mixed_precision.global_policy()
     with replicas(recipe.strategy) as workers:  # first: workers cannot be joined any later
         recipe.validate()
@@ -81,6 +90,8 @@ def run(recipe: Recipe) -> TrainingResult | None:
         surroundings = environment()
         tf.keras.mixed_precision.set_global_policy(recipe.precision)
         try:
+            if workers.is_chief:
+                check_folder(recipe.output)
             with locked(recipe.output) if workers.is_chief else contextlib.nullcontext():
                 if workers.is_chief:
                     check_output(recipe)
@@ -164,11 +175,12 @@ def _run_stages(
         rows = _history(recipe, images, stage, model, folder, epochs)
         if recipe.reestimation_images and stage is stages[-1]:
             moving = {"moving_averages_accuracy": rows[-1]["val_accuracy"]}
-            rows[-1] |= moving | read_object(
-                folder / REESTIMATED,
-                f"put the right one back, or delete {finished} too, to measure anew",
-                "val_loss",
-                "val_accuracy",
+            rows[-1] |= moving | _reestimated(folder / REESTIMATED, finished)
+        if not math.isfinite(rows[-1]["val_loss"]):  # steps see the loss before their update
+            raise TrainingDiverged(
+                f"The {stage.name} stage ended with a loss of {rows[-1]['val_loss']} on images "
+                f"that it did not train on, in {folder}. Try a lower --learning-rate, with a new "
+                "--output."
             )
         histories[stage.name] = rows
     save(model, recipe.output / "model.keras")
@@ -185,6 +197,18 @@ def _run_stages(
     result = summarise(recipe, histories, surroundings)
     write_whole(recipe.output / "result.json", result.to_json() + "\n")
     return result
+
+
+def _reestimated(file: Path, finished: Path) -> dict:
+    """Return loss and accuracy of a finished stage after its batch norms were measured anew."""
+    advice = f"put the right one back, or delete {finished} too, to measure anew"
+    if not file.is_file():
+        raise ValueError(f"{file} is gone: {advice}.")
+    found = read_object(file, advice, "val_loss", "val_accuracy")
+    loss, accuracy = found["val_loss"], found["val_accuracy"]
+    if not (isinstance(loss, float | int) and type(accuracy) is float and 0 <= accuracy <= 1):
+        raise ValueError(f"{file} is damaged: {advice}.")
+    return found
 
 
 def _finished(path: Path) -> tf.keras.Model:
@@ -215,8 +239,8 @@ def _history(recipe, images, stage, model, folder: Path, epochs: int | None) -> 
     lost = sorted({*range(epochs)} - {int(row["epoch"]) for row in rows})
     if lost:
         _console.print(
-            f"[yellow]{file} has lost {len(lost)} of {epochs} epochs: the result names no best "
-            "accuracy and no time.[/yellow]"
+            f"[yellow]{file} has lost {len(lost)} of {counted(epochs, 'epoch')}: the result "
+            "names no best accuracy and no time.[/yellow]"
         )
     if lost and lost[-1] == epochs - 1:
         compile_model(recipe, stage, model, steps_of(recipe, images))

@@ -55,6 +55,54 @@ def test_training_of_less_steps_than_phases_ends_with_all():
     assert np.all(np.isin(layer.kernel_quantizer.grid(layer.kernel).codes, (-1, 0, 1)))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda quantizer: lq.layers.QuantConv2D(4, 1, kernel_quantizer=quantizer),
+        lambda quantizer: lq.layers.QuantDepthwiseConv2D(
+            1, depthwise_quantizer=DepthwiseWeights(quantizer)
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("steps", "epochs", "longest"), [(2, 9, 1), (3, 10, 2), ("auto", 10, 2), (2, 3, 1)]
+)
+def test_executions_of_more_steps_than_a_phase_are_refused(layer, steps, epochs, longest):
+    """Two steps an epoch in ten phases, of which the first freezes 20 percent."""
+    quantizer = INQWeights(2)
+    inputs = tf.keras.Input((2, 2, 2))
+    x = tf.keras.layers.GlobalAveragePooling2D()(layer(quantizer)(inputs))
+    model = tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
+    model.compile("sgd", "mse", steps_per_execution=steps)
+    with pytest.raises(
+        ValueError,
+        match=f"at most {longest}, for each of 10 phases.*steps_per_execution={steps}: compile",
+    ):
+        fit(model, callbacks=[QuantizerProgress(epochs)])
+    assert not np.any(quantizer.frozen)
+
+
+def test_executions_within_a_phase():
+    """Twenty steps by two in ten phases: the last but one ends with 95 percent, as by one."""
+    model = small_model(INQWeights(2))
+    model.compile("sgd", "mse", steps_per_execution=2)
+    seen = []
+    watch = tf.keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(
+            float(tf.reduce_mean(model.layers[1].kernel_quantizer.frozen))
+        )
+    )
+    fit(model, 10, [QuantizerProgress(10), watch])
+    size = model.layers[1].kernel_quantizer.frozen.shape.num_elements()
+    assert seen == [round(share * size) / size for share in INQWeights(2).portions]
+
+
+def test_executions_of_any_length_without_phases():
+    model = small_model(IRNetWeights())
+    model.compile("sgd", "mse", steps_per_execution=2)
+    fit(model, callbacks=[QuantizerProgress(1)])
+
+
 def test_an_unknown_number_of_steps():
     model = small_model(IRNetWeights())
     endless = tf.data.Dataset.from_generator(

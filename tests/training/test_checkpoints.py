@@ -12,6 +12,7 @@ import pytest
 from dlqat_tf._script import Stopped
 from dlqat_tf.training import checkpoints
 from dlqat_tf.training.checkpoints import Backup, CheckpointFailed, Position, position
+from dlqat_tf.training.lock import FolderLost, locked
 
 import tensorflow as tf  # isort: skip
 
@@ -246,3 +247,17 @@ def test_a_kill_just_before_the_checkpoint(tmp_path, whole, monkeypatch):
             fit(tmp_path, every=2)
     assert position(tmp_path, STEPS) == Position(1, 2)
     assert_equal(fit(tmp_path, every=2), whole, first_epoch=1)
+
+
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_folder_that_is_renamed_in_training_is_not_made_anew(tmp_path, whole, validating):
+    """Neither by a checkpoint inside an epoch nor by what is written when it ends."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    rename = At(1, 0 if validating else 2, lambda: run.rename(moved), validating)
+    with pytest.raises(FolderLost, match="run was removed, renamed"), locked(run):
+        fit(run / "float" / "backup", rename, every=3)
+    assert not run.exists()
+    moved.rename(run)
+    with locked(run):
+        resumed = fit(run / "float" / "backup", every=3)
+    assert_equal(resumed, whole, first_epoch=1)

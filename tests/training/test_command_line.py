@@ -43,7 +43,10 @@ def test_budget_changes_defaults_and_flags_win(tmp_path, capsys):
     assert result.recipe["batch_size"] == 32
     assert result.recipe["epochs"] == 1  # from the budget
     assert (tmp_path / "run_smoke" / "model.keras").is_file()
-    assert "--budget smoke shortens" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--budget smoke shortens the paper's run: float_epochs=1, epochs=1, images_per" in shown
+    assert "width=16" not in shown  # of the budget, and changed again
+    assert "batch_size=128" not in shown
 
 
 def ended(tmp_path, *arguments) -> int:

@@ -1,12 +1,16 @@
 import dataclasses
+import functools
 import json
+import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from dlqat_tf.training import folder
+from dlqat_tf.training import folder, results
 from dlqat_tf.training.folder import check_output, check_shared, check_workers, claim_output
 from dlqat_tf.training.recipe import Recipe
+from dlqat_tf.training.results import sources
 
 
 @pytest.fixture
@@ -77,14 +81,31 @@ class Workers:
         return is_so or self.misses
 
 
-def test_workers_of_one_job_have_the_same_settings(recipe):
-    def other(**changes):
-        return Workers(json.dumps(dataclasses.replace(recipe, **changes).plain()))
+def worker(recipe, *, without=(), versions=None, **changes):
+    """A job whose other worker has changes of the recipe, or of the packages' versions."""
+    there = {"dlqat_tf": sources(), **results.versions(), **(versions or {})}
+    there = {name: each for name, each in there.items() if name not in without}
+    settings = dataclasses.replace(recipe, **changes).plain()
+    return Workers(json.dumps(settings | {"versions": there}))
 
+
+def test_workers_of_one_job_have_the_same_settings(recipe):
+    other = functools.partial(worker, recipe)
     check_workers(recipe, other(output=Path("/mnt/run"), data_dir=Path("/mnt"), cache="memory"))
     named = r"in all workers.*teacher \(there 'float', here None\), seed \(there 3, here 0\)\. Give"
     with pytest.raises(ValueError, match=named):
         check_workers(recipe, other(seed=3, teacher="float"))
+
+
+def test_workers_of_one_job_have_the_same_versions(recipe):
+    check_workers(recipe, worker(recipe))
+    other = worker(recipe, versions={"larq": "0.13.1"}, without=["dlqat_tf"], seed=3)
+    named = (
+        rf"same versions.*: dlqat_tf \(there unknown, here {re.escape(sources())}\), "
+        rf"larq \(there 0\.13\.1, here {re.escape(metadata.version('larq'))}\)\. Install"
+    )
+    with pytest.raises(ValueError, match=named):
+        check_workers(recipe, other)
 
 
 def test_workers_of_one_job_see_one_folder(recipe, monkeypatch):

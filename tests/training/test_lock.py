@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from dlqat_tf.training import lock
-from dlqat_tf.training.lock import FolderInUse, locked
+from dlqat_tf.training.lock import FolderInUse, FolderLost, check_held, locked
 
 # Without TensorFlow, which takes seconds: the module needs nothing of the package.
 HOLD = (
@@ -114,3 +115,31 @@ def test_a_file_system_without_locks_is_watched(tmp_path, monkeypatch, holder):
     touched = iter([1, 2])
     with pytest.raises(FolderInUse, match=f"process {holder.pid}"), locked(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("removed", ["folder", "lock", "renamed"])
+def test_a_folder_that_is_gone_is_not_held(tmp_path, removed):
+    folder = tmp_path / "run"
+    with locked(folder):
+        (folder / "file").touch()
+        check_held(folder / "file")
+        if removed == "folder":
+            shutil.rmtree(folder)
+        elif removed == "lock":
+            (folder / lock.LOCK).unlink()
+        else:
+            folder.rename(tmp_path / "moved")
+        with pytest.raises(FolderLost, match=r"run was removed, renamed.*: put it back"):
+            check_held(folder / "backup" / "new")
+    check_held(folder)  # nothing is known of a folder that is not held
+
+
+def test_a_folder_that_another_process_took_over_is_not_held(tmp_path):
+    """One that went on after it had stood still for long, or whose folder was renamed."""
+    folder = tmp_path / "run"
+    theirs = json.dumps({"process": 12, "host": "node7", "since": "Monday"})
+    with locked(folder):
+        (folder / lock.LOCK).write_text(theirs)
+        with pytest.raises(FolderLost, match="taken over by process 12 on node7 since Monday"):
+            check_held(folder)
+    assert (folder / lock.LOCK).read_text() == theirs  # it is not ours to remove

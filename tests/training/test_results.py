@@ -48,3 +48,22 @@ def test_changes_anywhere_in_the_package_are_said(project, monkeypatch):
     assert results._commit() == head
     (project / ".venv" / "dlqat_tf" / "quantizers" / "sat.py").write_text("second\n")
     assert results._commit() == f"{head}-modified"
+
+
+def test_a_package_of_other_sources_is_another_one(tmp_path, monkeypatch):
+    packages = []
+    for name in ("dlqat_command", "dlqat_tf"):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "__init__.py"
+        file.write_text("one = 1\n")
+        packages.append(file)
+        monkeypatch.setattr(getattr(results, name), "__file__", str(file))
+    before = results.sources()
+    (tmp_path / "dlqat_tf" / "notes.txt").touch()
+    assert results.sources() == before
+    for file in packages:
+        file.write_text("one = 2\n")
+        assert results.sources() != before
+        file.write_text("one = 1\n")
+    packages[1].rename(packages[1].with_name("other.py"))
+    assert results.sources() != before

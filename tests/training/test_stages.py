@@ -15,11 +15,11 @@ import pytest
 import dlqat_tf
 from dlqat_tf.training import data, fitting, starting
 from dlqat_tf.training.batch_norm import reestimate
-from dlqat_tf.training.callbacks import TrainingDiverged
+from dlqat_tf.training.callbacks import StopWhenNotFinite, TrainingDiverged
 from dlqat_tf.training.checkpoints import Backup, position
 from dlqat_tf.training.folder import claim_output
 from dlqat_tf.training.history import read_history
-from dlqat_tf.training.lock import FolderInUse, locked
+from dlqat_tf.training.lock import FolderInUse, FolderLost, locked
 from dlqat_tf.training.recipe import Recipe, read_recipe
 from dlqat_tf.training.stages import run
 from tests.training.recipes import TINY
@@ -182,6 +182,23 @@ def test_a_finished_run_is_not_trained_again(finished):
     again = run(recipe)
     assert again.accuracy == result.accuracy
     assert (recipe.output / "quantized" / "last.keras").stat().st_mtime_ns == before
+
+
+def test_a_stage_whose_last_step_diverges_has_no_result(tmp_path):
+    """The first step of two has the learning rate 0, so that none sees a loss that is no number."""
+    recipe = dataclasses.replace(
+        TINY,
+        head="linear",
+        width=2,
+        float_epochs=1,
+        images_per_epoch=128,
+        learning_rate=1e30,
+        output=tmp_path / "run",
+    )
+    for _ in range(2):  # trained, and found finished
+        with pytest.raises(TrainingDiverged, match=r"float stage ended with a loss of .*--output"):
+            run(recipe)
+    assert not (tmp_path / "run" / "quantized").exists()
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished):
@@ -415,9 +432,18 @@ def test_batch_norms_are_measured_anew_at_the_end(alone, quantized_from):
     assert accuracy == pytest.approx(result.accuracy)
     file = recipe.output / "quantized" / "reestimated.json"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=rf"{file} is damaged: put the right one back, or delete"):
+    advice = "put the right one back, or delete .*last.keras too, to measure anew"
+    values = (("1.5", "0.5"), ("0.5", "7"), ("0.5", "1.5"), ('"1.5"', "0.5"), ("0.5", "null"))
+    texts = [f'{{"val_loss": {loss}, "val_accuracy": {each}}}'.encode() for loss, each in values]
+    for damaged in (whole[:-1], *texts[1:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{file} is damaged: {advice}"):
+            run(recipe)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{file} is gone: {advice}"):
         run(recipe)
+    file.write_bytes(texts[0])
+    assert run(recipe).accuracy == 0.5
     file.write_bytes(whole)
 
 
@@ -483,7 +509,7 @@ def test_images_per_epoch_shortens_the_epoch(tmp_path, capsys):
         TINY, head="cosine", stages=1, epochs=1, images_per_epoch=130, output=tmp_path / "run"
     )
     run(recipe)
-    assert "1 epochs of 2 steps" in capsys.readouterr().out
+    assert "1 epoch of 2 steps" in capsys.readouterr().out
 
 
 def test_images_per_epoch_above_the_training_set_are_all_of_it_and_said(tmp_path, capsys):
@@ -493,7 +519,7 @@ def test_images_per_epoch_above_the_training_set_are_all_of_it_and_said(tmp_path
     run(dataclasses.replace(recipe, output=tmp_path / "run"))
     printed = " ".join(capsys.readouterr().out.split())
     assert "images_per_epoch 200 is above the 70 training images" in printed
-    assert "1 epochs of 1 steps" in printed
+    assert "1 epoch of 1 step," in printed
 
 
 @pytest.mark.parametrize("held_out", [None, 180])
@@ -559,6 +585,12 @@ def test_one_class_is_nothing_to_train_on(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("other", [3, "runs/x", None, Recipe])
+def test_what_is_no_recipe_is_refused(other):
+    with pytest.raises(ValueError, match=r"Expected a Recipe\. Received: .*read_recipe\(folder"):
+        run(other)
+
+
 def test_settings_that_need_no_images_fail_before_any_are_looked_for(monkeypatch):
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("looked for images"))
     with pytest.raises(ValueError, match="weight_bits"):
@@ -572,6 +604,32 @@ def test_a_setting_that_fails_does_not_delete_the_run_that_restart_would(tmp_pat
     with pytest.raises(ValueError, match="batch_size from 1 to 1437"):
         run(dataclasses.replace(TINY, output=output, batch_size=5000, restart=True))
     assert {path.name for path in output.iterdir()} == {"recipe.json", "model.keras"}
+
+
+@pytest.mark.parametrize("stage", ["float", "quantized"])
+def test_a_folder_that_is_moved_in_training_is_left_alone(tmp_path, monkeypatch, stage):
+    """Nothing is written under the old name, and what was moved back goes on."""
+    output, moved = tmp_path / "run", tmp_path / "moved"
+    recipe = dataclasses.replace(TINY, width=2, float_epochs=1, epochs=1, output=output)
+
+    def move(self, batch, logs=None):
+        if (output / stage).is_dir():
+            output.rename(moved)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopWhenNotFinite, "on_train_batch_end", move)
+        with pytest.raises(FolderLost, match="run was removed, renamed or unmounted"):
+            run(recipe)
+    assert not output.exists()
+    moved.rename(output)
+    assert len(run(recipe).stages) == 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(PermissionError, match=rf"can be written to, received {tmp_path}: choose"):
+        run(dataclasses.replace(TINY, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_in_use_is_refused(tmp_path, monkeypatch):
