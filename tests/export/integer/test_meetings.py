@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlqat_tf.export.integer.meetings import common_grids
+from dlqat_tf.export.integer.meetings import _EQUAL, common_grids
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import Activation, Concatenate, Input, Maximum, MaxPool, Pad
 from dlqat_tf.quantizers import (
@@ -176,6 +176,7 @@ def test_what_is_float_has_no_common_grid():
         assert common_grids(IntegerNetwork(nodes), (), True)[1] == {}
 
 
+@example([(0.35, 1, False), (1 / 3, 1, False)])
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
@@ -195,8 +196,9 @@ def test_what_was_found_is_found_again(drawn):
         assert grid.highest - grid.lowest <= 255
         for node in network:
             if isinstance(node, Activation):
-                factor = float(node.grid.step / grid.step)
-                assert factor.is_integer()
+                ratio = float(node.grid.step) / float(grid.step)
+                factor = round(ratio)
+                assert ratio == pytest.approx(factor, rel=_EQUAL)  # both are rounded to float32
                 assert factor * node.grid.highest <= grid.highest
     for move in (True, False):
         again, same = common_grids(network, (), move)
