@@ -183,7 +183,7 @@ def test_a_module_of_ones_own_is_imported_first(own_method):
     small = ["--width", "2", "--stages", "1", "--images-per-epoch", "64", "--batch-size", "64"]
     trained = dlqat(own_method, *train, *small, "--residual-bits", "8", "--output", "run")
     assert trained.returncode == 0, trained.stderr
-    assert "quantized stage: 1 epochs of" in trained.stdout  # of the method's recipe
+    assert "quantized stage: 1 epoch of" in trained.stdout  # of the method's recipe
     exported = dlqat(own_method, "export", "tflite", "run/model.keras", "f.tflite", "--import=own")
     assert exported.returncode == 0, exported.stderr
     alone = dlqat(own_method, "export", "tflite", "run/model.keras", "g.tflite")
