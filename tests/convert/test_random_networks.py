@@ -156,13 +156,14 @@ def check(names, ends, weight_bits, activation_bits, seed):
     assert report.agreement["simulation_file"] == 100
 
 
-# A sum far below its terms; a product of what is nearly zero that is zero on all images; and a
-# chain of functions that ended the process.
+# A sum far below its terms; a product of what is nearly zero that is zero on all images; a
+# chain of functions that ended the process; and sequences that become images one after the other.
 @example(
     (["shared", "add", "norm", "grouped", "norm", "average_pool_1d"], ["max", "hidden"], 8, 2, 319)
 )
 @example((["excited", "multiply", "multiply", "multiply"], ["flat", "flat"], 1, 2, 0))
 @example((["linear", "nested", "leaky", "tanh", "leaky", "linear"], ["flat"], 4, 2, 58))
+@example((["average_pool_1d", "average_pool_1d"], ["flat"], 1, 2, 0))
 @settings(max_examples=COUNT, deadline=None)
 @given(DRAWN)
 def test_files_compute_what_the_simulation_does(drawn):

@@ -162,18 +162,24 @@ def _as_depthwise(affine: Scaled, channels: int) -> Convolution:
 
 def direct(nodes: list[Node]) -> list[Node]:
     """Leave out sequences that are made of images, and made images of again, between layers."""
+    while pair := _there_and_back(nodes):
+        sequence, image = pair
+        nodes = _replaced(nodes, image.name, sequence.inputs[0])
+        nodes = [each for each in nodes if each.name != image.name]
+        if not any(sequence.name in each.inputs for each in nodes):
+            nodes = [each for each in nodes if each.name != sequence.name]
+    return nodes
+
+
+def _there_and_back(nodes: list[Node]) -> tuple[Node, Node] | None:
+    """Return what makes a sequence of an image, and what makes the same image of that."""
     shapes, by_name = IntegerNetwork(tuple(nodes)).shapes, {node.name: node for node in nodes}
     for node in nodes:
-        if not isinstance(node, Reshape):
-            continue
-        source = by_name[node.inputs[0]]
+        source = by_name[node.inputs[0]] if isinstance(node, Reshape) else None
         is_sequence = isinstance(source, Reshape) and len(source.shape) == 2
         if is_sequence and shapes[source.inputs[0]] == shapes[node.name]:
-            nodes = _replaced(nodes, node.name, source.inputs[0])
-            nodes = [each for each in nodes if each.name != node.name]
-            if not any(source.name in each.inputs for each in nodes):
-                nodes = [each for each in nodes if each.name != source.name]
-    return nodes
+            return source, node
+    return None
 
 
 def simplified(nodes: list[Node]) -> list[Node]:
