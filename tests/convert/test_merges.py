@@ -278,3 +278,21 @@ def test_a_result_far_smaller_than_what_it_is_made_of(merge, tmp_path):
     report = to_tflite(result, tmp_path / "model.tflite")
     snapped = tf.keras.models.load_model(report.snapped, compile=False)
     assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
+
+
+def test_terms_far_smaller_than_what_their_product_meets(tmp_path):
+    """What is concatenated has one range, here 10^6 times what the product needs."""
+    tf.keras.utils.set_random_seed(0)
+    model = merged(
+        lambda x, y, z: layers.Concatenate()(
+            [layers.Multiply(name="merge")([y, z]), conv_norm(x, 8, 1)]
+        )
+    )
+    images = alive(model, (32, 6, 6, 3))
+    for name in ("left_bn", "right_bn"):
+        for variable in model.get_layer(name).trainable_weights:
+            variable.assign(1e-3 * variable)
+    result, _ = quantize(model, 8, 8, "linear", images=images)
+    report = to_tflite(result, tmp_path / "model.tflite")
+    snapped = tf.keras.models.load_model(report.snapped, compile=False)
+    assert parity(snapped, report.path, images).agreement["simulation_file"] == 100.0
