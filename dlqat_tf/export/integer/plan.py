@@ -224,8 +224,8 @@ def _no_range(names: list[str]) -> ExportError:
     there = "(resnet18(residual_bits=8) has one on each input of its residual adds)"
     if any(name.endswith(DEPTHWISE) for name in names):
         there = (
-            "(in place of a separable layer a QuantDepthwiseConv2D, CGPACT(8, signed=True) and a "
-            "1x1 QuantConv2D)"
+            "(in place of a separable layer a QuantDepthwiseConv2D, an activation quantizer of 8 "
+            "signed bits and a 1x1 QuantConv2D)"
         )
     return ExportError(
         f"The output range of {', '.join(map(repr, names))} cannot be known from the model: no "
