@@ -168,6 +168,7 @@ def test_float_activations_and_fused_ones():
         ({"conv1": dict(weight_bits=9)}, "bits=9"),
         ({"conv1": dict(residual_bits=1)}, "bits=1"),
         (["conv1"], r"a dict by layer name or pattern. Received: overrides=\['conv1'\]"),
+        ([], r"a dict by layer name or pattern. Received: overrides=\[\]"),
         ({1: "float"}, "a dict by layer name or pattern"),
     ],
 )
