@@ -12,7 +12,7 @@ from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.integers import integers, is_integer, target_of
 from dlqat_tf.export.integer.network import IntegerNetwork
-from dlqat_tf.export.integer.nodes import Node, Weighted
+from dlqat_tf.export.integer.nodes import Activation, Node, Weighted
 
 _TOLERANCE = 1e-5  # of the largest of a constant's floats or scales
 
@@ -23,8 +23,9 @@ def plan_of(
     """Return the network as planned for a file, and the file's constants that are not its.
 
     Biases and steps of a file have either moved or are as trained. Those of a snapped model have
-    moved already, so it too is tried as trained. Scales of weights are then those of the file: a
-    gain that moved is a float32 in Keras, whose scale may be the file's but for the last place.
+    moved already, so it too is tried as trained. Steps and scales of weights are then those of the
+    file: steps move by so little that both plans may have its constants, and a gain that moved is a
+    float32 in Keras, whose scale may be the file's but for the last place.
 
     Args:
         content: The file, parsed.
@@ -65,7 +66,7 @@ def plan_of(
     for other, also in rest if others else ():
         planned = _with_biases(content, record, planned, other)
         others = [name for name in others if name in also]
-    return _with_scales(content, record, planned), others
+    return _with_scales(content, record, _with_steps(content, planned)), others
 
 
 def _with_biases(
@@ -103,6 +104,21 @@ def _with_biases(
     )
 
 
+def _with_steps(content, planned: IntegerNetwork) -> IntegerNetwork:
+    """Return a planned network whose activations have the steps of a file."""
+    tensors = {each.name.decode(): each for each in content.subgraphs[0].tensors if each.name}
+
+    def held(node: Node) -> Node:
+        if not isinstance(node, Activation) or node.name not in tensors:
+            return node
+        scale = _scale_of(tensors[node.name])
+        if scale.size != 1 or abs(scale[0] / node.grid.step - 1) > _TOLERANCE:
+            return node
+        return replace(node, grid=replace(node.grid, step=np.float32(scale[0])))
+
+    return IntegerNetwork(tuple(map(held, planned)))
+
+
 def _with_scales(content, record: dict, planned: IntegerNetwork) -> IntegerNetwork:
     """Return a planned network whose integer kernels have the scales of a file."""
     tensors, known, readers = content.subgraphs[0].tensors, grids(planned), planned.consumers()
@@ -127,7 +143,7 @@ def _with_scales(content, record: dict, planned: IntegerNetwork) -> IntegerNetwo
 def _scale_of(tensor) -> np.ndarray:
     """Return the scale of each channel of a tensor, nothing where it has none."""
     scale = getattr(tensor.quantization, "scale", None)
-    return np.float64(np.float32([] if scale is None else scale))
+    return np.asarray([] if scale is None else scale, np.float32).astype(np.float64)
 
 
 def _check_same(record: dict, planned: IntegerNetwork, path) -> None:

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
 
 import dlqat_tf
 from dlqat_tf.export import constants, to_tflite
@@ -13,6 +14,7 @@ from dlqat_tf.export.integer.grids import grids
 from dlqat_tf.export.integer.integers import integers, target_of
 from dlqat_tf.export.integer.lower import lower
 from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import Activation
 from dlqat_tf.export.integer.plan import plan
 from tests.export.networks import convolution, randomize, small_network
 
@@ -53,11 +55,36 @@ def test_scales_are_those_of_the_file_to_the_last_place(exported, ulps):
     assert others == []
 
 
+@pytest.mark.parametrize(("scale", "channels"), [(None, 0), ([0.5], 1), ([0.5, 0.25], 2)])
+def test_scales_are_one_for_each_channel_be_it_a_single_one(scale, channels):
+    tensor = schema.TensorT()
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale = scale if scale is None else np.array(scale, np.float32)
+    found = constants._scale_of(tensor)
+    assert found.shape == (channels,)
+    assert list(found) == (scale or [])
+
+
 def test_the_scale_of_another_model_is_not_taken(exported):
     before, *_ = planned(exported, 1)
     numbers, scale, others = planned(exported, 1.001)
     assert numbers.scale[0] == before.scale[0] != scale[0]
     assert others == ["second/weights"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "taken"), [(1 + 2.0**-23, True), (1 - 4e-6, True), (1.001, False)]
+)
+def test_steps_are_those_of_the_file_where_they_moved_by_little(exported, factor, taken):
+    network, path = exported
+    content = flatbuffer.read(path)
+    name = next(node.name for node in network if isinstance(node, Activation))
+    (tensor,) = (each for each in content.subgraphs[0].tensors if each.name == name.encode())
+    held = np.float32(tensor.quantization.scale[0] * factor)
+    tensor.quantization.scale = np.array([held], np.float32)
+    found, others = plan_of(content, read_record(content, path), network, path)
+    assert (found[name].grid.step == held) == taken
+    assert others == ([] if taken else [name])
 
 
 def test_biases_may_be_as_trained_in_one_layer_and_moved_in_another(tmp_path):
