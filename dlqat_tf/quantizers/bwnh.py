@@ -67,13 +67,45 @@ def _factors(signs: np.ndarray, target: np.ndarray, moments: np.ndarray) -> np.n
     return np.maximum(agreement, 0.0) / np.maximum(energy, 1e-30)
 
 
+def latent_kernel(kernel: np.ndarray, signs: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return what to store for signs and factors: BWN's quantizer and its constraint keep both.
+
+    Weights have the magnitudes of the kernel, none below a thousandth of a channel's mean. At each
+    kernel position those above zero are scaled, and those below, so that both have one sum, half of
+    all; where there is but one sign, no scale does that. Then each channel has the mean magnitude
+    that its factor is.
+
+    Args:
+        kernel: float, input and output channels last.
+        signs: -1 and 1, of the kernel's shape.
+        factors: (output channels,).
+
+    Returns:
+        float32, of the kernel's shape.
+    """
+    magnitudes, axes = np.abs(kernel), tuple(range(kernel.ndim - 1))
+    means = magnitudes.mean(axes)
+    magnitudes = np.maximum(magnitudes, np.where(means > 0, 1e-3 * means, 1.0))
+    above, below = (
+        np.where(signs == sign, magnitudes, 0.0).sum(-2, keepdims=True) for sign in (1, -1)
+    )
+    has_both = (above > 0) & (below > 0)
+    half, own = (above + below) / 2, np.where(signs > 0, above, below)
+    magnitudes = magnitudes * np.where(has_both, half / np.where(has_both, own, 1.0), 1.0)
+    return np.asarray(signs * magnitudes * (factors / magnitudes.mean(axes)), np.float32)
+
+
 def bwnh(model: tf.keras.Model, images: np.ndarray, *, sweeps: int = 3) -> dict[str, float]:
     """Fit a network's binary weights to its activations, layer by layer; train it on afterwards.
 
-    Each kernel of :class:`~dlqat_tf.BWNWeights` becomes the signs times the factors of
-    :func:`fit_binary`, which that quantizer then keeps as they are. A layer's inputs are those that
-    the network has with all layers before binarised already; that layer's own float kernel on them
-    is what is fitted. Depthwise, grouped and transposed convolutions keep BWN's signs.
+    Of each kernel :class:`~dlqat_tf.BWNWeights` then makes the signs times the factors of
+    :func:`fit_binary`. A layer's inputs are those that the network has with all layers before
+    binarised already; that layer's own float kernel on them is what is fitted. Depthwise, grouped
+    and transposed convolutions keep BWN's signs.
+
+    The paper does not say where between its signs training finds the stored kernel. Here it keeps
+    the magnitudes that it has, by which training decides how easily a sign changes, in proportions
+    that :class:`~dlqat_tf.CentredAndClamped` leaves: see :func:`latent_kernel`.
 
     Args:
         model: Functional or Sequential network of trained float kernels under ``BWNWeights(1)``,
@@ -106,8 +138,8 @@ def bwnh(model: tf.keras.Model, images: np.ndarray, *, sweeps: int = 3) -> dict[
         rest = kernel - signs * factors
         output = max(float((kernel * (gram @ kernel)).sum()), 1e-30)
         errors[layer.name] = float((rest * (gram @ rest)).sum()) / output
-        fitted = np.asarray(signs * factors, np.float32).reshape(latent.shape)
-        tf.keras.backend.set_value(parts.kernel, fitted)
+        stored = latent_kernel(latent, signs.reshape(latent.shape), factors)
+        tf.keras.backend.set_value(parts.kernel, stored)
     return errors
 
 

@@ -7,8 +7,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlqat_tf import BWNWeights, DoReFaActivations, bwnh
-from dlqat_tf.quantizers.bwnh import _is_binary, fit_binary
+from dlqat_tf import BWNWeights, CentredAndClamped, DoReFaActivations, bwnh
+from dlqat_tf.quantizers.bwnh import _is_binary, fit_binary, latent_kernel
 
 
 def error(kernel, signs, factors, gram):
@@ -88,6 +88,41 @@ def test_it_is_never_worse_than_signs(seed, weights):
     assert error(kernel, signs, factors, gram) <= start * (1 + 1e-9) + 1e-12
 
 
+def test_stored_magnitudes_by_hand():
+    # Input channels down, output channels across. Of the first, 1 and 2 stand against 3; of the
+    # second 4 alone against 1, so that both become 2.5 of 5, and 2 as there are but two signs.
+    kernel = np.array([[1.0, 4.0], [-2.0, -1.0], [-3.0, 0.0]])
+    signs = np.array([[1.0, 1], [1, -1], [-1, -1]])
+    stored = latent_kernel(kernel, signs, np.array([2.0, 5 / 3]))
+    np.testing.assert_allclose(stored, [[1, 2.5], [2, -2.5], [-3, 0]], atol=0.01)
+    assert stored[2, 1] < 0  # its sign is that of a weight of zero
+    # One sign only, and a kernel of zeros.
+    np.testing.assert_allclose(
+        latent_kernel(np.array([[1.0], [3.0]]), np.ones((2, 1)), np.array([4.0])), [[2], [6]]
+    )
+    np.testing.assert_array_equal(
+        latent_kernel(np.zeros((2, 1)), np.array([[1.0], [-1]]), np.array([3.0])), [[3], [-3]]
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**16), st.sampled_from([(3, 3, 8, 4), (1, 1, 5, 3), (9, 4)]))
+def test_what_is_stored_keeps_signs_and_factors_under_the_constraint(seed, shape):
+    generator = np.random.default_rng(seed)
+    kernel = np.copysign(generator.uniform(0.01, 0.03, shape), generator.normal(size=shape))
+    signs = np.where(generator.random(shape) < 0.5, -1.0, 1.0)
+    signs[..., :2, :] = np.array([[1.0], [-1.0]])  # both at each position
+    factors = generator.uniform(0.01, 0.05, shape[-1])
+    stored = latent_kernel(kernel, signs, factors)
+    for values in (stored, CentredAndClamped()(tf.constant(stored))):
+        np.testing.assert_allclose(BWNWeights()(tf.constant(values)), signs * factors, 1e-4)
+    # Those of one sign at one position and for one channel keep their proportions.
+    ratios = np.abs(stored / kernel)[..., 0]
+    for sign in (-1, 1):
+        of_sign = np.where(signs[..., 0] == sign, ratios, np.nan)
+        np.testing.assert_allclose(np.nanmax(of_sign, -1), np.nanmin(of_sign, -1), 1e-5)
+
+
 def network(strides=1, padding="same"):
     inputs = tf.keras.Input((6, 6, 2))
     x = lq.layers.QuantConv2D(4, 3, strides, padding, kernel_quantizer=BWNWeights(), name="first")(
@@ -112,8 +147,7 @@ def test_a_network_layer_by_layer(strides, padding):
     errors = bwnh(model, images)
     assert list(errors) == ["first", "second"]
     fitted = layer.kernel.latent_variable.numpy()
-    np.testing.assert_allclose(np.abs(fitted), np.abs(fitted).mean((0, 1, 2)) + 0 * fitted, 1e-5)
-    np.testing.assert_allclose(layer.kernel_quantizer(fitted), fitted, 1e-5)
+    fitted = layer.kernel_quantizer(fitted)
     # The error is that of the layer's outputs, up to the bias, which is zero.
     after = tf.nn.conv2d(images, fitted, strides, padding.upper())
     left = float(tf.reduce_sum((before - after) ** 2) / tf.reduce_sum(before**2))
@@ -133,7 +167,7 @@ def test_later_layers_see_what_earlier_ones_became():
     trained = dense.kernel.latent_variable.numpy()
     errors = bwnh(model, images)
     x = tf.keras.Model(model.input, dense.input)(images).numpy()
-    before, after = x @ trained, x @ dense.kernel.latent_variable.numpy()
+    before, after = x @ trained, x @ BWNWeights()(dense.kernel.latent_variable).numpy()
     assert errors["second"] == pytest.approx(
         ((before - after) ** 2).sum() / (before**2).sum(), 1e-3
     )
@@ -150,7 +184,7 @@ def test_inputs_are_those_of_dilated_kernels_and_rounded_as_the_layer_does():
     (layer,) = model.layers[1:]
     trained = tf.constant(layer.kernel.latent_variable)
     ((_, error),) = bwnh(model, images).items()
-    fitted = layer.kernel.latent_variable
+    fitted = layer.kernel_quantizer(layer.kernel.latent_variable)
     before, after = (
         tf.nn.conv2d(np.rint(images), kernel, 1, "VALID", dilations=2)
         for kernel in (trained, tf.convert_to_tensor(fitted))
@@ -190,4 +224,4 @@ def test_inputs_of_16_bits_are_summed_in_float32(policy):
     layer.kernel.latent_variable.assign(kernel)
     assert bwnh(model, images) == {layer.name: pytest.approx(0, abs=1e-6)}
     # Of equal inputs the weights of 3 and 1 are two of 2.
-    np.testing.assert_allclose(layer.kernel.latent_variable, [[2], [2]])
+    np.testing.assert_allclose(BWNWeights()(layer.kernel.latent_variable), [[2], [2]])
