@@ -16,13 +16,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
+from dlqat_tf._code import code_in
 from dlqat_tf._compat import check_keras_2_file
 from dlqat_tf._host import check_name, reason_of
 from dlqat_tf.graph import leaves, refresh
 from dlqat_tf.report import Report
 
 _NOT_OF_THE_MODEL = {"optimizer", "keras_api"}  # parts of checkpoint keys
-_MODULES = ("builtins", "keras", "tf_keras", "larq", "tensorflow_model_optimization", "dlqat_tf")
 _CLASSES = {name for name in dir(tf.keras.layers) if name[0].isupper()} - {"Layer", "Wrapper"}
 _KERAS_NAMES = {name.lower() for name in _CLASSES}
 _UNTOUCHED = 2.0**-100  # marks variables that a file did not set
@@ -65,7 +65,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> tf.keras.Model:
 
     A ``.keras`` file is an archive of settings and weights, which are read and not run. A
     SavedModel, an HDF5 file (whatever its name) and a Lambda layer are code, and so is any object
-    of a module that nobody imported: loading runs it.
+    of a module that nobody imported and any operation that does not only compute: loading runs it.
 
     Args:
         path: A ``.keras`` file; with ``trust`` also an HDF5 file or the folder of a SavedModel.
@@ -116,21 +116,6 @@ def _refuse_code(path: Path) -> None:
             "save it as one, give --import MODULE (import it in Python) for a module of yours that "
             "registers them, or --trust (trust=True in Python) if you know who made it."
         )
-
-
-def code_in(config) -> Iterator[str]:
-    """Yield what of a model's settings is code, or would import some."""
-    if isinstance(config, dict):
-        name = config.get("class_name")
-        if name in ("Lambda", "__lambda__"):
-            yield "a model with a Lambda layer, which is code"
-        module = config.get("module")
-        registered = tf.keras.utils.get_registered_object(config.get("registered_name"))
-        if name and module and registered is None and str(module).split(".")[0] not in _MODULES:
-            yield f"a model with {name} of the module {module}, which nothing imported registers"
-    for value in config.values() if isinstance(config, dict) else config:
-        if isinstance(value, (dict, list)):
-            yield from code_in(value)
 
 
 def load_weights(

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from dlqat_tf._code import code_in
 from dlqat_tf._host import check_name, reason_of, replacing
 from dlqat_tf.graph import check_graph, refresh
 from dlqat_tf.levels import RoundedKernel, rounded_kernels
-from dlqat_tf.loading import ModelFileError, code_in
+from dlqat_tf.loading import ModelFileError
 from dlqat_tf.quantizers import WeightGrid
 
 _CONFIGURATION = "configuration"
