@@ -84,7 +84,9 @@ def read_result(file: Path) -> dict:
     stages = result.get("stages", [])  # where training diverged there are none
     parts = [(result["recipe"], set()), (result["environment"], {"commit", "device"})]
     parts += [(each, _OF_STAGE) for each in stages] if isinstance(stages, list) else [(None, set())]
-    if not isinstance(result["accuracy"], int | float | None) or not all(
+    accuracy = result["accuracy"]
+    is_share = isinstance(accuracy, int | float) and 0 <= accuracy <= 1
+    if not (is_share or accuracy is None) or not all(
         isinstance(part, dict) and part.keys() >= keys for part, keys in parts
     ):
         raise ValueError(f"{file} is damaged: {advice}.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -180,7 +181,8 @@ def result(**changes):
     "content",
     [
         *(b"", b'{"accura', b"[]", b"{}", b"\xff", b'{"accuracy": 0.5}'),
-        *(result(accuracy="0.5"), result(recipe=[]), result(environment={})),
+        *(result(accuracy="0.5"), result(accuracy=50.3), result(accuracy=math.nan)),
+        *(result(recipe=[]), result(environment={})),
         *(result(stages=1), result(stages=[1]), result(stages=[{"name": "float"}])),
     ],
 )
