@@ -89,7 +89,7 @@ def test_operations_of_functional_models_need_no_trust(tmp_path):
 
 
 def test_what_keras_records_computes_but_for_files_python_and_networks_of_machines():
-    """All functions that Keras can record, so that a new one of TensorFlow is decided on."""
+    """Of all functions that Keras can record, by the last part of their names."""
     recorded = {
         name
         for name, function in tf_export._NAME_TO_SYMBOL_MAPPING.items()
