@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dlqat_tf import methods
-from dlqat_tf.quantizers import unwrapped
+from dlqat_tf.quantizers import BWNWeights, unwrapped
 from dlqat_tf.quantizers.calibration import calibrate, optimal_range
 from tests.tfmot.networks import (
     STANDARD,
@@ -64,8 +64,15 @@ def test_a_method_that_starts_from_images_is_fitted_in_wrappers():
     x = layers.ReLU()(layers.Conv2D(4, 3, name="hidden")(x))
     x = layers.GlobalAveragePooling2D()(x)
     model = applied(tf.keras.Model(inputs, layers.Dense(3)(x)), 1, 4, method="bwnh")
-    errors = methods.get("bwnh").prepare(model, images(16) / np.float32(255))
+    x, wrapper = images(16) / np.float32(255), by_name(model)["hidden"]
+    trained = unwrapped(wrapper).kernel.numpy()
+    errors = methods.get("bwnh").prepare(model, x)
     assert list(errors) == ["quant_hidden"]
-    assert 0 < errors["quant_hidden"] < 1
-    kernel = unwrapped(by_name(model)["hidden"]).kernel.numpy()
-    np.testing.assert_allclose(np.abs(kernel), np.abs(kernel).mean((0, 1, 2)) + 0 * kernel, 1e-5)
+    inputs = tf.keras.Model(model.input, wrapper.input)(x)
+    outputs, fitted = (
+        tf.nn.conv2d(inputs, kernel, 1, "VALID").numpy()
+        for kernel in (trained, BWNWeights()(unwrapped(wrapper).kernel))
+    )
+    error = np.sum((outputs - fitted) ** 2) / np.sum(outputs**2)
+    assert errors["quant_hidden"] == pytest.approx(error, rel=1e-4)
+    assert 0 < error < 1
