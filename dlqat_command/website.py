@@ -53,6 +53,9 @@ def web(
 
 def _lines(labels: Path) -> list[str]:
     """Return the lines of a text file."""
+    from dlqat_tf._host import check_readable
+
+    check_readable(labels)
     try:
         return labels.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

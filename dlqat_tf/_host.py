@@ -21,7 +21,11 @@ except ImportError:  # Windows
 
 # What TensorFlow puts around a message: which of its operations it is of.
 _OPERATION = re.compile(r"\{\{function_node .*?\}\}\s*|\s*\[Op:.*")
+# What Keras puts between an object's settings, which may be a whole model, and what is wrong.
+_AFTER_SETTINGS = "Exception encountered: "
 PARTIAL = "partial-"  # in the names of files that are being written
+# What a text that is no JSON raises: of it, of its encoding, and of how deep it is nested.
+UNPARSED = (ValueError, RecursionError)
 
 
 @contextlib.contextmanager
@@ -69,7 +73,8 @@ def naming(path: str | Path) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
-    lines = _OPERATION.sub("", str(error)).strip().splitlines()
+    message = str(error).rpartition(_AFTER_SETTINGS)[2]
+    lines = _OPERATION.sub("", message).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
@@ -143,7 +148,7 @@ def read_object(path: str | Path, advice: str, *keys: str) -> dict:
     """
     try:
         content = json.loads(Path(path).read_bytes())
-    except ValueError:  # of the text or of its encoding
+    except UNPARSED:
         content = None
     if not isinstance(content, dict) or not content.keys() >= {*keys}:
         raise ValueError(f"{path} is damaged: {advice}.")
@@ -162,6 +167,20 @@ def check_name(path: str | Path) -> None:
         raise OSError(
             f"Expected a file name in UTF-8. Received: {os.fsencode(path)!r}: rename it."
         ) from None
+
+
+def check_readable(path: str | Path) -> None:
+    """Refuse to read a device or a pipe, which may have no end and cannot be read twice.
+
+    Raises:
+        OSError: It is one.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(
+            f"Expected a file, received {path}, which is a device or a pipe: copy what it holds to "
+            "a file."
+        )
 
 
 def check_folder(path: str | Path) -> None:

@@ -18,7 +18,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from dlqat_tf._code import code_in
 from dlqat_tf._compat import check_keras_2_file
-from dlqat_tf._host import check_name, reason_of
+from dlqat_tf._host import check_name, check_readable, reason_of
 from dlqat_tf.graph import leaves, refresh
 from dlqat_tf.report import Report
 
@@ -79,6 +79,7 @@ def load_model(path: str | Path, *, trust: bool = False) -> tf.keras.Model:
     check_name(path)
     if not path.exists():
         raise FileNotFoundError(f"Expected a .keras file, found nothing at {path}.")
+    check_readable(path)
     check_keras_2_file(path, ModelFileError)
     if not trust:
         _refuse_code(path)
@@ -86,8 +87,9 @@ def load_model(path: str | Path, *, trust: bool = False) -> tf.keras.Model:
         return tf.keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # whatever a file that is something else leads to
         raise ModelFileError(
-            f"{path} is damaged or no Keras 2 model: {reason_of(error)} Layers of your own must be "
-            "registered (tf.keras.utils.register_keras_serializable) and imported before."
+            f"{path} is damaged or no Keras 2 model: {reason_of(error).rstrip('.')}. Layers of "
+            "your own must be registered (tf.keras.utils.register_keras_serializable) and imported "
+            "before."
         ) from error
 
 

@@ -91,8 +91,9 @@ def load_packed(path: str | Path) -> tf.keras.Model:
             return _model(configuration, arrays)
     except Exception as error:  # whatever a damaged archive or configuration leads to
         raise ModelFileError(
-            f"{path} is damaged or no packed network: {reason_of(error)} Layers of your own must "
-            "be registered (tf.keras.utils.register_keras_serializable) and imported before."
+            f"{path} is damaged or no packed network: {reason_of(error).rstrip('.')}. Layers of "
+            "your own must be registered (tf.keras.utils.register_keras_serializable) and imported "
+            "before."
         ) from error
     raise ModelFileError(f"{path} is {kind}. Expected layers that need no code of their own.")
 

@@ -10,6 +10,7 @@ import pytest
 
 from dlqat_tf._host import (
     check_folder,
+    check_readable,
     clear_partial,
     read_object,
     reason_of,
@@ -65,6 +66,14 @@ def test_what_is_no_file_is_not_replaced(tmp_path, make):
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
 
 
+def test_pipes_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(OSError, match=r"Expected a file, received .*x, which is a device or a pi"):
+        check_readable(tmp_path / "x")
+    check_readable(tmp_path)  # a SavedModel
+    check_readable(tmp_path / "missing")  # whoever reads it says so
+
+
 def test_only_what_a_killed_process_of_this_host_left_is_removed(tmp_path):
     path = tmp_path / "a[1].txt"
     path.write_text("old")
@@ -87,7 +96,9 @@ def test_only_what_a_killed_process_of_this_host_left_is_removed(tmp_path):
     assert sorted(each.name for each in tmp_path.glob(".*")) == sorted(others)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1]", b"\xff", b'{"b": 1}', b"NaN"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"a": 1', b"[1]", b"\xff", b'{"b": 1}', b"NaN", b"[" * 99_999]
+)
 def test_an_object_that_is_none(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.json is damaged: delete it\.$"):

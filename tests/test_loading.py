@@ -176,6 +176,17 @@ def with_version(data, version):
     return data[:place] + bytes([version]) + data[place + 1 :]
 
 
+def test_of_settings_that_are_wrong_only_the_reason_is_said(tmp_path):
+    small_network().save(tmp_path / "right.keras")
+    archive, target = zipfile.ZipFile(tmp_path / "right.keras"), tmp_path / "wrong.keras"
+    with archive, zipfile.ZipFile(target, "w") as wrong:
+        for name in archive.namelist():
+            wrong.writestr(name, archive.read(name).replace(b'"bits": 1', b'"bits": 77'))
+    message = r"no Keras 2 model: Expected bits to be an integer .* Received: bits=77\. Layers of"
+    with pytest.raises(ModelFileError, match=message):
+        load_model(target)
+
+
 def test_archives_that_cannot_be_read_are_named(tmp_path):
     path = tmp_path / "model.keras"
     small_network().save(path)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from dlqat_tf._host import reason_of, write_whole
+from dlqat_tf._host import UNPARSED, reason_of, write_whole
 from dlqat_tf._script import Stopped
 from dlqat_tf.training.distribution import LOST, current
 from dlqat_tf.training.lock import check_held
@@ -211,7 +211,7 @@ def _partial_epoch(folder: Path, reached: Position) -> dict | None:
     """Return what is known of the epoch that a checkpoint is in the middle of."""
     try:
         return json.loads((folder / _PARTIAL_EPOCH).read_bytes())[str(reached)]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, *UNPARSED, TypeError, KeyError):
         return None
 
 

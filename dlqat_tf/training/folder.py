@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from dlqat_tf._host import PARTIAL, write_whole
+from dlqat_tf._host import PARTIAL, check_regular, write_whole
 from dlqat_tf.training.distribution import Replicas
 from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
@@ -21,6 +21,9 @@ _FREE = (
 )
 _SECONDS_OF_CACHES = 90  # after which NFS has noticed, by its defaults, that there is a new file
 _PLACES = ("float_stage", "teacher")
+_STAGES = ("float", "quantized")  # folders of a run
+_WRITTEN = (LOCK, "model.keras", "best.keras", "curves.png", "result.json")
+_WRITTEN_BY_STAGES = ("last.keras", "best.keras", "history.csv")
 
 
 def check_output(recipe: Recipe) -> None:
@@ -28,6 +31,7 @@ def check_output(recipe: Recipe) -> None:
 
     Raises:
         ValueError: It has a run of other settings or other files, or is a file.
+        OSError: What a run writes there is something else than a file.
     """
     file = recipe.output / FILE
     taken = [each for each in (recipe.output, *recipe.output.parents) if each.is_file()]
@@ -53,6 +57,20 @@ def check_output(recipe: Recipe) -> None:
                 f"{recipe.output} holds a run with other settings: {', '.join(different)}. "
                 "Choose another --output, or delete the folder."
             )
+        _check_written(recipe.output)
+
+
+def _check_written(run: Path) -> None:
+    """Refuse now what would end the run when its stages, or all of its hours, are done."""
+    for stage in (run / name for name in _STAGES):
+        if os.path.lexists(stage) and not stage.is_dir():
+            raise NotADirectoryError(
+                f"Expected the folder of a stage at {stage}, found something else: move it away."
+            )
+        for name in _WRITTEN_BY_STAGES:
+            check_regular(stage / name)
+    for name in _WRITTEN:
+        check_regular(run / name)
 
 
 def check_workers(recipe: Recipe, workers: Replicas) -> None:

@@ -23,7 +23,7 @@ def _whole_lines(path: Path) -> tuple[str, list[tuple[str, dict[str, float]]]]:
     """Return the header, and each epoch's line with its values."""
     if not path.is_file():
         return "", []
-    text = path.read_bytes().decode(errors="replace")
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")  # as spreadsheets write it
     # Of a line without an end, the last number may be cut and still be one.
     header, *lines = text[: text.rfind("\n") + 1].splitlines(keepends=True) or [""]
     names = header.strip().split(",")

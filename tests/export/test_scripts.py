@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -134,6 +135,9 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
         ("to_tflite.py", ["missing.keras", "other.tflite", "--force"], "which is a folder"),
         ("to_lce.py", ["missing.keras", "text.keras/x.tflite"], "Expected a folder that can be"),
         ("to_web.py", ["model.tflite", "page", "--labels", "binary"], "text file in UTF-8"),
+        ("to_web.py", ["model.tflite", "page", "--labels", "pipe"], "pipe, which is a device or"),
+        ("to_lce.py", ["pipe", "out.tflite"], "pipe, which is a device or a pipe"),
+        ("parity.py", ["model.keras", "pipe", "--data", "digits"], "pipe, which is a device or"),
         *(
             (script, [*arguments, "--force", "--json", json], "a file of its own for the report")
             for script, arguments, names in (
@@ -163,6 +167,7 @@ def test_mistakes_are_one_line(monkeypatch, saved, tmp_path, capsys, script, arg
     (tmp_path / "text.keras").write_text("text")
     (tmp_path / "binary").write_bytes(b"\xff")
     (tmp_path / "folder.tflite").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "other.snapped.keras").mkdir()
     (tmp_path / "model.keras").write_bytes((saved / "model.keras").read_bytes())
     (tmp_path / "saved_model").symlink_to(saved / "saved_model")

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -160,6 +161,32 @@ def test_a_file_where_the_folder_should_be(tmp_path, output):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=rf"found the file {tmp_path / 'file'}: choose another"):
         check_output(Recipe(output=tmp_path / output, restart=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("float", Path.touch, "the folder of a stage at .*float, found something else"),
+        ("quantized", lambda path: path.symlink_to("nowhere"), "of a stage at .*quantized, found"),
+        ("model.keras", Path.mkdir, "received .*model.keras, which is a folder"),
+        ("result.json", os.mkfifo, "received .*result.json, which is a device or a pipe"),
+        ("float/history.csv", lambda path: path.mkdir(parents=True), "float/history.csv, which is"),
+    ],
+)
+def test_what_could_not_be_written_in_the_end(recipe, name, make, message):
+    claim(recipe)
+    make(recipe.output / name)
+    with pytest.raises(OSError, match=message):
+        check_output(recipe)
+    claim(dataclasses.replace(recipe, restart=True))
+    assert [path.name for path in recipe.output.iterdir()] == ["recipe.json"]
+
+
+def test_a_lock_that_is_no_file(recipe):
+    claim(recipe)
+    os.mkfifo(recipe.output / ".lock")
+    with pytest.raises(OSError, match=r"\.lock, which is a device or a pipe"):
+        check_output(recipe)
 
 
 def test_restart_follows_no_links(recipe, tmp_path):

@@ -10,7 +10,7 @@ import flatbuffers
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from dlqat_tf._host import check_name, clear_partial, replacing, target_of
+from dlqat_tf._host import check_name, check_readable, clear_partial, replacing, target_of
 from dlqat_tf._litert import tflite_interpreter
 from dlqat_tf.export.files.verify import number_of, problems
 from dlqat_tf.export.integer.errors import ExportError
@@ -126,6 +126,7 @@ def content(path: str | Path) -> bytes:
     path = checked_path(path)
     try:
         check_name(path)
+        check_readable(path)
         return path.read_bytes()
     except OSError as error:
         raise ExportError(f"Expected a .tflite file at {path}: {error.strerror or error}") from None

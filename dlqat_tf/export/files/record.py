@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tensorflow.lite.python import schema_py_generated as schema
 
+from dlqat_tf._host import UNPARSED
 from dlqat_tf.export.files.flatbuffer import metadata
 from dlqat_tf.export.integer.errors import ExportError
 
@@ -40,7 +41,7 @@ def read_record(model: schema.ModelT, path: str | Path) -> dict | None:
     try:
         record = json.loads(data)
         whole = record.pop(_CHECKSUM) == zlib.crc32(_encoded(record))
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (*UNPARSED, AttributeError, KeyError, TypeError):
         whole = False
     if not whole:
         raise ExportError(

@@ -196,10 +196,11 @@ def norm_of(layer, shared: dict) -> Node:
         values_of(variable, name).astype(np.float64)
         for variable in (layer.moving_mean, layer.moving_variance)
     )
-    if np.any(variance + layer.epsilon <= 0):
+    if not np.all(variance + layer.epsilon > 0):
         raise ExportError(
-            f"Layer {name!r} has channels of zero variance and epsilon {layer.epsilon}, so its "
-            "gain is infinite: train it, or build it with an epsilon above zero."
+            f"Layer {name!r} has channels of variance {variance.min():.3g} and epsilon "
+            f"{layer.epsilon}, so its gain is not finite: train it, or build it with an epsilon "
+            "above zero."
         )
     gain = 1 / np.sqrt(variance + layer.epsilon)
     if layer.scale:

@@ -1,3 +1,5 @@
+import math
+
 import larq as lq
 import numpy as np
 import pytest
@@ -250,10 +252,14 @@ def test_nan_is_refused_by_layer():
         lower(model)
 
 
-def test_zero_variance():
+@pytest.mark.parametrize("epsilon", [0.0, math.nan])
+def test_a_gain_that_is_not_finite(epsilon):
     model = one_convolution([[0.5, -0.5], [-0.5, -0.5]])
     model.get_layer("norm").moving_variance.assign([0.0, 1.0])
-    with pytest.raises(ExportError, match="'norm' has channels of zero variance"):
+    model.get_layer("norm").epsilon = epsilon
+    with pytest.raises(
+        ExportError, match=f"'norm' has channels of variance 0 and epsilon {epsilon}"
+    ):
         lower(model)
 
 
