@@ -22,7 +22,7 @@ from dlqat_tf.quantizers.base import (
 )
 from dlqat_tf.quantizers.calibration import optimal_range
 from dlqat_tf.quantizers.one_loop import compiled
-from dlqat_tf.quantizers.rematerialize import rematerialize
+from dlqat_tf.quantizers.rematerialize import after_filters, rematerialize
 from dlqat_tf.quantizers.state import add_number, has_started, positive, start_once
 from dlqat_tf.quantizers.ste import (
     codes_of,
@@ -89,6 +89,7 @@ def hard_with_soft_gradient(
             y = round_to_range(values, limit, codes_of(bits), fused=fused)
 
         def gradient(upstream):
+            upstream = after_filters(upstream)
             before = rematerialize(x, upstream) if fused else x
             backward = _looped(bits, signed) if in_loop else _soft_gradient(bits, signed)
             from_x, of_high, of_alpha = backward(upstream, before, high, alpha)

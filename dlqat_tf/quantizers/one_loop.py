@@ -13,7 +13,7 @@ import functools
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from dlqat_tf.quantizers.rematerialize import rematerialize, replayed
+from dlqat_tf.quantizers.rematerialize import after_filters, rematerialize, replayed
 from dlqat_tf.quantizers.ste import Codes, codes_of, in_xla, lowest_of, rounded
 
 DTYPES = (tf.bfloat16, tf.float16)
@@ -58,6 +58,7 @@ def clip_and_round_16(
             y = replayed(_forward(x.dtype, codes), x, alpha)
 
         def gradient(upstream):
+            upstream = after_filters(upstream)
             before = rematerialize(x, after=upstream)
             backward = _backward(x.dtype, codes, calibrated)
             from_x, from_alpha = backward(upstream, before, alpha)

@@ -19,6 +19,13 @@ import tensorflow as tf
 _PASSED_ON = ("Identity", "IdentityN")  # a custom gradient's output is an IdentityN's
 # Operations whose gradients read their (first) input, which therefore stays until then.
 _KEEP_THEIR_INPUT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "FusedBatchNormV3")
+# What stands between a layer's gradient and those of its readers.
+_SUMMED = ("AddN", "AddV2", "Cast")
+# The gradients of convolutions, each with that of its filter.
+_OF_INPUTS = {
+    "Conv2DBackpropInput": "Conv2DBackpropFilter",
+    "DepthwiseConv2dNativeBackpropInput": "DepthwiseConv2dNativeBackpropFilter",
+}
 
 # Where an operation that is the call of a compiled function holds that function.
 _REPLAY = "_dlqat_tf_replay"
@@ -62,6 +69,35 @@ def rematerialize(x: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
         with tf.control_dependencies([after]):
             return _again(x)
     return x
+
+
+def after_filters(gradient: tf.Tensor) -> tf.Tensor:
+    """Return ``gradient`` once the convolutions that it comes from have their filters' gradients.
+
+    An executor of few threads goes on with what has become ready last, which are the layers below.
+    All filters' gradients then wait until the end of the backward pass, and what they read, two
+    tensors a convolution, is in memory at once.
+
+    Args:
+        gradient: Of a layer's output, which convolutions read.
+    """
+    if not tf.is_symbolic_tensor(gradient):
+        return gradient
+    filters = _filter_gradients(gradient.op)
+    if not filters or gradient.graph is not tf.compat.v1.get_default_graph():
+        return gradient
+    with tf.control_dependencies(filters):
+        return tf.identity(gradient)
+
+
+def _filter_gradients(op: tf.Operation) -> list[tf.Operation]:
+    """Return the filters' gradients beside those of the inputs that an operation sums."""
+    if op.type in _PASSED_ON + _SUMMED:
+        return [each for source in op.inputs for each in _filter_gradients(source.op)]
+    if op.type not in _OF_INPUTS:
+        return []
+    upstream, kind = op.inputs[2], _OF_INPUTS[op.type]
+    return [each for each in upstream.consumers() if each.type == kind]
 
 
 def is_of_norm(x: tf.Tensor) -> bool:

@@ -11,7 +11,12 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-from dlqat_tf.quantizers.rematerialize import is_of_norm, product_with_norm, rematerialize
+from dlqat_tf.quantizers.rematerialize import (
+    after_filters,
+    is_of_norm,
+    product_with_norm,
+    rematerialize,
+)
 
 # The bounds of the gradient kernel below are inclusive; these make them exclusive.
 _ABOVE_ZERO = 1.1754944e-38  # the smallest normal float32
@@ -204,6 +209,7 @@ def clip_and_round(
         y = round_to_range(values, limit, codes, fused=fused)
 
         def gradient(upstream):
+            upstream = after_filters(upstream)
             before, after = (rematerialize(each, upstream) if fused else each for each in (x, y))
             # Between its jumps y is linear in x and alpha, so that a second derivative has only
             # the upstream gradient for a variable.

@@ -132,6 +132,46 @@ def test_what_two_gradients_read_is_computed_again_once_and_not_kept(policy):
         assert len(kept) == 3  # which convolutions read
 
 
+def reached(op, but):
+    """Yield the operations that read what one computes, and not those that wait for another."""
+    seen, rest = set(), [op]
+    while rest:
+        for output in rest.pop().outputs:
+            for reader in output.consumers():
+                if reader not in seen and but not in reader.control_inputs:
+                    seen.add(reader)
+                    rest.append(reader)
+                    yield reader
+
+
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [(plain, 2), (lambda: residual(None), 5), (lambda: residual(8), 5), (stream, 5)],
+)
+def test_filters_come_before_the_layers_below(build, count, policy):
+    graph = graph_and_gradients(build())[0]
+    pairs = [
+        (of_inputs, of_filter)
+        for of_inputs in graph.get_operations()
+        for of_filter in graph.get_operations()
+        if (of_inputs.type, of_filter.type) == ("Conv2DBackpropInput", "Conv2DBackpropFilter")
+        and of_inputs.inputs[2] is of_filter.inputs[2]
+    ]
+    assert len(pairs) == count
+    for of_inputs, of_filter in pairs:
+        types = {op.type for op in reached(of_inputs, but=of_filter)}
+        assert types <= {"Cast", "AddN", "AddV2", "Identity", "IdentityN"}
+
+
+def test_filters_of_depthwise_convolutions_come_first_too():
+    inputs = tf.keras.Input((6, 6, 3))
+    x = CGPACT(2, 1.5)(convolution(inputs, "a"))
+    model = tf.keras.Model(inputs, tf.keras.layers.DepthwiseConv2D(3)(x))
+    operations = graph_and_gradients(model)[0].get_operations()
+    waited_for = {each.type for op in operations for each in op.control_inputs}
+    assert "DepthwiseConv2dNativeBackpropFilter" in waited_for
+
+
 @pytest.mark.parametrize("gain", [1.0, -3.0])
 def test_product_with_a_norm_by_hand(gain):
     """3 and 7 are normalised to -1 and 1."""
