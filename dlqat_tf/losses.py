@@ -121,6 +121,11 @@ class _MarginLoss(tf.keras.losses.Loss):
                 f"{self._expectation} Received: the {head.gives} of {head.name!r} "
                 f"({type(head).__name__})."
             )
+        # Keras leaves what its softmax and sigmoid were computed from with their outputs.
+        if head is None and getattr(predictions, "_keras_logits", None) is not None:
+            raise ValueError(
+                f"{self._expectation} Received: probabilities, of a softmax or a sigmoid."
+            )
 
     @property
     def _expectation(self) -> str:
@@ -198,7 +203,7 @@ class AMSLoss(_MarginLoss):
 
     Raises:
         ValueError: ``margin`` or ``scale`` is out of range; when the first step is traced, the
-            predictions are those of another head or labels have another shape.
+            predictions are those of another head or probabilities, or labels have another shape.
         tf.errors.InvalidArgumentError: At the first batch, when predictions leave [-1, 1], labels
             leave [0, classes), or soft ones are negative or do not sum to 1. Under XLA
             (``jit_compile=True``), which drops assertions, the loss is NaN instead.

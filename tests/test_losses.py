@@ -370,6 +370,25 @@ def test_another_head_is_refused_wherever_the_model_came_from(tmp_path):
             model.fit(np.zeros((2, 4)), np.zeros(2), verbose=0)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("ending", ["layer", "activation"])
+def test_probabilities_are_no_cosines(ending, activation, policy):
+    # They are from 0 to 1, as cosines may be.
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        layers = tf.keras.layers
+        own = activation if ending == "activation" else None
+        end = [] if own else [layers.Activation(activation)]
+        model = tf.keras.Sequential([tf.keras.Input((4,)), layers.Dense(3, own), *end])
+        model.compile("sgd", AMSLoss())
+        message = r"ams_loss expected cosines in .*CosineHead\. Received: probabilities, of a softm"
+        with pytest.raises(ValueError, match=message):
+            model.fit(np.zeros((2, 4)), np.zeros(2), verbose=0)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
 def test_heads_and_layers_of_the_users_own_are_judged_by_their_values():
     class Mine(LinearHead):
         gives = None
