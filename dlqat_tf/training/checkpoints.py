@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -187,7 +188,7 @@ def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
         ValueError: The checkpoint is damaged.
     """
     try:
-        checkpoint = tf.train.latest_checkpoint(str(folder / "chief"))
+        checkpoint = _latest(folder / "chief")
         if checkpoint is None:
             return Position(0, 0)
         reader = tf.train.load_checkpoint(checkpoint)
@@ -205,6 +206,22 @@ def position(folder: Path, steps_per_epoch: int | None = None) -> Position:
     if steps_per_epoch is None or batch < 0 or batch >= steps_per_epoch - 1:
         return Position(epoch + 1, 0)
     return Position(epoch, batch + 1)
+
+
+def _latest(folder: Path) -> str | None:
+    """Return the prefix of the checkpoint that a folder's list names, None where there was none.
+
+    Raises:
+        FileNotFoundError: The list names none that is there, or is gone. A kill in the very first
+            checkpoint, which is number 1, leaves no list.
+    """
+    found = tf.train.latest_checkpoint(str(folder))
+    listed = os.path.lexists(folder / "checkpoint")
+    numbers = {path.stem.rpartition("-")[2] for path in folder.glob("ckpt-*.index")}
+    if found is None and (listed or numbers - {"1"}):
+        what = "names no checkpoint that is there" if listed else "is gone"
+        raise FileNotFoundError(f"its list, {folder / 'checkpoint'}, {what}")
+    return found
 
 
 def _partial_epoch(folder: Path, reached: Position) -> dict | None:

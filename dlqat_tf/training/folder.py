@@ -63,10 +63,11 @@ def check_output(recipe: Recipe) -> None:
 def _check_written(run: Path) -> None:
     """Refuse now what would end the run when its stages, or all of its hours, are done."""
     for stage in (run / name for name in _STAGES):
-        if os.path.lexists(stage) and not stage.is_dir():
-            raise NotADirectoryError(
-                f"Expected the folder of a stage at {stage}, found something else: move it away."
-            )
+        for folder in (stage, stage / "backup", stage / "tensorboard"):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise NotADirectoryError(
+                    f"Expected a folder of the run at {folder}, found something else: move it away."
+                )
         for name in _WRITTEN_BY_STAGES:
             check_regular(stage / name)
     for name in _WRITTEN:

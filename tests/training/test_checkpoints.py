@@ -223,6 +223,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     assert position(tmp_path / "backup", STEPS) == Position(3, 0)
 
 
+def test_a_list_of_checkpoints_that_names_none(tmp_path):
+    fit(tmp_path)
+    listed, [index] = tmp_path / "chief" / "checkpoint", (tmp_path / "chief").glob("*.index")
+    whole = listed.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole.replace(b"ckpt-", b"ckpt-9")):
+        listed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is damaged \((its list.* names no|Invalid) check"):
+            position(tmp_path)
+    listed.unlink()
+    with pytest.raises(ValueError, match=r"is damaged \(its list, .*checkpoint, is gone\)"):
+        position(tmp_path)
+    index.rename(index.with_stem("ckpt-1"))  # a kill before the first one was whole
+    assert position(tmp_path, STEPS) == Position(0, 0)
+
+
 def test_a_partial_epoch_of_another_checkpoint_is_not_used(tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, At(0, 3, kill), every=2)

@@ -166,8 +166,9 @@ def test_a_file_where_the_folder_should_be(tmp_path, output):
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("float", Path.touch, "the folder of a stage at .*float, found something else"),
-        ("quantized", lambda path: path.symlink_to("nowhere"), "of a stage at .*quantized, found"),
+        ("float", Path.touch, "a folder of the run at .*float, found something else"),
+        ("quantized", lambda path: path.symlink_to("nowhere"), "of the run at .*quantized, found"),
+        ("float/backup", lambda path: (path.parent.mkdir(), path.touch()), "at .*float/backup, fo"),
         ("model.keras", Path.mkdir, "received .*model.keras, which is a folder"),
         ("result.json", os.mkfifo, "received .*result.json, which is a device or a pipe"),
         ("float/history.csv", lambda path: path.mkdir(parents=True), "float/history.csv, which is"),
