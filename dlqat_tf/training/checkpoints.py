@@ -226,8 +226,9 @@ def _latest(folder: Path) -> str | None:
 
 def _partial_epoch(folder: Path, reached: Position) -> dict | None:
     """Return what is known of the epoch that a checkpoint is in the middle of."""
+    file = folder / _PARTIAL_EPOCH
     try:
-        return json.loads((folder / _PARTIAL_EPOCH).read_bytes())[str(reached)]
+        return json.loads(file.read_bytes())[str(reached)] if file.is_file() else None
     except (OSError, *UNPARSED, TypeError, KeyError):
         return None
 
