@@ -86,11 +86,15 @@ def load_model(path: str | Path, *, trust: bool = False) -> tf.keras.Model:
     try:
         return tf.keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as error:  # whatever a file that is something else leads to
-        raise ModelFileError(
-            f"{path} is damaged or no Keras 2 model: {reason_of(error).rstrip('.')}. Layers of "
-            "your own must be registered (tf.keras.utils.register_keras_serializable) and imported "
-            "before."
-        ) from error
+        raise damaged(path, "Keras 2 model", error) from error
+
+
+def damaged(path: Path, expected: str, error: Exception) -> ModelFileError:
+    """Return what to say of a file whose settings or weights make no model."""
+    return ModelFileError(
+        f"{path} is damaged or no {expected}: {reason_of(error).rstrip('.')}. Layers of your own "
+        "must be registered (tf.keras.utils.register_keras_serializable) and imported before."
+    )
 
 
 def _refuse_code(path: Path) -> None:

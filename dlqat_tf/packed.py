@@ -22,10 +22,10 @@ import numpy as np
 import tensorflow as tf
 
 from dlqat_tf._code import code_in
-from dlqat_tf._host import check_name, reason_of, replacing
+from dlqat_tf._host import check_name, replacing
 from dlqat_tf.graph import check_graph, refresh
 from dlqat_tf.levels import RoundedKernel, rounded_kernels
-from dlqat_tf.loading import ModelFileError
+from dlqat_tf.loading import ModelFileError, damaged
 from dlqat_tf.quantizers import WeightGrid
 
 _CONFIGURATION = "configuration"
@@ -90,11 +90,7 @@ def load_packed(path: str | Path) -> tf.keras.Model:
         if kind is None:
             return _model(configuration, arrays)
     except Exception as error:  # whatever a damaged archive or configuration leads to
-        raise ModelFileError(
-            f"{path} is damaged or no packed network: {reason_of(error).rstrip('.')}. Layers of "
-            "your own must be registered (tf.keras.utils.register_keras_serializable) and imported "
-            "before."
-        ) from error
+        raise damaged(path, "packed network", error) from error
     raise ModelFileError(f"{path} is {kind}. Expected layers that need no code of their own.")
 
 
