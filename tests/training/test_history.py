@@ -1,3 +1,4 @@
+import codecs
 import math
 
 import pytest
@@ -31,10 +32,7 @@ def write(path, text):
         (HEADER + row(0) + "1,0.4" + row(2), [0]),
         (HEADER + "\0\0\0\n" + row(1), [1]),
         (HEADER + row(1) + row(0), [0, 1]),
-        (
-            b"\xef\xbb\xbf" + (HEADER + row(0)).replace("\n", "\r\n").encode(),
-            [0],
-        ),  # a spreadsheet's
+        (codecs.BOM_UTF8 + (HEADER + row(0)).replace("\n", "\r\n").encode(), [0]),
         (HEADER[:20], []),
         (HEADER[6:] + row(0), []),
         (b"\xff\xfe" * 20, []),
