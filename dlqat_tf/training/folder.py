@@ -13,6 +13,7 @@ from dlqat_tf.training.distribution import Replicas
 from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
 from dlqat_tf.training.results import sources, versions
+from dlqat_tf.training.starting import stages_of
 
 # Settings that a run may go on without.
 _FREE = (
@@ -21,7 +22,6 @@ _FREE = (
 )
 _SECONDS_OF_CACHES = 90  # after which NFS has noticed, by its defaults, that there is a new file
 _PLACES = ("float_stage", "teacher")
-_STAGES = ("float", "quantized")  # folders of a run
 _WRITTEN = (LOCK, "model.keras", "best.keras", "curves.png", "result.json")
 _WRITTEN_BY_STAGES = ("last.keras", "best.keras", "history.csv")
 
@@ -57,12 +57,13 @@ def check_output(recipe: Recipe) -> None:
                 f"{recipe.output} holds a run with other settings: {', '.join(different)}. "
                 "Choose another --output, or delete the folder."
             )
-        _check_written(recipe.output)
+        _check_written(recipe)
 
 
-def _check_written(run: Path) -> None:
+def _check_written(recipe: Recipe) -> None:
     """Refuse now what would end the run when its stages, or all of its hours, are done."""
-    for stage in (run / name for name in _STAGES):
+    run = recipe.output
+    for stage in (run / each.name for each in stages_of(recipe)):
         for folder in (stage, stage / "backup", stage / "tensorboard"):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise NotADirectoryError(
