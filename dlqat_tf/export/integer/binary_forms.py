@@ -131,6 +131,7 @@ def _convolved(network: IntegerNetwork, name: str, levels: dict, plane_limit: in
         bits=node.bits,
         bias_sources=node.bias_sources,
         gain_source=node.gain_source,
+        moments=node.moments,
         free=node.free,
     )
     shapes = {**network.shapes, name: (1, 1, len(node.bias))}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import (
     Activation,
@@ -38,6 +39,7 @@ class Scaled(Node):
     layer: str  # the Keras layer, which is the name too unless it is called more than once
     gain: np.ndarray
     offset: np.ndarray
+    moments: Moments | None = None  # of what a batch norm gives, in training
     is_free: bool = False  # whether the layer has variables that move both
     is_fixed: bool = False  # whether it has none that move any
 
@@ -141,6 +143,7 @@ def _with_gain(node: Weighted, affine: Scaled) -> Weighted:
         free=node.free and node.free.times(gain),
         bias=bias,
         bias_sources=sources,
+        moments=affine.moments,
         gain_source=affine.layer if affine.is_free else "",
     )
 
@@ -156,6 +159,7 @@ def _as_depthwise(affine: Scaled, channels: int) -> Convolution:
         bits=8,  # the sign is all that its codes hold; int8 is how it is stored
         is_depthwise=True,
         bias_sources=affine.sources,
+        moments=affine.moments,
         gain_source=affine.layer if affine.is_free else "",
     )
 

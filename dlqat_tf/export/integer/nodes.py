@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.preprocessing import UNIT, Preprocessing
 from dlqat_tf.quantizers import ActivationGrid, ActivationPlanes
@@ -97,6 +98,7 @@ class Weighted(Node):
         bias_sources: Keras layers that the bias was folded from, last one first; the name of
             a layer in a nested model follows the model's name and a slash.
         gain_source: The one of them whose gain scales the channels and may move; "" for none.
+        moments: Of the outputs in training, None where no batch norm knows them.
         pad_value: What "same" padding puts around the image, where there is any.
         stretch: int64 (output channels,), what an integer kernel's file multiplies the codes by;
             None before planning and on other kernels.
@@ -113,6 +115,7 @@ class Weighted(Node):
     library: str = "xnnpack"
     bias_sources: tuple[str, ...] = ()
     gain_source: str = ""
+    moments: Moments | None = None
     pad_value: float = 0.0
     stretch: np.ndarray | None = None
     free: FreeLevels | None = None

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dlqat_tf.export.integer.errors import ExportError
 from dlqat_tf.export.integer.folding import Scaled
+from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.export.integer.nodes import Activation, Dense, FreeLevels, Levels, Node, ReLU, Sign
 from dlqat_tf.heads import Head
 from dlqat_tf.quantizers import (
@@ -211,5 +212,8 @@ def norm_of(layer, shared: dict) -> Node:
         layer=name,
         gain=gain,
         offset=beta - mean * gain,
+        moments=Moments(
+            np.broadcast_to(beta, gain.shape), np.abs(gain) * np.sqrt(np.maximum(variance, 0))
+        ),
         is_free=layer.scale and layer.center,
     )

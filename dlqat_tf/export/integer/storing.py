@@ -49,10 +49,12 @@ def stored(
     Of these places each channel takes one that costs the fewest codes: one for each sum that a
     threshold passes, and some for each threshold that is so near to a sum that float32 errors
     decide; among those, one that is as clear of thresholds as these ask for (or half, a quarter, an
-    eighth of it); among those the nearest. Of equal fractions it takes the largest m, so codes fill
-    more than half of their range. Binary kernels hold float biases: those stay where they are
-    clear, and move between the two thresholds around them else, to a distance of 9/8 c (so that
-    rounding to float32 calls for no second move) or to the middle.
+    eighth of it); among those the nearest. Where a batch norm knows how a channel's outputs lie, a
+    code costs as much as outputs are likely to be near its threshold
+    (:class:`~dlqat_tf.export.integer.moments.Moments`). Of equal fractions it takes the largest m,
+    so codes fill more than half of their range. Binary kernels hold float biases: those stay where
+    they are clear, and move between the two thresholds around them else, to a distance of 9/8 c (so
+    that rounding to float32 calls for no second move) or to the middle.
 
     Where no bias costs nothing, the gain may move too, where a batch norm has one for this layer
     alone: each threshold stays between its two sums for an interval of gains, and many intervals
@@ -139,7 +141,11 @@ def _stored_in_integers(
     only_largest |= node.kernel == "int4" or bool(np.any(numbers.lead))
     with_gain = bool(node.gain_source) and not only_largest
     target = Activation(name=node.name, grid=grid, bits=node.bits)
-    channels = thresholds_of(codes, source, target, step, exact) if clear else [None] * len(exact)
+    channels = (
+        thresholds_of(codes, source, target, step, exact, node.moments)
+        if clear
+        else [None] * len(exact)
+    )
     steps = node.step.copy()
     for i, thresholds in enumerate(channels):
         if abs(numbers.bias[i]) >= np.floor(limit[i]):  # saturates its channel whatever comes in

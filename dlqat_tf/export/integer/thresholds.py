@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.export.integer.nodes import Activation, Sign
 from dlqat_tf.quantizers import ActivationGrid
 
@@ -17,7 +18,7 @@ _NEEDED = 0.25  # of the clearance: the largest error that was seen
 _TIE = 128  # codes that a tie costs: it makes the snapped model, the proof of a file, another one
 _PARTS = (1, 2, 4, 8, 16)  # of a step of sums, which an output step may be whole numbers of
 _FARTHEST = 0.5  # output steps that a change of the gain may move the end of the grid by
-_NEAR = 16  # moves of the bias that are tried with changes of the gain
+_NEAR = 64  # moves of the bias that are tried with changes of the gain
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Thresholds:
         bias: The bias.
         step: Distance between two thresholds.
         largest_change: Of the gain, relative.
+        costs: Of a code at each threshold, (thresholds,) or one for all.
     """
 
     points: np.ndarray
@@ -43,6 +45,7 @@ class Thresholds:
     bias: float = 0.0
     step: float = 1.0
     largest_change: float = 0.0
+    costs: np.ndarray | float = 1.0
 
     @property
     def near(self) -> np.ndarray:
@@ -86,7 +89,7 @@ class Thresholds:
         """Return what pairs of a move and a change cost, and how near the nearest sum is then.
 
         A threshold that passes n sums costs n codes, and so do ties: thresholds that are so near to
-        a sum that the order of float32 additions decides.
+        a sum that the order of float32 additions decides. Each counts as much as codes there cost.
         """
         moved = self.points + np.outer(changes, self.points + self.bias) - moves[:, np.newaxis]
         ends = self.least / self.spacing, self.most / self.spacing
@@ -96,8 +99,9 @@ class Thresholds:
         ]
         nearest = np.clip(np.rint(moved / self.spacing), *ends) * self.spacing
         distances = np.abs(moved - nearest)
-        ties = (distances < _NEEDED * self.clearance).sum(axis=1)
-        return np.abs(below[0] - below[1]).sum(axis=1) + _TIE * ties, distances.min(axis=1)
+        ties = distances < _NEEDED * self.clearance
+        changed = np.abs(below[0] - below[1]) + _TIE * ties
+        return (self.costs * changed).sum(axis=1), distances.min(axis=1)
 
     def _changes(self, moves: np.ndarray) -> np.ndarray:
         r"""Return changes of the gain that may suit each move: (kinds, moves).
@@ -110,12 +114,13 @@ class Thresholds:
         nearer to a sum than half a part.
         """
         points = self.points[self.near]
+        costs = np.broadcast_to(self.costs, self.points.shape)[self.near]
         phase, kinds = points % self.spacing, []
         for share in (1.0, _NEEDED):
             margin = min(share * self.wanted, self.spacing / 2)
             ends = np.stack([margin - phase, self.spacing - margin - phase])
             ends = (ends + moves[:, np.newaxis, np.newaxis]) / (points + self.bias)
-            kinds.append(_most_covered(np.sort(ends, axis=1), self.largest_change))
+            kinds.append(_most_covered(np.sort(ends, axis=1), costs, self.largest_change))
         parts = self.spacing / np.array(_PARTS)
         whole = (2 * np.floor(self.step / parts / 2) + 1) * parts / self.step - 1
         whole = whole[np.abs(whole) <= self.largest_change]
@@ -137,6 +142,7 @@ def thresholds_of(
     target: Activation | Sign,
     unit: np.ndarray,
     bias: np.ndarray,
+    moments: Moments | None = None,
 ) -> Iterator[Thresholds | None]:
     """Yield the thresholds of each channel; None where its sums reach none.
 
@@ -146,6 +152,7 @@ def thresholds_of(
         target: What rounds the output.
         unit: (channels,), output of a sum of 1.
         bias: (channels,), in these.
+        moments: Of the outputs, where they are known: a code costs as much as it is likely.
     """
     lowest, highest = (source.lowest, source.highest) if source else (-1, 1)
     least = np.minimum(codes * lowest, codes * highest).sum(axis=0)
@@ -157,6 +164,7 @@ def thresholds_of(
         grid, step = target.grid, float(target.grid.step)
         thresholds = (np.arange(grid.lowest, grid.highest) + 0.5) * step
         largest_change = _FARTHEST / max(grid.highest, -grid.lowest)
+    costs = moments.density(thresholds) if moments else np.ones(len(bias))
     for i in range(len(bias)):
         found = Thresholds(
             thresholds / unit[i] - bias[i],
@@ -167,6 +175,7 @@ def thresholds_of(
             bias=float(bias[i]),
             step=step / float(unit[i]),
             largest_change=largest_change,
+            costs=costs[i],
         )
         if not found.near.any():
             yield None
@@ -175,20 +184,22 @@ def thresholds_of(
         yield replace(found, clearance=_ROUNDOFF * (math.sqrt(len(codes)) + 16) * sums)
 
 
-def _most_covered(intervals: np.ndarray, farthest: float) -> np.ndarray:
+def _most_covered(intervals: np.ndarray, weights: np.ndarray, farthest: float) -> np.ndarray:
     """Return what lies in most of the intervals of each row; of such numbers the nearest to 0.
 
     Args:
         intervals: (rows, 2, intervals), lower and upper ends.
+        weights: (intervals,), what each of them counts.
         farthest: Largest distance from 0.
     """
     rows, _, count = intervals.shape
     ends = intervals.reshape(rows, 2 * count)
     order = np.argsort(ends, axis=1, kind="stable")
     ends = np.take_along_axis(ends, order, axis=1)
-    covered = np.cumsum(np.where(order < count, 1, -1), axis=1)[:, :-1]
+    changes = np.concatenate([weights, -weights])[order]
+    covered = np.cumsum(changes, axis=1)[:, :-1]
     nearest = np.clip(0.0, ends[:, :-1], ends[:, 1:])
     covered = np.where(np.abs(nearest) <= farthest, covered, -1)
-    is_most = covered == covered.max(axis=1, keepdims=True)
+    is_most = covered > covered.max(axis=1, keepdims=True) - 1e-9  # up to roundings of sums
     which = np.argmin(np.where(is_most, np.abs(nearest), np.inf), axis=1)
     return nearest[np.arange(rows), which]

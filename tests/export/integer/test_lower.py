@@ -61,6 +61,28 @@ def test_batch_norm_folds_into_step_and_bias():
     # The negative gain flips channel 1, whose weights were both -1.
     assert node.weights[0, 0].tolist() == [[1, 1], [-1, 1]]
     assert node.bias_sources == ("norm",)
+    # In training outputs were around beta, by the gain times the deviation of what was read.
+    assert node.moments.mean.tolist() == [0.5, 1.0]
+    assert node.moments.deviation.tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("settings", [dict(center=False), dict(scale=False), {}])
+def test_moments_of_a_norm_that_stands_alone(settings):
+    inputs = tf.keras.Input((2, 2, 3), name="images")
+    norm = layers.BatchNormalization(name="norm", **settings)
+    x = norm(CGPACT(2, 1.0)(layers.Rescaling(1 / 255)(inputs)))
+    model = tf.keras.Model(inputs, layers.Flatten()(CGPACT(2, 1.0, signed=True)(x)))
+    norm.moving_variance.assign([4.0, 0.0, 1.0])
+    norm.moving_mean.assign([5.0, 6.0, 7.0])
+    moments = lower(model)["norm"].moments
+    assert moments.mean.tolist() == [0, 0, 0]
+    np.testing.assert_allclose(moments.deviation, [1, 0, 1], rtol=1e-3)
+
+
+def test_a_convolution_without_a_norm_has_no_moments():
+    inputs = tf.keras.Input((2, 2, 3), name="images")
+    x = CGPACT(2, 1.0)(quantized(2, 1, name="conv")(layers.Rescaling(1 / 255)(inputs)))
+    assert lower(tf.keras.Model(inputs, layers.Flatten()(x)))["conv"].moments is None
 
 
 def test_order_is_topological_and_activations_follow_what_they_round():

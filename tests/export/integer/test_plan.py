@@ -5,6 +5,7 @@ import pytest
 
 from dlqat_tf.export import ExportError
 from dlqat_tf.export.integer.grids import grids
+from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.export.integer.network import IntegerNetwork
 from dlqat_tf.export.integer.nodes import (
     Activation,
@@ -12,6 +13,7 @@ from dlqat_tf.export.integer.nodes import (
     AveragePool,
     Concatenate,
     Convolution,
+    Dense,
     GlobalAveragePool,
     Input,
     Maximum,
@@ -218,3 +220,27 @@ def test_a_maximum_of_a_maximum_stays_in_codes():
     expected = ActivationGrid(0, 12, np.float32(0.25))
     assert [found[name] for name in planned["three"].inputs] == [expected, expected]
     assert planned["last"].kernel == "int8"
+
+
+def test_a_dense_layer_on_planes_keeps_what_is_known_of_it():
+    moments = Moments(np.zeros(2), np.ones(2))
+    dense = Dense(
+        name="dense",
+        inputs=("flat",),
+        weights=np.ones((8, 2), np.int16),
+        step=np.ones(2, np.float32),
+        bias=np.zeros(2),
+        bits=1,
+        bias_sources=("norm",),
+        gain_source="norm",
+        moments=moments,
+    )
+    image = replace(IMAGES, shape=(2, 2, 2))
+    before = convolution("conv", "images", bits=8), activation("act", "conv")
+    flat = Reshape(name="flat", inputs=("act",), shape=(8,))
+    network = IntegerNetwork((image, *before, flat, dense, activation("out", "dense")))
+    node = plan(network, plane_limit=2)["dense"]
+    assert isinstance(node, Convolution)
+    assert node.kernel == "planes"
+    assert node.moments is moments
+    assert (node.bias_sources, node.gain_source) == (("norm",), "norm")

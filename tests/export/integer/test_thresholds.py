@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.export.integer.nodes import Activation, Sign
-from dlqat_tf.export.integer.thresholds import Thresholds, thresholds_of
+from dlqat_tf.export.integer.thresholds import Thresholds, _most_covered, thresholds_of
 from dlqat_tf.quantizers import ActivationGrid
 
 BITS = ActivationGrid(0, 1, np.float32(1))
@@ -56,6 +57,22 @@ def test_the_best_of_the_moves(points, spacing, clearance, moves, best):
     assert (moves[found], change) == (best, 0)
 
 
+def test_the_move_that_costs_least_where_codes_are_likely():
+    """One threshold or two pass a sum, as above; which costs more says how likely these are."""
+    thresholds = Thresholds(np.array([-0.1, 0.2, 0.25]), -100, 100, 2, 0.01)
+    for costs, best in (((1, 1, 1), 0), ((1, 0.1, 0.1), 1), ((0.1, 0.1, 0.1), 0), ((1, 1, 0.1), 0)):
+        found = replace(thresholds, costs=np.array(costs))
+        assert found.choice(np.array([-0.7, 0.3])) == (best, 0)
+
+
+def test_a_tie_costs_as_much_as_codes_there():
+    # A move by 0.2 makes a tie of the first threshold, one of 0.7 passes a sum with the second.
+    thresholds = Thresholds(np.array([0.2, 0.6]), -100, 100, 1, 0.01)
+    for costs, best in (((1, 1), 1), ((1e-3, 1), 0)):
+        found = replace(thresholds, costs=np.array(costs))
+        assert found.choice(np.array([0.2, -0.5])) == (best, 0)
+
+
 def test_a_gain_keeps_each_threshold_between_its_two_sums():
     # Of a bias of 0.5 thresholds of 0.8 and 2.4 lie at 0.3 and 1.9. Without it, at 0.8 and 2.4, the
     # second has passed the sum of 2; with a whole one, at -0.2 and 1.4, the first that of 0. At
@@ -97,6 +114,7 @@ def test_the_thresholds_of_channels():
     ]
     np.testing.assert_allclose([each.clearance for each in found[:2]], clearances)
     assert found[0].largest_change == 0.5 / 3  # half a step at the end of three
+    assert found[0].costs == 1
     (sign,) = thresholds_of(codes[:, :1], None, Sign(name="s"), np.ones(1), np.array([1.0]))
     np.testing.assert_array_equal(sign.points, [-1])
 
@@ -113,7 +131,7 @@ def test_a_choice_changes_as_few_codes_as_it_says(seed, levels, signed, spacing)
     rng = np.random.default_rng(seed)
     codes = spacing * rng.integers(-9, 10, (6, 1))
     codes[0] = spacing
-    step, bias = rng.uniform(0.5, 8), rng.normal(0, 4, 1)
+    step, bias = float(np.float32(rng.uniform(0.5, 8))), rng.normal(0, 4, 1)
     target = rounding(step, levels, -levels if signed else 0)
     (thresholds,) = thresholds_of(codes, BITS, target, np.ones(1), bias)
     if thresholds is None:
@@ -138,6 +156,40 @@ def test_a_choice_changes_as_few_codes_as_it_says(seed, levels, signed, spacing)
     if cost.item() < 8:  # no tie
         assert changed(*both) == cost.item()
     assert cost.item() <= thresholds._cost(moves[[alone[0]]], np.zeros(1))[0].item()
+
+
+def test_what_lies_in_the_intervals_that_count_most():
+    intervals = np.array([[[0.1, 0.15, -0.4], [0.2, 0.3, -0.3]]])
+    for weights, best in (((1, 1, 1), 0.15), ((1, 1, 3), -0.3), ((1, 0, 1), 0.1)):
+        assert _most_covered(intervals, np.array(weights), farthest=1.0) == [best]
+    assert _most_covered(intervals, np.array([1, 1, 3]), farthest=0.2) == [0.15]
+
+
+def test_codes_cost_as_much_as_they_are_likely():
+    moments = Moments(np.array([3.0, 1.0]), np.array([2.0, 1.0]))
+    found = thresholds_of(
+        np.array([[2, 4], [2, -2]]), BITS, rounding(2.0), np.ones(2), np.ones(2), moments
+    )
+    # Thresholds of 1, 3 and 5.
+    expected = [[math.exp(-0.5), 1, math.exp(-0.5)], [1, math.exp(-2), math.exp(-8)]]
+    for each, costs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(each.costs, np.maximum(costs, 1e-3))
+
+
+def test_gains_keep_the_codes_that_are_likely():
+    """No gain keeps all codes of 4 bits on 8-bit weights, and it is the rare ones that change."""
+    rng = np.random.default_rng(0)
+    codes, bias = rng.integers(-127, 128, (27, 200)), rng.normal(0, 3000, 200)
+    pixels, ones = ActivationGrid(0, 255, np.float32(1)), np.ones(200)
+    moments = Moments(np.zeros(200), 7000.0 * ones)
+    target, costs = rounding(2000.3, 15), {"known": 0.0, "unknown": 0.0}
+    for thresholds in thresholds_of(codes, pixels, target, ones, bias, moments):
+        moves = np.rint(thresholds.bias) + np.array([0, -1, 1]) - thresholds.bias
+        unknown = replace(thresholds, costs=1.0)
+        for name, each in dict(known=thresholds, unknown=unknown).items():
+            which, change = each.choice(moves, with_gain=True)
+            costs[name] += thresholds._cost(moves[[which]], np.array([change]))[0].item()
+    assert costs["known"] < costs["unknown"] * 0.8
 
 
 def test_8_bit_weights_keep_the_codes_of_2_bits():
