@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +13,23 @@ from dlqat_tf.export.integer.errors import ExportError
 _ROUNDING = 1e-6  # of the largest score, for sums of floats in another order
 
 Labels = np.ndarray | Sequence | dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class AccuracyChange:
+    """How much better one form decides than another.
+
+    Attributes:
+        points: Difference of their accuracies, in percentage points.
+        error: Its standard error, of other images than these. Decisions on one image belong
+            together.
+    """
+
+    points: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.points:+.2f} ± {self.error:.2f}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class OutputParity:
             image (files drop the factor and offset that do not change the arg-max).
         ties: Percentage of decisions between scores of the file that are equal up to the rounding
             of float additions, 1e-6 of the largest: which of them wins is chance in all forms.
+        change: How much better the second form of a pair decides; empty without labels.
     """
 
     output: str
@@ -38,6 +57,7 @@ class OutputParity:
     agreement: dict[str, float]
     difference: dict[str, float]
     ties: float = 0.0
+    change: dict[str, AccuracyChange] = field(default_factory=dict)
 
 
 def compared(
@@ -63,11 +83,13 @@ def compared(
     values = {form: each[:, None] if each.ndim == 1 else each for form, each in values.items()}
     best = {form: _decisions(each, border) for form, each in values.items()}
     count, decisions = next(iter(best.values())).shape
-    top1 = {}
+    top1, change = {}, {}
     if labels is not None:
         scores = next(iter(values.values())).shape[-1]
         expected = _classes(name, labels, (count, decisions), max(scores, 2))
-        top1 = {form: 100.0 * float(np.mean(each == expected)) for form, each in best.items()}
+        right = {form: np.mean(each == expected, axis=1) for form, each in best.items()}
+        top1 = {form: 100.0 * float(np.mean(each)) for form, each in right.items()}
+        change = {f"{a}_{b}": _change(right[a], right[b]) for a, b in pairs}
     unit = {form: _normalised(each) for form, each in values.items()}
     difference = {}
     for a, b in pairs:
@@ -82,6 +104,7 @@ def compared(
         agreement={f"{a}_{b}": 100.0 * float(np.mean(best[a] == best[b])) for a, b in pairs},
         difference=difference,
         ties=100.0 * float(np.mean(_are_ties(values["file"], border))),
+        change=change,
     )
 
 
@@ -119,6 +142,12 @@ def mean_of(outputs: Sequence[OutputParity]) -> dict[str, float]:
     labelled = [each.top1 for each in outputs if each.top1]
     forms = labelled[0] if labelled else {}
     return {form: float(np.mean([each[form] for each in labelled])) for form in forms}
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> AccuracyChange:
+    """Return the change between shares of right decisions (images,)."""
+    changes = 100.0 * (after - before)
+    return AccuracyChange(float(changes.mean()), float(changes.std() / math.sqrt(len(changes))))
 
 
 def _classes(name: str, labels, shape: tuple[int, int], classes: int) -> np.ndarray:

@@ -108,7 +108,7 @@ class ParityReport(Report):
                     found.append(
                         f"accuracy{of_output} is {top1[name]:.2f} % {_CALLED[name]} and "
                         f"{top1['file']:.2f} % in the file, expected at most {accuracy} points "
-                        "between them"
+                        f"between them{_of_chance(output, name)}"
                     )
         return found
 
@@ -125,12 +125,20 @@ class ParityReport(Report):
         summary.add_column("equal arg-max", justify="right")
         summary.add_column("largest logit difference", justify="right")
         several = len(self.outputs) > 1
+        if any(output.change for output in self.outputs):
+            summary.add_column("top-1 change", justify="right")
         for output in self.outputs:
             for pair, percent in output.agreement.items():
                 difference = output.difference.get(pair)
                 shown = "" if difference is None else f"{difference:.2g}"
                 of_output = f"{output.output}: " if several else ""
-                summary.add_row(of_output + pair.replace("_", " - "), f"{percent:.2f} %", shown)
+                change = output.change.get(pair)
+                summary.add_row(
+                    of_output + pair.replace("_", " - "),
+                    f"{percent:.2f} %",
+                    shown,
+                    *([str(change)] if change else []),
+                )
         layers = Table(title="Layers given the same input", title_justify="left")
         layers.add_column("layer", overflow="fold")
         for column in ("values", "differing", "largest"):
@@ -153,3 +161,9 @@ class ParityReport(Report):
             *([f"top-1: {accuracy}"] if accuracy else []),
             f"kernels: {self.kernels}",
         ]
+
+
+def _of_chance(output: OutputParity, name: str) -> str:
+    """Return what is known of how much of a change of accuracy may be chance."""
+    change = output.change.get(f"{name}_file")
+    return f" (the standard error of the difference is {change.error:.2f})" if change else ""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlqat_tf.export.agreement import compared, labels_of, mean_of
+from dlqat_tf.export.agreement import AccuracyChange, compared, labels_of, mean_of
 from dlqat_tf.export.integer.errors import ExportError
 
 PAIRS = [("keras", "file"), ("simulation", "file")]
@@ -19,6 +19,11 @@ def test_scores_of_classes():
     found = compared("scores", forms(keras, file), PAIRS[:1], np.array([1, 0, 1]), 0.0)
     assert found.top1 == {"keras": 100.0, "file": pytest.approx(200 / 3)}
     assert found.agreement == {"keras_file": pytest.approx(200 / 3)}
+    # Of three images one is decided worse.
+    change = found.change["keras_file"]
+    assert change.points == pytest.approx(-100 / 3)
+    assert change.error == pytest.approx(100 * np.sqrt((1 / 3 - 1 / 9) / 3))
+    assert str(change) == "-33.33 ± 27.22"
     # (-1, 1) / sqrt 2 and (1, -1) / sqrt 2
     assert found.difference == {"keras_file": pytest.approx(np.sqrt(2))}
 
@@ -48,6 +53,8 @@ def test_a_decision_at_each_position():
     file[1, 0, 1, 2] = 1
     found = compared("map", forms(keras, file), PAIRS[:1], np.array([[[1, 1]], [[0, 0]]]), 0.0)
     assert found.top1 == {"keras": 100.0, "file": 75.0}
+    # Of two images one by half of its positions: the mean of 0 and -50, give or take 25 / sqrt 2.
+    assert found.change["keras_file"] == AccuracyChange(-25.0, pytest.approx(25 / np.sqrt(2)))
     assert found.agreement == {"keras_file": 75.0}
     with pytest.raises(ExportError, match=r"Expected 4 labels for 2 images.*'map'.*Received: 2"):
         compared("map", forms(keras, file), PAIRS[:1], np.array([0, 1]), 0.0)
@@ -58,6 +65,7 @@ def test_ties_are_scores_that_are_equal_up_to_rounding():
     file = [[4, 4, 0], [4, 4 + 2**-20, 0], [4, 4 + 2**-16, 0], [4, 0, 0], [0, 0, 0]]
     found = compared("scores", forms(np.eye(5, 3), file), PAIRS[:1], None, 0.0)
     assert found.ties == 60.0
+    assert found.change == {}  # there are no labels
     score = np.float32([[0.5], [0.5 + 2**-23], [0.75], [0.0]])
     assert compared("score", forms(score, score), PAIRS[:1], None, 0.5).ties == 50.0
 

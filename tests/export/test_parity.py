@@ -201,7 +201,7 @@ def test_constants_of_another_model_are_named(export, tmp_path):
 
 def test_bounds():
     from dlqat_tf.export import ParityReport
-    from dlqat_tf.export.agreement import OutputParity
+    from dlqat_tf.export.agreement import AccuracyChange, OutputParity
 
     top1 = {"keras": 70.0, "simulation": 69.8, "file": 69.8}
     agreement = {"keras_file": 99.0, "keras_simulation": 99.0, "simulation_file": 100.0}
@@ -219,6 +219,15 @@ def test_bounds():
     assert len(result.failures()) == 2
     assert result.failures(keras_agreement=98.0, accuracy=0.3) == []
     assert not any("ties" in str(each) for each in (*result.failures(), *result.tables()))
+    of_scores = dataclasses.replace(
+        result.outputs[0], change={"keras_file": AccuracyChange(-0.2, 0.15)}
+    )
+    result = dataclasses.replace(result, outputs=[of_scores])
+    assert "0.1 points between them (the standard error of the difference is 0.15)" in str(
+        result.failures()
+    )
+    first, *_ = zip(*(column.cells for column in result.tables()[0].columns), strict=True)
+    assert first == ("keras - file", "99.00 %", "", "-0.20 ± 0.15")
     result = dataclasses.replace(result, ties=0.5)
     assert "agree on 99.00 %, expected 99.5 %; 0.50 % of the decisions are ties" in str(
         result.failures()
