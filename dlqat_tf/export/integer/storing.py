@@ -137,9 +137,9 @@ def _stored_in_integers(
     codes, step, largest = unstretched(node, source, grid)
     exact, stretch, moved = node.bias / step, largest.copy(), node.bias.copy()
     limit = largest_bias(node, numbers.scale * np.float64(source.step) / float(grid.step))
+    with_gain = bool(node.gain_source) and not only_largest
     # Few fit an int4, and fractions with leads are too near to each other to be told apart.
     only_largest |= node.kernel == "int4" or bool(np.any(numbers.lead))
-    with_gain = bool(node.gain_source) and not only_largest
     target = Activation(name=node.name, grid=grid, bits=node.bits)
     channels = (
         thresholds_of(codes, source, target, step, exact, node.moments)
@@ -159,9 +159,11 @@ def _stored_in_integers(
         moves = (numerators / m[:, None] - exact[i]).ravel()
         best = int(np.argmin(np.abs(moves)))
         if thresholds is not None:
-            best, change = thresholds.choice(moves, with_gain)
+            leads = np.repeat(lead / m, 3)
+            best, change = thresholds.choice(moves, with_gain, leads)
             steps[i] /= 1 + change
             _, unit = units(step[i] * (steps[i] / np.float64(node.step[i])), source, m)
+            numerators += (lead_of(node, unit / float(grid.step)) - lead)[:, None]
         which, held = best // 3, numerators.flat[best]
         if not lead[which]:  # the largest stretch that holds the same, which a bias is known by
             fraction = held / m[which]

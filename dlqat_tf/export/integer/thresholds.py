@@ -58,7 +58,9 @@ class Thresholds:
         """Distance to move to, so that what is rounded afterwards is still clear."""
         return self.clearance * 9 / 8
 
-    def choice(self, moves: np.ndarray, with_gain: bool = False) -> tuple[int, float]:
+    def choice(
+        self, moves: np.ndarray, with_gain: bool = False, leads: np.ndarray | float = 0.0
+    ) -> tuple[int, float]:
         """Return which move of the bias to make, and the change of the gain that goes with it.
 
         Those that cost least, of these a clear one, of these the smallest change, then move.
@@ -67,31 +69,36 @@ class Thresholds:
             moves: What to choose from; of equal ones it is the first.
             with_gain: Whether the gain may change too, which it does only where a move alone costs
                 any code, and where float32 can tell two sums apart.
+            leads: What of the bias after each move is the kernel's
+                (:func:`~dlqat_tf.export.integer.integers.lead_of`) and scales with the gain.
         """
-        none = np.zeros(len(moves))
-        best = self._best(moves, none)
+        none, leads = np.zeros(len(moves)), np.broadcast_to(leads, moves.shape)
+        best = self._best(moves, none, leads)
         with_gain &= _NEEDED * self.clearance < self.spacing / 2
-        if not with_gain or not self._cost(moves[[best]], none[[best]])[0].item():
+        if not with_gain or not self._cost(moves[[best]], none[[best]], leads[[best]])[0].item():
             return best, 0.0
         near = np.argsort(np.abs(moves), kind="stable")[:_NEAR]
-        changes = self._changes(moves[near])
+        changes = self._changes(moves[near], leads[near])
         which = np.concatenate([[best], *[near] * len(changes)])
         changes = np.append(0.0, changes)
-        chosen = self._best(moves[which], changes)
+        chosen = self._best(moves[which], changes, leads[which])
         return int(which[chosen]), float(changes[chosen])
 
-    def _best(self, moves: np.ndarray, changes: np.ndarray) -> int:
-        costs, distances = self._cost(moves, changes)
+    def _best(self, moves: np.ndarray, changes: np.ndarray, leads: np.ndarray) -> int:
+        costs, distances = self._cost(moves, changes, leads)
         unclear = sum(distances < share * self.wanted for share in _SHARES)
         return int(np.lexsort((np.abs(moves), np.abs(changes), unclear, costs))[0])
 
-    def _cost(self, moves: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cost(
+        self, moves: np.ndarray, changes: np.ndarray, leads: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return what pairs of a move and a change cost, and how near the nearest sum is then.
 
         A threshold that passes n sums costs n codes, and so do ties: thresholds that are so near to
         a sum that the order of float32 additions decides. Each counts as much as codes there cost.
         """
-        moved = self.points + np.outer(changes, self.points + self.bias) - moves[:, np.newaxis]
+        moves, changes, leads = (each[:, np.newaxis] for each in (moves, changes, leads))
+        moved = self.points + changes * (self.points + self.bias - leads) - moves
         ends = self.least / self.spacing, self.most / self.spacing
         below = [
             np.clip(np.floor(each / self.spacing), ends[0] - 1, ends[1])
@@ -103,23 +110,24 @@ class Thresholds:
         changed = np.abs(below[0] - below[1]) + _TIE * ties
         return (self.costs * changed).sum(axis=1), distances.min(axis=1)
 
-    def _changes(self, moves: np.ndarray) -> np.ndarray:
+    def _changes(self, moves: np.ndarray, leads: np.ndarray) -> np.ndarray:
         r"""Return changes of the gain that may suit each move: (kinds, moves).
 
         With the gain divided by :math:`1 + a` and the bias moved by :math:`\delta`, a threshold at
-        :math:`R` from zero moves by :math:`a R - \delta`. So it stays between the same two sums for
-        an interval of :math:`a`, and keeps a distance from them for a part of it. A change lies in
-        most of these parts, which are those of the wanted distance, or of what is needed of it.
-        Others make an output step an odd number of parts of a step of sums, so that no threshold is
-        nearer to a sum than half a part.
+        :math:`R` from zero (less the kernel's lead) moves by :math:`a R - \delta`. So it stays
+        between the same two sums for an interval of :math:`a`, and keeps a distance from them for a
+        part of it. A change lies in most of these parts, which are those of the wanted distance, or
+        of what is needed of it. Others make an output step an odd number of parts of a step of
+        sums, so that no threshold is nearer to a sum than half a part.
         """
         points = self.points[self.near]
         costs = np.broadcast_to(self.costs, self.points.shape)[self.near]
+        distances = (points + self.bias - leads[:, np.newaxis])[:, np.newaxis]
         phase, kinds = points % self.spacing, []
         for share in (1.0, _NEEDED):
             margin = min(share * self.wanted, self.spacing / 2)
             ends = np.stack([margin - phase, self.spacing - margin - phase])
-            ends = (ends + moves[:, np.newaxis, np.newaxis]) / (points + self.bias)
+            ends = (ends + moves[:, np.newaxis, np.newaxis]) / distances
             kinds.append(_most_covered(np.sort(ends, axis=1), costs, self.largest_change))
         parts = self.spacing / np.array(_PARTS)
         whole = (2 * np.floor(self.step / parts / 2) + 1) * parts / self.step - 1

@@ -8,9 +8,11 @@ import tensorflow as tf
 
 from dlqat_tf import CGPACT
 from dlqat_tf.export import lower, snap
+from dlqat_tf.export.integer.integers import integers
 from dlqat_tf.export.integer.moments import Moments
 from dlqat_tf.export.integer.nodes import Activation, Convolution, Dense
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator
 from dlqat_tf.export.integer.simulate import Simulation
 from dlqat_tf.export.integer.storing import stored
 from dlqat_tf.quantizers import ActivationGrid
@@ -165,3 +167,46 @@ def test_the_snapped_model_has_the_gains_of_the_file(center):
         step = planned["act"].grid.step
         actual = tf.keras.Model(snapped.inputs, snapped.get_layer("act").output)(images / 255.0)
         np.testing.assert_array_equal(np.rint(actual / step), expected)
+
+
+@pytest.mark.parametrize(("library", "kernel"), [("builtin", "int8"), ("xnnpack", "int4")])
+def test_gains_move_on_kernels_that_round_twice_too(library, kernel):
+    """Counted over all sums of channels, as the kernels round them."""
+    rng = np.random.default_rng(0)
+    highest = 127 if kernel == "int8" else 7
+    weights = rng.integers(-highest, highest + 1, (9, 64))
+    weights[0] = highest  # no room to stretch them
+    node = Dense(
+        name="dense",
+        weights=weights.astype(np.int16),
+        step=np.ones(64, np.float32),
+        bias=rng.normal(0, 3 * highest, 64),
+        bits=8,
+        kernel=kernel,
+        library=library,
+        gain_source="norm",
+    )
+    source = ActivationGrid(0, 3, np.float32(1))
+    grid = ActivationGrid(0, 3, np.float32(3.07 * highest))
+    sums = np.arange(-27 * highest, 27 * highest + 1)[:, np.newaxis]
+    expected = np.clip(np.rint((sums + node.bias) / float(grid.step)), 0, 3)
+
+    def wrong(node):
+        held = stored(node, source, Activation(name="act", grid=grid, bits=2))
+        numbers = integers(held, source, grid)
+        value = Accumulator(
+            sums * held.stretch + numbers.bias, numbers.scale, source, int4=kernel == "int4"
+        )
+        codes = RUNTIMES["builtin" if library == "builtin" else "tflite"].product(value, grid)
+        codes = np.clip(codes, 0, 3)
+        # In exact arithmetic what the file holds gives the same, the lead included.
+        np.testing.assert_allclose(
+            held.bias / numbers.scale.astype(float), numbers.bias + numbers.lead, atol=1e-7
+        )
+        exact = np.clip(np.rint((sums * held.step + held.bias) / float(grid.step)), 0, 3)
+        np.testing.assert_array_equal(codes, exact)
+        return np.abs(codes - expected).sum()
+
+    fixed = wrong(replace(node, gain_source=""))
+    assert fixed > 40  # of 64 channels
+    assert wrong(node) < 0.4 * fixed

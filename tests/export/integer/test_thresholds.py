@@ -88,6 +88,10 @@ def test_a_gain_keeps_each_threshold_between_its_two_sums():
     # Where float32 does not tell two sums apart, no gain helps.
     vague = replace(thresholds, clearance=2.0)
     assert vague.choice(moves, with_gain=True) == vague.choice(moves)
+    # A lead of 0.4 is a part of the bias that scales with the gain: at 0.8 - 0.4 and 2.4 - 0.4 the
+    # thresholds shrink to 2 / 2.4 of that less, and it is 1.6 / 2 that brings the second to 2.
+    which, change = thresholds.choice(moves, with_gain=True, leads=np.array([0.4, 0.4]))
+    assert (which, change) == (0, pytest.approx((1.6 - 9 / 8 * 1e-3) / 2.0 - 1))
     # And where a move costs nothing, no gain changes.
     free = np.array([-0.5, 0.5, 0.1])
     assert thresholds.choice(free, with_gain=True) == (2, 0.0)
@@ -152,10 +156,10 @@ def test_a_choice_changes_as_few_codes_as_it_says(seed, levels, signed, spacing)
     alone = thresholds.choice(moves)
     both = thresholds.choice(moves, with_gain=True)
     assert alone[1] == 0
-    cost, _ = thresholds._cost(moves[[both[0]]], np.array([both[1]]))
+    cost, _ = thresholds._cost(moves[[both[0]]], np.array([both[1]]), np.zeros(1))
     if cost.item() < 8:  # no tie
         assert changed(*both) == cost.item()
-    assert cost.item() <= thresholds._cost(moves[[alone[0]]], np.zeros(1))[0].item()
+    assert cost.item() <= thresholds._cost(moves[[alone[0]]], np.zeros(1), np.zeros(1))[0].item()
 
 
 def test_what_lies_in_the_intervals_that_count_most():
@@ -188,7 +192,9 @@ def test_gains_keep_the_codes_that_are_likely():
         unknown = replace(thresholds, costs=1.0)
         for name, each in dict(known=thresholds, unknown=unknown).items():
             which, change = each.choice(moves, with_gain=True)
-            costs[name] += thresholds._cost(moves[[which]], np.array([change]))[0].item()
+            costs[name] += thresholds._cost(moves[[which]], np.array([change]), np.zeros(1))[
+                0
+            ].item()
     assert costs["known"] < costs["unknown"] * 0.8
 
 
@@ -202,6 +208,6 @@ def test_8_bit_weights_keep_the_codes_of_2_bits():
         moves = np.rint(thresholds.bias) + np.array([0, -1, 1]) - thresholds.bias
         for with_gain in costs:
             which, change = thresholds.choice(moves, with_gain)
-            cost, _ = thresholds._cost(moves[[which]], np.array([change]))
+            cost, _ = thresholds._cost(moves[[which]], np.array([change]), np.zeros(1))
             costs[with_gain] += cost.item()
     assert costs[True] < costs[False] / 2
