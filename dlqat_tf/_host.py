@@ -178,8 +178,8 @@ def check_readable(path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(
-            f"Expected a file, received {path}, which is a device or a pipe: copy what it holds to "
-            "a file."
+            f"{path} is a device or a pipe, which cannot be read twice: copy what it holds to a "
+            "file."
         )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from dlqat_tf.export.agreement import OutputParity
 from dlqat_tf.report import Report
 
+_EXACTLY = 1e-9  # percentages of whole numbers of images differ by less
 _CALLED = {"trained": "as trained", "keras": "in Keras"}
 
 
@@ -104,7 +105,7 @@ class ParityReport(Report):
             of_output = f" of {output.output}" if len(self.outputs) > 1 else ""
             for name in ("trained", "keras"):
                 top1 = output.top1
-                if name in top1 and abs(top1[name] - top1["file"]) > accuracy:
+                if name in top1 and abs(top1[name] - top1["file"]) > accuracy + _EXACTLY:
                     found.append(
                         f"accuracy{of_output} is {top1[name]:.2f} % {_CALLED[name]} and "
                         f"{top1['file']:.2f} % in the file, expected at most {accuracy} points "

@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from dlqat_tf._host import PARTIAL, check_regular, write_whole
+from dlqat_tf._host import PARTIAL, check_regular, target_of, write_whole
 from dlqat_tf.training.distribution import Replicas
 from dlqat_tf.training.lock import LOCK
 from dlqat_tf.training.recipe import FILE, Recipe, read_values
@@ -69,8 +69,10 @@ def _check_written(recipe: Recipe) -> None:
                 raise NotADirectoryError(
                     f"Expected a folder of the run at {folder}, found something else: move it away."
                 )
-        for name in _WRITTEN_BY_STAGES:
-            check_regular(stage / name)
+        for file in (stage / name for name in _WRITTEN_BY_STAGES):
+            check_regular(file)
+            if target_of(file).is_symlink():  # Keras appends to the history, which replaces no link
+                raise OSError(f"Expected a file of the run at {file}, found a link to itself.")
     for name in _WRITTEN:
         check_regular(run / name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zipfile
 from pathlib import Path
 
 import tensorflow as tf
@@ -187,8 +188,10 @@ def _run_stages(
     if not current().is_chief:
         return None
     best = recipe.output / stages[-1].name / "best.keras"
-    if best.is_file():
+    if best.is_file() and _is_whole(best):
         write_whole(recipe.output / "best.keras", best.read_bytes())
+    elif best.is_file():
+        _console.print(f"[yellow]{best} is damaged, and is not copied to {recipe.output}.[/yellow]")
     draw_curves(
         histories,
         recipe.output / "curves.png",
@@ -226,6 +229,15 @@ def _epochs_of(folder: Path) -> int | None:
     with contextlib.suppress(ValueError):
         return position(folder / "backup").epochs or None
     return None
+
+
+def _is_whole(archive: Path) -> bool:
+    """Return whether all parts of a .keras file are those that were written."""
+    try:
+        with zipfile.ZipFile(archive) as parts:
+            return parts.testzip() is None
+    except zipfile.BadZipFile:
+        return False
 
 
 def _history(recipe, images, stage, model, folder: Path, epochs: int | None) -> list[dict]:

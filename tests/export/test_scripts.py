@@ -135,9 +135,9 @@ def test_parity_finds_the_snapped_model_of_the_trained_one(monkeypatch, saved, t
         ("to_tflite.py", ["missing.keras", "other.tflite", "--force"], "which is a folder"),
         ("to_lce.py", ["missing.keras", "text.keras/x.tflite"], "Expected a folder that can be"),
         ("to_web.py", ["model.tflite", "page", "--labels", "binary"], "text file in UTF-8"),
-        ("to_web.py", ["model.tflite", "page", "--labels", "pipe"], "pipe, which is a device or"),
-        ("to_lce.py", ["pipe", "out.tflite"], "pipe, which is a device or a pipe"),
-        ("parity.py", ["model.keras", "pipe", "--data", "digits"], "pipe, which is a device or"),
+        ("to_web.py", ["model.tflite", "page", "--labels", "pipe"], "pipe is a device or"),
+        ("to_lce.py", ["pipe", "out.tflite"], "pipe is a device or a pipe"),
+        ("parity.py", ["model.keras", "pipe", "--data", "digits"], "pipe is a device or"),
         *(
             (script, [*arguments, "--force", "--json", json], "a file of its own for the report")
             for script, arguments, names in (

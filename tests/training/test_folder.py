@@ -172,6 +172,11 @@ def test_a_file_where_the_folder_should_be(tmp_path, output):
         ("model.keras", Path.mkdir, "received .*model.keras, which is a folder"),
         ("result.json", os.mkfifo, "received .*result.json, which is a device or a pipe"),
         ("float/history.csv", lambda path: path.mkdir(parents=True), "float/history.csv, which is"),
+        (
+            "float/history.csv",
+            lambda path: (path.parent.mkdir(), path.symlink_to(path.name)),
+            "at .*float/history.csv, found a link to itself",
+        ),
     ],
 )
 def test_what_could_not_be_written_in_the_end(recipe, name, make, message):

@@ -658,6 +658,23 @@ def test_damaged_weights_of_a_stage_are_named_and_come_back(copied):
     assert run(recipe).accuracy == result.accuracy
 
 
+def test_damaged_best_weights_replace_no_whole_ones(copied, capsys):
+    recipe, result = copied
+    file = recipe.output / "quantized" / "best.keras"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:9000] + bytes(200) + whole[9200:]):
+        file.write_bytes(damaged)
+        assert run(recipe).accuracy == result.accuracy
+        assert "best.keras is damaged, and is not copied" in " ".join(
+            capsys.readouterr().out.split()
+        )
+        assert (recipe.output / "best.keras").read_bytes() == whole
+    (recipe.output / "best.keras").unlink()
+    file.write_bytes(whole)
+    run(recipe)
+    assert (recipe.output / "best.keras").read_bytes() == whole
+
+
 def test_a_result_is_never_of_a_history_with_gaps(copied, capsys):
     recipe, result = copied
     file = recipe.output / "quantized" / "history.csv"

@@ -10,9 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlqat_tf.export.integer.integers import add_multipliers, fixed_point, product_ratio
-from dlqat_tf.export.integer.nodes import Merge, Multiply, Subtract
+from dlqat_tf.export.integer.nodes import (
+    Convolution,
+    Merge,
+    Multiply,
+    Subtract,
+    TransposedConvolution,
+    Weighted,
+)
 from dlqat_tf.quantizers import ActivationGrid
 
+_VECTOR = 8  # channels that a built-in kernel rounds at once
 _ADD_SHIFT = 20  # by which TFLite's built-in add moves codes to the left before it scales them
 
 
@@ -25,12 +33,16 @@ class Accumulator:
         scale: float32, per channel, of the stretched weights.
         source: Grid of the input.
         int4: Whether the weights are stored in 4 bits.
+        away: bool (channels,), which of them TFLite's built-in kernel rounds as the reference one.
+        is_dense: Whether it is of a dense layer.
     """
 
     sums: np.ndarray
     scale: np.ndarray
     source: ActivationGrid
     int4: bool = False
+    away: np.ndarray | bool = False
+    is_dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,13 +128,18 @@ class Micro:
 class BuiltIn(Micro):
     """TFLite's built-in kernels on a PC.
 
-    Products round half up the second time too; quotients are products with the reciprocal of the
-    step, and round half to even. Codes become floats with their zero point, which is taken off
-    afterwards. Ratios of a function of two slopes are float32.
+    Products round half up the second time too, but in the channels that :func:`rounds_away` names,
+    and of a dense layer of one unit the product of input and weight step is float32; quotients are
+    products with the reciprocal of the step, and round half to even. Codes become floats with their
+    zero point, which is taken off afterwards. Ratios of a function of two slopes are float32.
     """
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
-        return _multiplied(value.sums, _ratio(value, grid), _halves_up)
+        ratio = _ratio(value, grid)
+        if value.is_dense and len(value.scale) == 1:  # of one step for all it takes another way
+            ratio = (value.source.step * value.scale).astype(np.float64) / float(grid.step)
+        up, away = (_multiplied(value.sums, ratio, each) for each in (_halves_up, _halves_away))
+        return np.where(value.away, away, up)
 
     def quotient(self, values: np.ndarray, grid: ActivationGrid) -> np.ndarray:
         return np.rint(values * (np.float32(1) / grid.step))
@@ -165,6 +182,19 @@ class Web(XNNPACK):
 
     def product(self, value: Accumulator, grid: ActivationGrid) -> np.ndarray:
         return _rounded_once(value, grid)
+
+
+def rounds_away(node: Weighted) -> np.ndarray:
+    """Return which output channels TFLite's built-in kernel rounds half away from zero: bool.
+
+    Groups of channels run on the reference kernel. Depthwise and transposed convolutions have
+    vectors of eight channels, and round what is left over one by one.
+    """
+    channels = len(node.bias)
+    if isinstance(node, Convolution) and node.groups > 1:
+        return np.full(channels, True)
+    has_vectors = node.depthwise or isinstance(node, TransposedConvolution)
+    return np.arange(channels) >= (channels - channels % _VECTOR if has_vectors else channels)
 
 
 RUNTIMES: dict[str, Micro] = {

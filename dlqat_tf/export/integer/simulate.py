@@ -23,6 +23,7 @@ from dlqat_tf.export.integer.nodes import (
     Activation,
     AveragePool,
     Convolution,
+    Dense,
     FromIsland,
     GlobalAveragePool,
     Input,
@@ -35,7 +36,7 @@ from dlqat_tf.export.integer.nodes import (
     PReLU,
     Weighted,
 )
-from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped
+from dlqat_tf.export.integer.rounding import RUNTIMES, Accumulator, Merged, Sloped, rounds_away
 from dlqat_tf.float_part import FloatPart
 from dlqat_tf.quantizers import ActivationPlanes
 
@@ -179,7 +180,14 @@ class Simulation:
         numbers, source = self._integers[node.name], self.grids[node.inputs[0]]
         x = padded(node, codes, code_of(node.pad_value, source))
         sums = exact_product(node, x, numbers.codes, source)
-        return Accumulator(sums + numbers.bias, numbers.scale, source, node.kernel == "int4")
+        return Accumulator(
+            sums + numbers.bias,
+            numbers.scale,
+            source,
+            int4=node.kernel == "int4",
+            away=rounds_away(node),
+            is_dense=isinstance(node, Dense),
+        )
 
     def _round(self, node: Activation, value) -> np.ndarray:
         grid = node.grid

@@ -1,15 +1,31 @@
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
 
 import dlqat_tf
 from dlqat_tf.export import ExportError, parity, to_lce, to_tflite
 from dlqat_tf.export.files import flatbuffer
 from dlqat_tf.export.files.micro import is_installed
+from dlqat_tf.export.files.tflite import build
+from dlqat_tf.export.integer.network import IntegerNetwork
+from dlqat_tf.export.integer.nodes import (
+    Activation,
+    Convolution,
+    Dense,
+    Input,
+    Output,
+    Reshape,
+    TransposedConvolution,
+)
+from dlqat_tf.export.integer.rounding import BuiltIn
+from dlqat_tf.export.integer.simulate import Simulation
 from dlqat_tf.export.runtimes import compiled_model
 from dlqat_tf.export.runtimes.host import runner
+from dlqat_tf.quantizers import ActivationGrid
 from tests.export.networks import convolution, depthwise, images_for, randomize, small_network
 
 layers = tf.keras.layers
@@ -62,6 +78,79 @@ def test_files_for_kernels_that_round_twice(tmp_path, network, weights, runtime)
     signed = network is not prepared_network
     assert result.logit_difference["keras_file"] < (0.1 if signed and runtime == "micro" else 1e-4)
     assert ("Micro" if runtime == "micro" else "without XNNPACK") in result.kernels
+
+
+def weighted(kind, channels, units, **options):
+    """A layer of pseudo-random 8-bit weights on 0 and 1, whose sums are often halfway of codes."""
+    inputs, size = channels, (3, 3)
+    if kind is Dense:
+        size = (9,)
+    elif options.get("is_depthwise"):
+        units //= channels
+    else:
+        inputs //= options.get("groups", 1)
+    codes = np.random.default_rng(0).integers(-127, 128, (*size, inputs, units))
+    codes = codes.reshape(-1, units) if kind is Dense else codes
+    outputs = channels * units if options.get("is_depthwise") else units
+    return kind(
+        name="layer",
+        inputs=("flat" if kind is Dense else "images",),
+        weights=codes.astype(np.int16),
+        step=np.full(outputs, 0.75 * 2**-3, np.float32),
+        bias=np.zeros(outputs),
+        bits=8,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("runtime", ["builtin", MICRO])
+@pytest.mark.parametrize(
+    ("node", "away"),
+    [
+        (weighted(Convolution, 4, 3, padding="same"), 0),
+        (weighted(Convolution, 4, 6, groups=2), 6),
+        (weighted(Convolution, 3, 3, is_depthwise=True), 3),
+        (weighted(Convolution, 2, 8, is_depthwise=True), 0),
+        (weighted(Convolution, 10, 10, is_depthwise=True, dilation=(2, 2)), 2),
+        (weighted(Convolution, 5, 10, is_depthwise=True, strides=(2, 2), padding="same"), 2),
+        (weighted(TransposedConvolution, 4, 3, strides=(2, 2)), 3),
+        (weighted(TransposedConvolution, 4, 9, padding="same"), 1),
+        (weighted(Dense, 4, 1), 0),
+        (weighted(Dense, 4, 3), 0),
+    ],
+    ids=lambda value: None
+    if isinstance(value, int)
+    else f"{type(value).__name__}-{value.groups}"
+    if isinstance(value, Convolution)
+    else type(value).__name__,
+)
+def test_halves_on_kernels_that_round_twice(node, away, runtime):
+    """Built-in kernels round some of their channels as the reference ones of Micro do."""
+    size = (3, 3) if isinstance(node, Dense) else (7, 7)
+    channels = len(node.weights) // 9 if isinstance(node, Dense) else node.weights.shape[2]
+    channels *= getattr(node, "groups", 1)
+    step = np.float32(1 / 255)
+    nodes = [Input(name="images", shape=(*size, channels)), node]
+    if isinstance(node, Dense):
+        nodes.insert(1, Reshape(name="flat", inputs=("images",), shape=(9 * channels,)))
+    act = Activation(name="act", inputs=("layer",), grid=ActivationGrid(-128, 127, step), bits=8)
+    network = IntegerNetwork((*nodes, act, Output(name="out", inputs=("act",))))
+    count = 400 if isinstance(node, Dense) else 64
+    built = build(network, kernels="builtin", clear=False, batch_size=count)
+    images = np.random.default_rng(1).integers(0, 2, (count, *size, channels)).astype(np.uint8)
+    simulation = Simulation(built.planned, None, runtime)
+    content = schema.ModelT.InitFromPackedBuf(built.data, 0)
+    (actual,) = runner(content, count, runtime=runtime)([images])
+    np.testing.assert_array_equal(actual, simulation.outputs([images], count)[0])
+    # There are halves below zero in each channel, which the reference kernel rounds otherwise.
+    values = simulation.run([images], ["layer"])["layer"]
+    otherwise = BuiltIn().product(replace(values, away=~values.away), act.grid)
+    codes = BuiltIn().product(values, act.grid)
+    assert np.all(np.any(codes != otherwise, axis=tuple(range(codes.ndim - 1))))
+    assert np.sum(values.away) == away
+    if isinstance(node, Dense):  # and values that are next to halves for one unit
+        different = BuiltIn().product(replace(values, is_dense=False), act.grid)
+        assert np.any(codes != different) == (len(values.scale) == 1)
 
 
 @pytest.mark.skipif(not compiled_model.is_installed(), reason="ai-edge-litert is not installed")
