@@ -57,6 +57,10 @@ from dlqat_tf.export.integer.regrid import with_common_grids, with_integer_pools
 from dlqat_tf.export.integer.slopes import with_slopes
 from dlqat_tf.export.integer.storing import stored
 
+# Relative: steps that moved by less keep their codes, and by more their values, as a step of 8 bits
+# that meets one of 2 bits does.
+_SMALL = 1e-4
+
 
 def plan(
     network: IntegerNetwork,
@@ -96,6 +100,7 @@ def plan(
     if not plane_limit:
         _check_stock(network)
         network = rounded_to_ranges(network, calibrate, floats)
+    trained = grids(network)
     network = with_integer_pools(with_common_grids(network, clear))
     network = with_bilinear(with_slopes(network, grids), grids)
     if plane_limit:
@@ -120,7 +125,7 @@ def plan(
         network = with_exact_adds(network)
     readers = network.consumers()
     network = with_clipped_sums(network, lambda node: rounding_of(node, readers) is not None)
-    return _with_stored_biases(network, clear)
+    return _with_stored_biases(network, clear, trained)
 
 
 def _check_stock(network: IntegerNetwork) -> None:
@@ -285,9 +290,15 @@ def _with_int4(network: IntegerNetwork, floats: bool) -> IntegerNetwork:
     return planned
 
 
-def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
+def _with_stored_biases(network: IntegerNetwork, clear: bool, trained: dict) -> IntegerNetwork:
     known, levels, readers = grids(network), free_levels(network), network.consumers()
     gains = Counter(getattr(node, "gain_source", "") for node in network)
+
+    def before(name: str) -> float:
+        """Return the step of a node's output as trained, in parts of what it is now."""
+        grids = trained.get(name), known.get(name)
+        ratio = float(grids[0].step) / float(grids[1].step) if all(grids) else 1.0
+        return ratio if abs(ratio - 1) < _SMALL else 1.0
 
     def planned(node: Node, **options) -> Node:
         target = rounding_of(node, readers)
@@ -295,7 +306,10 @@ def _with_stored_biases(network: IntegerNetwork, clear: bool) -> IntegerNetwork:
             return node
         if gains[node.gain_source] > 1:  # a gain of several calls moves for none
             node = replace(node, gain_source="")
-        return stored(node, known[node.inputs[0]], target, clear=clear, **options)
+        steps_before = before(node.inputs[0]), before(target.name)
+        return stored(
+            node, known[node.inputs[0]], target, clear=clear, trained=steps_before, **options
+        )
 
     nodes = {node.name: planned(node) for node in steps("biases, layer", network)}
     # Calls of one layer store its codes once, so they stretch them alike.

@@ -31,6 +31,7 @@ def stored(
     *,
     clear: bool = True,
     largest: bool = False,
+    trained: tuple[float, float] = (1.0, 1.0),
 ) -> Weighted:
     r"""Return a node with the bias, and on integer kernels the stretch, that a file stores.
 
@@ -89,6 +90,8 @@ def stored(
         clear: Whether to heed thresholds; else the bias is as trained, on integer kernels the
             nearest that they can hold.
         largest: Whether to keep the largest stretch, as calls that share their codes have to.
+        trained: The steps of input and output as trained, in parts of what they are now. Biases and
+            gains make up for moves of them, which change codes too.
 
     Returns:
         The node with float64 biases (output channels,) that the kernel can hold, and its steps.
@@ -96,13 +99,14 @@ def stored(
     if is_integer(node):
         if clear:
             node = _with_least_gains(node, source, target.grid)
-        return _stored_in_integers(node, source, target.grid, clear, largest)
+        return _stored_in_integers(node, source, target.grid, clear, largest, trained)
     if not clear or node.free is not None:  # sums on a free basis are hardly ever at a threshold
         return node
     unit = node.step.astype(np.float64) * (float(source.step) if source else 1.0)
     bias, moved = node.bias / unit, node.bias.copy()
     codes = node.weights.astype(np.int64).reshape(-1, len(bias))
-    for i, thresholds in enumerate(thresholds_of(codes, source, target, unit, bias)):
+    channels = thresholds_of(codes, source, target, unit, bias, trained=trained)
+    for i, thresholds in enumerate(channels):
         if thresholds is not None and (move := thresholds.move_between()):
             moved[i] = (bias[i] + move) * unit[i]
     return replace(node, bias=moved)
@@ -131,7 +135,12 @@ def _with_least_gains(node: Weighted, source: ActivationGrid, grid: ActivationGr
 
 
 def _stored_in_integers(
-    node: Weighted, source: ActivationGrid, grid: ActivationGrid, clear: bool, only_largest: bool
+    node: Weighted,
+    source: ActivationGrid,
+    grid: ActivationGrid,
+    clear: bool,
+    only_largest: bool,
+    trained: tuple[float, float],
 ) -> Weighted:
     numbers = integers(node, source, grid)
     codes, step, largest = unstretched(node, source, grid)
@@ -142,7 +151,7 @@ def _stored_in_integers(
     only_largest |= node.kernel == "int4" or bool(np.any(numbers.lead))
     target = Activation(name=node.name, grid=grid, bits=node.bits)
     channels = (
-        thresholds_of(codes, source, target, step, exact, node.moments)
+        thresholds_of(codes, source, target, step, exact, node.moments, trained)
         if clear
         else [None] * len(exact)
     )

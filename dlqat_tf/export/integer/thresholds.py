@@ -35,6 +35,8 @@ class Thresholds:
         step: Distance between two thresholds.
         largest_change: Of the gain, relative.
         costs: Of a code at each threshold, (thresholds,) or one for all.
+        trained: ``points`` of the network as trained, whose codes are to be kept, where steps
+            moved; None for the same.
     """
 
     points: np.ndarray
@@ -46,12 +48,19 @@ class Thresholds:
     step: float = 1.0
     largest_change: float = 0.0
     costs: np.ndarray | float = 1.0
+    trained: np.ndarray | None = None
 
     @property
     def near(self) -> np.ndarray:
         """Which thresholds sums come near to: bool (thresholds,)."""
         low, high = self.least - self.spacing, self.most + self.spacing
         return (self.points > low) & (self.points < high)
+
+    @property
+    def _below(self) -> np.ndarray:
+        """The sum below each threshold, as trained."""
+        points = self.points if self.trained is None else self.trained
+        return np.floor(points / self.spacing) * self.spacing
 
     @property
     def wanted(self) -> float:
@@ -101,8 +110,8 @@ class Thresholds:
         moved = self.points + changes * (self.points + self.bias - leads) - moves
         ends = self.least / self.spacing, self.most / self.spacing
         below = [
-            np.clip(np.floor(each / self.spacing), ends[0] - 1, ends[1])
-            for each in (moved, self.points)
+            np.clip(each, ends[0] - 1, ends[1])
+            for each in (np.floor(moved / self.spacing), self._below / self.spacing)
         ]
         nearest = np.clip(np.rint(moved / self.spacing), *ends) * self.spacing
         distances = np.abs(moved - nearest)
@@ -123,7 +132,7 @@ class Thresholds:
         points = self.points[self.near]
         costs = np.broadcast_to(self.costs, self.points.shape)[self.near]
         distances = (points + self.bias - leads[:, np.newaxis])[:, np.newaxis]
-        phase, kinds = points % self.spacing, []
+        phase, kinds = points - self._below[self.near], []
         for share in (1.0, _NEEDED):
             margin = min(share * self.wanted, self.spacing / 2)
             ends = np.stack([margin - phase, self.spacing - margin - phase])
@@ -136,7 +145,7 @@ class Thresholds:
 
     def move_between(self) -> float:
         """Return the shortest move that crosses none and is clear, or the one to the middle."""
-        phase = self.points[self.near] % self.spacing
+        phase = (self.points - self._below)[self.near]
         low, high = phase.max() - self.spacing, phase.min()
         if min(-low, high) >= self.clearance:
             return 0.0
@@ -151,6 +160,7 @@ def thresholds_of(
     unit: np.ndarray,
     bias: np.ndarray,
     moments: Moments | None = None,
+    trained: tuple[float, float] = (1.0, 1.0),
 ) -> Iterator[Thresholds | None]:
     """Yield the thresholds of each channel; None where its sums reach none.
 
@@ -161,6 +171,7 @@ def thresholds_of(
         unit: (channels,), output of a sum of 1.
         bias: (channels,), in these.
         moments: Of the outputs, where they are known: a code costs as much as it is likely.
+        trained: The steps of input and output as trained, in parts of these.
     """
     lowest, highest = (source.lowest, source.highest) if source else (-1, 1)
     least = np.minimum(codes * lowest, codes * highest).sum(axis=0)
@@ -174,8 +185,10 @@ def thresholds_of(
         largest_change = _FARTHEST / max(grid.highest, -grid.lowest)
     costs = moments.density(thresholds) if moments else np.ones(len(bias))
     for i in range(len(bias)):
+        points = thresholds / unit[i] - bias[i]
+        before = (thresholds * trained[1] / unit[i] - bias[i]) / trained[0]
         found = Thresholds(
-            thresholds / unit[i] - bias[i],
+            points,
             int(least[i]),
             int(most[i]),
             int(spacing[i]),
@@ -184,6 +197,7 @@ def thresholds_of(
             step=step / float(unit[i]),
             largest_change=largest_change,
             costs=costs[i],
+            trained=before,
         )
         if not found.near.any():
             yield None

@@ -21,6 +21,7 @@ from dlqat_tf.export.integer.nodes import (
     Reshape,
 )
 from dlqat_tf.export.integer.plan import plan
+from dlqat_tf.export.integer.storing import stored
 from dlqat_tf.quantizers import ActivationGrid
 
 IMAGES = Input(name="images", shape=(4, 4, 2))
@@ -244,3 +245,45 @@ def test_a_dense_layer_on_planes_keeps_what_is_known_of_it():
     assert node.kernel == "planes"
     assert node.moments is moments
     assert (node.bias_sources, node.gain_source) == (("norm",), "norm")
+
+
+def test_biases_are_chosen_for_the_steps_as_trained(monkeypatch):
+    """Those of what adds read have moved, by less than a millionth, the others have not."""
+    given = {}
+
+    def noted(node, *_, trained, **__):
+        given[node.name] = trained
+        return stored(node, *_, trained=trained, **__)
+
+    monkeypatch.setattr("dlqat_tf.export.integer.plan.stored", noted)
+    residuals = [
+        replace(activation(f"{name}_residual", name, step, -128, 127), source=name)
+        for name, step in (("a", 0.0123457), ("b", 0.0317))
+    ]
+    added = Add(name="sum", inputs=("a_residual", "b_residual"))
+    network = IntegerNetwork(
+        (
+            IMAGES,
+            *(convolution(name, "images", bits=8) for name in "ab"),
+            *residuals,
+            added,
+            activation("act", "sum"),
+            convolution("c", "a_residual"),
+            activation("out", "c"),
+        )
+    )
+    planned = plan(network)
+    ratios = {
+        name: float(network[name].grid.step) / float(planned[name].grid.step)
+        for name in ("a_residual", "b_residual")
+    }
+    assert 0 < max(abs(ratio - 1) for ratio in ratios.values()) < 1e-6
+    assert given == {
+        "a": (1.0, ratios["a_residual"]),
+        "b": (1.0, ratios["b_residual"]),
+        "c": (ratios["a_residual"], 1.0),
+    }
+    # Of larger moves values are kept.
+    monkeypatch.setattr("dlqat_tf.export.integer.plan._SMALL", 0)
+    plan(network)
+    assert set(given.values()) == {(1.0, 1.0)}

@@ -210,3 +210,36 @@ def test_gains_move_on_kernels_that_round_twice_too(library, kernel):
     fixed = wrong(replace(node, gain_source=""))
     assert fixed > 40  # of 64 channels
     assert wrong(node) < 0.4 * fixed
+
+
+def test_codes_are_kept_where_steps_moved():
+    """Counted over all sums, to the steps of the trained network and to those of its file."""
+    rng = np.random.default_rng(0)
+    weights = rng.choice(np.int16([-1, 1]), (36, 256))
+    bias = rng.normal(0, 9, 256)
+    before = ActivationGrid(0, 3, np.float32(1)), ActivationGrid(-127, 127, np.float32(1.0567))
+    moved = ActivationGrid(0, 3, np.float32(1 + 8e-5)), replace(before[1], step=np.float32(1.0566))
+    node = Dense(
+        name="dense",
+        weights=weights,
+        step=np.ones(256, np.float32),
+        bias=bias,
+        bits=1,
+        kernel="int8",
+        gain_source="norm",
+    )
+    target = Activation(name="act", grid=moved[1], bits=8)
+    sums = np.arange(-108, 109)[:, np.newaxis]
+    trained = tuple(float(a.step) / float(b.step) for a, b in zip(before, moved, strict=True))
+
+    def codes(node, grids):
+        unit = node.step.astype(float) * float(grids[0].step)
+        return np.clip(np.rint((sums * unit + node.bias) / float(grids[1].step)), -127, 127)
+
+    def changed(**options):
+        held = stored(node, moved[0], target, **options)
+        return np.sum(codes(node, before) != codes(held, moved))
+
+    kept = changed(trained=trained)
+    for unknown in ((1.0, trained[1]), (trained[0], 1.0), (1.0, 1.0)):
+        assert changed(trained=unknown) > 1.5 * kept

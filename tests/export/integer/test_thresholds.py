@@ -73,6 +73,28 @@ def test_a_tie_costs_as_much_as_codes_there():
         assert found.choice(np.array([0.2, -0.5])) == (best, 0)
 
 
+def test_codes_of_the_trained_network_are_kept_where_steps_moved_its_thresholds():
+    # The step moved the threshold from -0.1 to 0.1: the sum of 0 has the code of those below.
+    thresholds = Thresholds(np.array([0.1]), -9, 9, 1, 0.08, trained=np.array([-0.1]))
+    assert thresholds.choice(np.array([0.0, 0.2])) == (1, 0)
+    assert replace(thresholds, trained=None).choice(np.array([0.0, 0.2])) == (0, 0)
+    assert thresholds.move_between() == pytest.approx(0.1 + 9 / 8 * 0.08)
+    # A gain moves it back too: from 2.1 from zero to 2 less the clearance.
+    gained = replace(thresholds, bias=2.0, largest_change=0.25)
+    which, change = gained.choice(np.array([0.0]), with_gain=True)
+    assert (which, change) == (0, pytest.approx((2 - 9 / 8 * 0.08) / 2.1 - 1))
+
+
+def test_the_steps_of_thresholds_as_trained():
+    found = thresholds_of(
+        np.array([[2], [2]]), BITS, rounding(2.0), np.ones(1), np.ones(1), trained=(0.5, 0.75)
+    )
+    (thresholds,) = found
+    np.testing.assert_array_equal(thresholds.points, [0, 2, 4])
+    # Thresholds of 0.75, 2.25 and 3.75 for sums of steps of 0.5 and a bias of 1.
+    np.testing.assert_array_equal(thresholds.trained, [-0.5, 2.5, 5.5])
+
+
 def test_a_gain_keeps_each_threshold_between_its_two_sums():
     # Of a bias of 0.5 thresholds of 0.8 and 2.4 lie at 0.3 and 1.9. Without it, at 0.8 and 2.4, the
     # second has passed the sum of 2; with a whole one, at -0.2 and 1.4, the first that of 0. At
