@@ -293,6 +293,7 @@ def _with_int4(network: IntegerNetwork, floats: bool) -> IntegerNetwork:
 def _with_stored_biases(network: IntegerNetwork, clear: bool, trained: dict) -> IntegerNetwork:
     known, levels, readers = grids(network), free_levels(network), network.consumers()
     gains = Counter(getattr(node, "gain_source", "") for node in network)
+    biases = Counter(source for node in network for source in getattr(node, "bias_sources", ())[:1])
 
     def before(name: str) -> float:
         """Return the step of a node's output as trained, in parts of what it is now."""
@@ -306,7 +307,10 @@ def _with_stored_biases(network: IntegerNetwork, clear: bool, trained: dict) -> 
             return node
         if gains[node.gain_source] > 1:  # a gain of several calls moves for none
             node = replace(node, gain_source="")
+        # What no layer holds, or a layer for several calls, makes up for no step.
+        is_held = node.bias_sources and biases[node.bias_sources[0]] == 1
         steps_before = before(node.inputs[0]), before(target.name)
+        steps_before = steps_before if is_held else (1.0, 1.0)
         return stored(
             node, known[node.inputs[0]], target, clear=clear, trained=steps_before, **options
         )

@@ -264,12 +264,17 @@ def test_biases_are_chosen_for_the_steps_as_trained(monkeypatch):
     network = IntegerNetwork(
         (
             IMAGES,
-            *(convolution(name, "images", bits=8) for name in "ab"),
+            *(convolution(name, "images", bits=8, bias_sources=(name,)) for name in "ab"),
             *residuals,
             added,
             activation("act", "sum"),
-            convolution("c", "a_residual"),
+            convolution("c", "a_residual", bias_sources=("norm",)),
             activation("out", "c"),
+            # Two calls of one layer, and what has no bias that could move.
+            *(convolution(name, "a_residual", bias_sources=("shared",)) for name in "de"),
+            *(activation(f"{name}_out", name) for name in "de"),
+            convolution("f", "a_residual"),
+            activation("f_out", "f"),
         )
     )
     planned = plan(network)
@@ -282,6 +287,7 @@ def test_biases_are_chosen_for_the_steps_as_trained(monkeypatch):
         "a": (1.0, ratios["a_residual"]),
         "b": (1.0, ratios["b_residual"]),
         "c": (ratios["a_residual"], 1.0),
+        **dict.fromkeys("def", (1.0, 1.0)),
     }
     # Of larger moves values are kept.
     monkeypatch.setattr("dlqat_tf.export.integer.plan._SMALL", 0)

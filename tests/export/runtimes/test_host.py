@@ -111,7 +111,7 @@ def weighted(kind, channels, units, **options):
         (weighted(Convolution, 4, 6, groups=2), 6),
         (weighted(Convolution, 3, 3, is_depthwise=True), 3),
         (weighted(Convolution, 2, 8, is_depthwise=True), 0),
-        (weighted(Convolution, 10, 10, is_depthwise=True, dilation=(2, 2)), 2),
+        (weighted(Convolution, 12, 12, is_depthwise=True, dilation=(2, 2)), 4),
         (weighted(Convolution, 5, 10, is_depthwise=True, strides=(2, 2), padding="same"), 2),
         (weighted(TransposedConvolution, 4, 3, strides=(2, 2)), 3),
         (weighted(TransposedConvolution, 4, 9, padding="same"), 1),
