@@ -177,3 +177,17 @@ def test_files_compute_what_the_simulation_does(drawn):
 @given(DRAWN)
 def test_many_files_compute_what_the_simulation_does(drawn):
     check(*drawn)
+
+
+@pytest.mark.parametrize("kernels", ["xnnpack", "builtin"])
+def test_a_pool_whose_step_an_add_moves_is_the_same_in_the_snapped_model(tmp_path, kernels):
+    """It has no bias that the snapped model could hold."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3)).astype(np.uint8)
+    values = images.astype(np.float32) / 255
+    model = model_of(["average_pool", "add"], ["flat"], 0)
+    converted, _ = quantize(model, 1, 2, None, images=values)
+    exported = to_tflite(converted, tmp_path / "model.tflite", kernels=kernels)
+    snapped = tf.keras.models.load_model(exported.snapped)
+    report = parity(snapped, exported.path, images, layer_images=4)
+    assert report.other_constants == []
+    assert report.first_diverging is None
