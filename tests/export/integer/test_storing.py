@@ -243,3 +243,23 @@ def test_codes_are_kept_where_steps_moved():
     kept = changed(trained=trained)
     for unknown in ((1.0, trained[1]), (trained[0], 1.0), (1.0, 1.0)):
         assert changed(trained=unknown) > 1.5 * kept
+
+
+def test_a_float_bias_of_a_binary_kernel_makes_up_for_a_moved_step():
+    """Sums of 0 to 8 in codes of 0 and 1: the threshold of a half moved from 2.99 to 3.01."""
+    node = Dense(
+        name="dense",
+        weights=np.ones((8, 1), np.int16),
+        step=np.ones(1, np.float32),
+        bias=np.zeros(1),
+        bits=1,
+        kernel="planes",
+    )
+    source = ActivationGrid(0, 1, np.float32(1))
+    grid = ActivationGrid(0, 1, np.float32(6.02))
+    target = Activation(name="act", grid=grid, bits=1)
+    assert stored(node, source, target).bias == [0]
+    held = stored(node, source, target, trained=(1.0, 5.98 / 6.02))
+    codes = [np.rint((np.arange(9) + each.bias) / grid.step).clip(0, 1) for each in (node, held)]
+    assert codes[0].tolist() == [0] * 4 + [1] * 5
+    assert codes[1].tolist() == [0] * 3 + [1] * 6
