@@ -297,8 +297,8 @@ def _with_stored_biases(network: IntegerNetwork, clear: bool, trained: dict) -> 
 
     def before(name: str) -> float:
         """Return the step of a node's output as trained, in parts of what it is now."""
-        grids = trained.get(name), known.get(name)
-        ratio = float(grids[0].step) / float(grids[1].step) if all(grids) else 1.0
+        first, now = trained.get(name), known.get(name)
+        ratio = float(first.step) / float(now.step) if first and now else 1.0
         return ratio if abs(ratio - 1) < _SMALL else 1.0
 
     def planned(node: Node, **options) -> Node:
@@ -309,11 +309,9 @@ def _with_stored_biases(network: IntegerNetwork, clear: bool, trained: dict) -> 
             node = replace(node, gain_source="")
         # What no layer holds, or a layer for several calls, makes up for no step.
         is_held = node.bias_sources and biases[node.bias_sources[0]] == 1
-        steps_before = before(node.inputs[0]), before(target.name)
-        steps_before = steps_before if is_held else (1.0, 1.0)
-        return stored(
-            node, known[node.inputs[0]], target, clear=clear, trained=steps_before, **options
-        )
+        if is_held:
+            options["trained"] = before(node.inputs[0]), before(target.name)
+        return stored(node, known[node.inputs[0]], target, clear=clear, **options)
 
     nodes = {node.name: planned(node) for node in steps("biases, layer", network)}
     # Calls of one layer store its codes once, so they stretch them alike.

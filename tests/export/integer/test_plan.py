@@ -251,9 +251,9 @@ def test_biases_are_chosen_for_the_steps_as_trained(monkeypatch):
     """Those of what adds read have moved, by less than a millionth, the others have not."""
     given = {}
 
-    def noted(node, *_, trained, **__):
-        given[node.name] = trained
-        return stored(node, *_, trained=trained, **__)
+    def noted(node, *arguments, **options):
+        given[node.name] = options.get("trained", (1.0, 1.0))
+        return stored(node, *arguments, **options)
 
     monkeypatch.setattr("dlqat_tf.export.integer.plan.stored", noted)
     residuals = [
